@@ -1,0 +1,107 @@
+"""`modelyard run`: trigger a lifecycle, follow it, ask the endpoint for a prediction, say where everything is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from commands import environment
+from commands.prediction import Prediction, ask, held_out_rows
+from modelyard.catalog import Catalog
+from modelyard.errors import PermanentError
+from modelyard.settings import Settings, load_settings
+from modelyard.storage import Store
+
+SAMPLE_PRESET = "digits"
+SAMPLE_FOLDER = "raw/digits"
+
+
+class RunFailed(PermanentError):
+    """A flow run did not end well."""
+
+
+def run(
+    preset: Annotated[str, typer.Argument(help="A preset's name, or path or s3:// URI of a YAML file.")] = "digits",
+    dataset_uri: Annotated[str, typer.Option("--dataset", help="Raw data, s3://bucket/folder/*.parquet.")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="One key of the preset: train.max_epochs=5. May be repeated.")
+    ] = None,
+    deployment: Annotated[str, typer.Option(help="The deployment to trigger.")] = "lifecycle/digits",
+    timeout: Annotated[float, typer.Option(help="Seconds to follow the run; it goes on without us.", min=1)] = 3600,
+) -> None:
+    """Run the whole lifecycle through the worker, and follow it to a served model."""
+    settings = load_settings()
+    environment.apply(settings)
+    console = Console(soft_wrap=True, highlight=False)
+    store = Store(settings)
+    _check(preset, dataset_uri, overrides or [], store)
+    if preset == SAMPLE_PRESET and not dataset_uri:
+        _place_sample(store, console)
+    from commands.following import follow  # imports Prefect: 2 s that a typing error need not wait for
+
+    parameters = {"preset": preset, "dataset_uri": dataset_uri, "overrides": overrides or []}
+    outcome = follow(settings, deployment, parameters, timeout, console)
+    if outcome.problem:
+        raise RunFailed(outcome.problem)
+    assert outcome.result is not None
+    report = outcome.result.model_dump(mode="json")
+    prediction = _predict(settings, store, report)
+    _write_last_run(settings, {**report, "seconds": round(outcome.seconds, 2), "prediction": prediction.as_json()})
+    _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
+
+
+def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store) -> None:
+    """Refuse a wrong parameter here, before a run is created for it."""
+    from modelyard.presets import load_preset
+
+    given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
+    load_preset(preset, store, [*overrides, *given])
+
+
+def _place_sample(store: Store, console: Console) -> None:
+    """The digits as a user would have them in a bucket, unless they are there."""
+    folder = f"{store.root}/{SAMPLE_FOLDER}"
+    if any(info.uri.endswith(".parquet") for info in store.list(folder)):
+        return
+    from modelyard.sample_data import digits_parquet  # scikit-learn: only when it is needed
+
+    files = digits_parquet()
+    for name, body in files:
+        store.put(f"{folder}/{name}", body)
+    console.print(f"placed the sample data set: {len(files)} files in {folder}")
+
+
+def _predict(settings: Settings, store: Store, report: dict[str, Any]) -> Prediction:
+    dataset = Catalog(store).resolve(report["artifacts"]["dataset"]["digest"])
+    rows = held_out_rows(Catalog(store), dataset, count=1)
+    return ask(settings, report["model_name"], rows)
+
+
+def _write_last_run(settings: Settings, report: dict[str, Any]) -> None:
+    path = settings.home / "last-run.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(report, indent=1) + "\n")
+    partial.replace(path)
+
+
+def _conclude(
+    console: Console, settings: Settings, report: dict[str, Any], prediction: Prediction, flow_url: str, mlflow_url: str
+) -> None:
+    table = Table("model", *report["metrics"]["float"], title=f"{report['model_name']} {report['model_version']}")
+    for form, scores in report["metrics"].items():
+        table.add_row(form, *(f"{value:.4f}" for value in scores.values()))
+    console.print(table)
+    console.print(f"flow run     {flow_url}")
+    console.print(f"MLflow run   {mlflow_url}")
+    console.print(f"endpoint     {settings.serving_url}/v2/models/{report['model_name']}")
+    truth = f", the truth is {prediction.truths[0]}" if prediction.truths else ""
+    console.print(
+        f"prediction   {prediction.labels[0]} with probability {prediction.probabilities[0]:.4f}{truth}"
+        f" (version {prediction.version}, {prediction.milliseconds:.1f} ms)"
+    )
+    console.print(f"all of it    {settings.home / 'last-run.json'}")

@@ -1,0 +1,39 @@
+"""From a compressed model to a verdict on it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from prefect import State, flow
+from prefect.states import Failed
+
+import tasks.evaluate as tasks
+from flows.compress import compress
+from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_name, load_config, trail_of
+from flows.preprocess import preprocess
+from tasks.recording import resolve
+from tasks.results import StageResult
+
+
+@flow(name="evaluate")
+def evaluate(
+    preset: Preset = "digits",
+    dataset_uri: DatasetUri = "",
+    candidate: Annotated[str, artifact_name("a compressed model")] = "",
+    dataset: Annotated[str, artifact_name("the data set whose test split judges it")] = "",
+    overrides: Overrides = [],
+    parent_run: ParentRun = "",
+) -> StageResult | State[StageResult]:
+    """Judge a model on the test split, against its float parent and the present champion."""
+    config = load_config(preset, dataset_uri, overrides)
+    if not dataset:
+        dataset = preprocess(preset, dataset_uri, overrides, parent_run).ref.digest
+    if not candidate:
+        candidate = compress(preset, dataset_uri, "", dataset, overrides, parent_run).ref.digest
+    subject = resolve(candidate)
+    champion = tasks.find_champion(config.model_name, subject)
+    verdict = tasks.evaluate(subject, resolve(dataset), champion, config.evaluate, trail_of(config, parent_run))
+    if verdict.name == "Refused":
+        # A state of our own: the task's would count as "some task failed" and lose its name.
+        return Failed(name="Refused", message=verdict.message)
+    return verdict.result()

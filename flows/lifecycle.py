@@ -1,0 +1,62 @@
+"""The main job: from a data set in object storage to a served, versioned model."""
+
+from __future__ import annotations
+
+from prefect import State, flow
+from prefect.states import Failed
+
+import tasks.lifecycle as tasks
+from flows.compress import compress
+from flows.evaluate import evaluate
+from flows.parameters import DatasetUri, MaxEpochs, MinScore, Overrides, Preset, Ranks, load_config
+from flows.preprocess import preprocess
+from flows.rollout import rollout
+from flows.train import train
+from tasks.results import LifecycleResult
+
+
+@flow(name="lifecycle", retries=0, persist_result=True, result_serializer="json")
+def lifecycle(
+    preset: Preset = "digits",
+    dataset_uri: DatasetUri = "",
+    max_epochs: MaxEpochs = 0,
+    ranks: Ranks = 0,
+    min_score: MinScore = 0.0,
+    overrides: Overrides = [],
+) -> LifecycleResult | State[LifecycleResult]:
+    """Preprocess, train, compress, evaluate, roll out. Cancel this run to cancel them all."""
+    settings = [*overrides, *_as_overrides(max_epochs, ranks, min_score)]
+    config = load_config(preset, dataset_uri, settings)
+    with tasks.parent_run(config, preset) as run:
+        prepared = preprocess(preset, dataset_uri, settings, run.id)
+        run.add(prepared)
+        trained = train(preset, dataset_uri, prepared.ref.digest, settings, run.id, wait_for=[prepared])
+        run.add(trained)
+        compressed = compress(
+            preset, dataset_uri, trained.ref.digest, prepared.ref.digest, settings, run.id, wait_for=[trained]
+        )
+        run.add(compressed)
+        judged = evaluate(
+            preset,
+            dataset_uri,
+            compressed.ref.digest,
+            prepared.ref.digest,
+            settings,
+            run.id,
+            wait_for=[compressed],
+            return_state=True,
+        )
+        if judged.name == "Refused":
+            run.refuse(judged.message or "refused")
+            return Failed(name="Refused", message=judged.message)
+        verdict = judged.result()
+        run.add(verdict)
+        served = rollout(compressed.ref.digest, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])
+        run.add(served)
+        return run.report()
+
+
+def _as_overrides(max_epochs: int, ranks: int, min_score: float) -> list[str]:
+    """The form's few common fields, as what they stand for."""
+    fields = {"train.max_epochs": max_epochs, "train.ranks": ranks, "evaluate.floor": min_score}
+    return [f"{key}={value}" for key, value in fields.items() if value]

@@ -1,0 +1,86 @@
+"""What a converted model must satisfy before anybody measures it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
+from torch import nn
+
+from modelyard.errors import ConversionFailed
+from modelyard.runtime import Runtime
+
+# ONNX's own operators and onnxruntime's: what any onnxruntime build executes without further libraries.
+ALLOWED_DOMAINS = {"", "ai.onnx", "com.microsoft"}
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How a converted model's outputs compare with its parent's over ``num_rows`` rows.
+
+    Attributes:
+        largest_difference: of any output, as a fraction of the largest output (or of 1 where all are smaller).
+        agreement_fraction: rows whose largest output is the same one.
+    """
+
+    num_rows: int
+    largest_difference: float
+    agreement_fraction: float
+
+
+def check_operators(path: Path) -> dict[str, int]:
+    """Validate a model file; how often each operator occurs in it.
+
+    Raises:
+        ConversionFailed: not valid ONNX, or with operators that only a special build executes.
+    """
+    model = onnx.load(path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (ValidationError, InferenceError) as failure:
+        raise ConversionFailed(f"{path.name} is not valid ONNX: {failure}") from failure
+    foreign = sorted(
+        {f"{node.domain}.{node.op_type}" for node in model.graph.node if node.domain not in ALLOWED_DOMAINS}
+    )
+    if foreign:
+        raise ConversionFailed(f"{path.name} has operators outside ONNX's and onnxruntime's own: {', '.join(foreign)}")
+    return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
+
+
+def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]) -> Parity:
+    """Run both models over batches of network input, each (n, width) float32."""
+    num_rows = num_agreeing = 0
+    difference = largest = 0.0
+    for features in batches:
+        with torch.inference_mode():
+            expected = parent(torch.from_numpy(features)).numpy()
+        actual = converted.run(features)
+        num_rows += len(features)
+        num_agreeing += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
+        # np.maximum keeps NaN, where max() would drop it.
+        difference = float(np.maximum(difference, np.abs(actual - expected).max()))
+        largest = float(np.maximum(largest, np.abs(expected).max()))
+    return Parity(num_rows, difference / max(largest, 1.0), num_agreeing / max(num_rows, 1))
+
+
+def check_parity(form: str, parity: Parity, tolerance: float) -> None:
+    """Hold a conversion that should change nothing against its tolerance.
+
+    Raises:
+        ConversionFailed: it does change something, or there were no rows to tell by.
+    """
+    if not parity.num_rows:
+        raise ConversionFailed(f"the form {form!r} could not be compared: the validation split has no rows")
+    if not parity.largest_difference <= tolerance:  # so that NaN fails
+        raise ConversionFailed(
+            f"the form {form!r} differs from the trained network by {parity.largest_difference:.3g} of its largest"
+            f" output over {parity.num_rows} validation rows, allowed is {tolerance:.3g};"
+            f" {parity.agreement_fraction:.2%} of the rows agree in their answer"
+        )

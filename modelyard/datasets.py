@@ -1,0 +1,77 @@
+"""Reading a preprocessed data set: the leaf that training, compression and evaluation share.
+
+    train/ validation/ test/   Parquet shards of clean, untransformed rows
+    rejected/                  the rows that were refused, each with its reason
+    transform.json             fitted on the training split
+    target.json                the fitted target schema
+    report.json                what went in, what came out, and why the rest did not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as parquet
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Catalog
+from modelyard.errors import DataError
+from modelyard.task_kinds import Target, task_kind
+from modelyard.transform import FittedTransform
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+TRANSFORM_FILE = "transform.json"
+TARGET_FILE = "target.json"
+REPORT_FILE = "report.json"
+BATCH_ROWS = 8192
+
+
+class Dataset:
+    """Some splits of a data set artifact, fetched to a local folder and verified."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
+        self.target = Target.model_validate_json((folder / TARGET_FILE).read_bytes())
+
+    @classmethod
+    def fetch(cls, catalog: Catalog, ref: ArtifactRef, folder: Path, splits: Sequence[Split]) -> Dataset:
+        """Download the named splits and what is needed to read them."""
+        manifest = catalog.manifest(ref)
+        shards = [name for name in manifest.content.files if name.partition("/")[0] in splits]
+        catalog.fetch(ref, folder, [*shards, TRANSFORM_FILE, TARGET_FILE])
+        return cls(folder)
+
+    def frames(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[pd.DataFrame]:
+        """Clean rows in their stored order, at most ``batch_rows`` at a time."""
+        for shard in sorted((self._folder / split).glob("*.parquet")):
+            for batch in parquet.ParquetFile(shard).iter_batches(batch_rows):
+                yield batch.to_pandas()
+
+    def num_rows(self, split: Split) -> int:
+        """Rows of a split, from the shards' footers."""
+        return sum(parquet.read_metadata(shard).num_rows for shard in (self._folder / split).glob("*.parquet"))
+
+    def batches(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Raw feature rows (n, width) float64 and encoded targets (n,), ready for `FittedTransform.apply`."""
+        kind = task_kind(self.target.task)
+        for frame in self.frames(split, batch_rows):
+            rows = frame[self.transform.columns].to_numpy(dtype=np.float64)
+            yield rows, kind.encode(self.target, frame[self.target.column])
+
+    def load(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """A whole split in memory: network input (n, width) float32 and encoded targets (n,).
+
+        Raises:
+            DataError: the split is empty.
+        """
+        parts = [(self.transform.apply(rows), targets) for rows, targets in self.batches(split)]
+        if not parts:
+            raise DataError(f"the {split} split is empty")
+        features, targets = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(targets)

@@ -1,0 +1,165 @@
+"""The whole exception tree. Every failure is either worth another try or final.
+
+    ModelyardError
+    ├── TransientError            the same call may succeed later: tasks retry it, with backoff
+    │   ├── StoreUnavailable      the object store did not answer, or answered 5xx / 429
+    │   ├── TrackerUnavailable    the same for MLflow
+    │   ├── EndpointUnavailable   the same for the serving endpoint
+    │   ├── RankLost              a training process died or hung without saying why
+    │   └── LostRace              another writer moved what this one was about to move
+    └── PermanentError            trying again gives the same answer: said at once
+        ├── ConfigError           a setting, preset key or flow parameter; names the field
+        ├── PortTaken             names the port, its setting and, where known, the process
+        ├── StackFailed           a part of the embedded stack did not become ready
+        ├── MissingExtra          an optional dependency that the chosen option needs
+        ├── StoreRefused          wrong credentials, missing bucket, no create-only put
+        ├── NotFound              an object, artifact or version that is not there
+        ├── DigestMismatch        bytes that are not what their manifest says; names the file
+        ├── DataError             the data set itself: schema, types, emptiness, too many bad rows
+        ├── TrainingFailed        a rank raised; carries the rank's own error
+        │   ├── NonFiniteLoss
+        │   └── TargetNotReached
+        ├── ConversionFailed      a converted model that does not compute what its parent does
+        ├── Refused               a gate said no; carries its table
+        └── RolloutFailed         the endpoint did not take the new version; the old one serves
+
+Only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class ModelyardError(Exception):
+    """Base of every error that Modelyard raises on purpose."""
+
+
+class TransientError(ModelyardError):
+    """The same call may succeed later."""
+
+
+class PermanentError(ModelyardError):
+    """Trying again gives the same answer."""
+
+
+class StoreUnavailable(TransientError):
+    """The object store did not answer in time, or asked to slow down."""
+
+
+class TrackerUnavailable(TransientError):
+    """The MLflow server did not answer in time."""
+
+
+class EndpointUnavailable(TransientError):
+    """The serving endpoint did not answer in time."""
+
+
+class RankLost(TransientError):
+    """A training process ended or went silent without naming a reason."""
+
+
+class LostRace(TransientError):
+    """Another writer took the place this one was about to take."""
+
+
+class ConfigError(PermanentError):
+    """A wrong setting, preset key or parameter.
+
+    Args:
+        field: dotted name of the field, as the user would write it (``train.max_epochs``).
+        problem: what is wrong, and what to write instead.
+    """
+
+    def __init__(self, field: str, problem: str) -> None:
+        self.field = field
+        self.problem = problem
+        super().__init__(f"{field}: {problem}")
+
+
+class PortTaken(PermanentError):
+    """A port of the embedded stack belongs to another process."""
+
+    def __init__(self, port: int, setting: str, owner: str | None) -> None:
+        self.port = port
+        self.setting = setting
+        self.owner = owner
+        held_by = f"held by {owner}" if owner else "held by another process"
+        super().__init__(
+            f"port {port} is {held_by}; stop it or choose another with {setting}=<port>"
+        )
+
+
+class StackFailed(PermanentError):
+    """A part of the embedded stack did not become ready; names its log."""
+
+
+class MissingExtra(PermanentError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}: pip install 'modelyard[{extra}]'"
+        )
+
+
+class StoreRefused(PermanentError):
+    """The object store answered, and the answer is no."""
+
+
+class NotFound(PermanentError):
+    """Something that was asked for by name is not there."""
+
+
+class DigestMismatch(PermanentError):
+    """Bytes that are not what their manifest promises."""
+
+    def __init__(self, uri: str, expected: str, actual: str) -> None:
+        self.uri = uri
+        self.expected = expected
+        self.actual = actual
+        super().__init__(
+            f"{uri}: sha256 is {actual}, its manifest says {expected}; the file is damaged or was replaced"
+        )
+
+
+class DataError(PermanentError):
+    """The data set cannot be used as it is."""
+
+
+class TrainingFailed(PermanentError):
+    """A rank raised an error that a restart would meet again."""
+
+
+class NonFiniteLoss(TrainingFailed):
+    """The loss became NaN or infinite."""
+
+
+class TargetNotReached(TrainingFailed):
+    """The epoch limit came before the target metric did."""
+
+
+class ConversionFailed(PermanentError):
+    """A converted model does not compute what its parent computes."""
+
+
+class Refused(PermanentError):
+    """A gate said no.
+
+    Args:
+        subject: what was judged.
+        reasons: one sentence for each check that failed.
+        table: every check, passed or not, as rows ready to be shown.
+    """
+
+    def __init__(
+        self, subject: str, reasons: Sequence[str], table: Sequence[dict[str, object]] = ()
+    ) -> None:
+        self.subject = subject
+        self.reasons = list(reasons)
+        self.table = list(table)
+        super().__init__(f"{subject} was refused: " + "; ".join(self.reasons))
+
+
+class RolloutFailed(PermanentError):
+    """The endpoint did not take the new version; what served before serves on."""

@@ -1,0 +1,82 @@
+"""Task metrics as streaming accumulators: fed batch by batch, merged across ranks, read at the end.
+
+Training validates with them, compression and evaluation judge with them, so "accuracy" is one thing everywhere.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+
+class Metric(Protocol):
+    """An accumulator whose whole state is one float64 array; states of parts add up to the state of the whole."""
+
+    state: np.ndarray
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        """Count a batch: raw network outputs (n, k) and encoded targets (n,)."""
+        ...
+
+    def compute(self) -> dict[str, float]:
+        """The named results over everything counted so far."""
+        ...
+
+
+class ClassificationMetrics:
+    """Confusion matrix and cross-entropy of a classifier.
+
+    The state is the flattened (k, k) confusion matrix (row: truth, column: prediction) and the summed negative
+    log-likelihood in nats.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self.state = np.zeros(num_classes * num_classes + 1)
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        predicted = outputs.argmax(axis=1)
+        cells = np.bincount(targets * self.num_classes + predicted, minlength=self.num_classes**2)
+        self.state[:-1] += cells
+        self.state[-1] += negative_log_likelihood(outputs, targets).sum()
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(k, k) counts, row: truth, column: prediction."""
+        return self.state[:-1].reshape(self.num_classes, self.num_classes).astype(np.int64)
+
+    def compute(self) -> dict[str, float]:
+        rows = max(int(self.confusion.sum()), 1)
+        macro = self.per_class()["f1"].mean()
+        return {
+            "accuracy": float(np.trace(self.confusion)) / rows,
+            "macro_f1": float(macro),
+            "loss": float(self.state[-1]) / rows,
+        }
+
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Precision, recall, F1 and support per class; 0 where a ratio has no denominator, as scikit-learn has it."""
+        confusion = self.confusion
+        hits = np.diag(confusion).astype(np.float64)
+        support, predicted = confusion.sum(axis=1), confusion.sum(axis=0)
+        return {
+            "precision": hits / np.maximum(predicted, 1),
+            "recall": hits / np.maximum(support, 1),
+            "f1": 2 * hits / np.maximum(predicted + support, 1),
+            "support": support,
+        }
+
+
+def softmax(outputs: np.ndarray) -> np.ndarray:
+    """Probabilities along the last axis, from raw outputs."""
+    shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def negative_log_likelihood(outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Cross-entropy per row, in nats: outputs (n, k) raw, targets (n,) class numbers."""
+    wide = outputs.astype(np.float64)
+    top = wide.max(axis=1)
+    log_total = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
+    return log_total - wide[np.arange(len(targets)), targets]

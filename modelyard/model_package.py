@@ -1,0 +1,85 @@
+"""A model as compression hands it on: one folder with every form, the fitted transform and the meaning of outputs.
+
+    package.json     what is in the folder (this module's `PackageSpec`)
+    transform.json   the fitted transform
+    *.onnx           the forms
+    MLmodel          lets `mlflow.pyfunc.load_model` open the folder through `_load_pyfunc` below, without a pickle
+
+Evaluation, the endpoint and MLflow all open it through `ModelPackage`, so a row means the same to each of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import Field
+
+from modelyard.artifacts import Frozen
+from modelyard.errors import NotFound
+from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
+from modelyard.task_kinds import Target, task_kind
+from modelyard.transform import FittedTransform
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PACKAGE_FILE = "package.json"
+TRANSFORM_FILE = "transform.json"
+MLMODEL_FILE = "MLmodel"
+# The form that computes as the trained network does; every package holds it, and evaluation judges others by it.
+FLOAT_FORM = "float"
+
+
+class PackageSpec(Frozen):
+    """What a package holds: its target schema, its forms by name, and the form to serve unless told otherwise."""
+
+    target: Target
+    forms: dict[str, RuntimeSpec] = Field(min_length=1)
+    default_form: str
+
+
+class ModelPackage:
+    """One form of a package, loaded."""
+
+    def __init__(self, spec: PackageSpec, transform: FittedTransform, runtime: Runtime, form: str) -> None:
+        self.spec = spec
+        self.transform = transform
+        self.form = form
+        self._runtime = runtime
+        self._task = task_kind(spec.target.task)
+
+    @classmethod
+    def open(cls, folder: Path, form: str | None = None, threads: int = 1) -> ModelPackage:
+        """Load a form (the default one, unless named) from a package folder.
+
+        Raises:
+            NotFound: the package has no such form.
+        """
+        spec = PackageSpec.model_validate_json((folder / PACKAGE_FILE).read_bytes())
+        transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
+        chosen = form or spec.default_form
+        if chosen not in spec.forms:
+            raise NotFound(f"the package has no form {chosen!r}; it has {', '.join(spec.forms)}")
+        return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen)
+
+    def outputs(self, rows: np.ndarray) -> np.ndarray:
+        """Raw feature rows (n, width) to raw network outputs (n, k), float32."""
+        return self._runtime.run(self.transform.apply(rows))
+
+    def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw outputs (n, k) as named answers, each of length n."""
+        return self._task.decode(self.spec.target, outputs)
+
+    def predict(self, frame: pd.DataFrame, params: dict[str, object] | None = None) -> pd.DataFrame:
+        """MLflow's pyfunc contract: a frame of feature columns to a frame of answers. ``params`` are not used."""
+        import pandas as pd
+
+        rows = self.transform.apply_frame(frame)
+        return pd.DataFrame(self.decode(self._runtime.run(rows)), index=frame.index)
+
+
+def _load_pyfunc(path: str) -> ModelPackage:
+    """What MLflow calls; the name is its contract."""
+    return ModelPackage.open(Path(path))

@@ -1,0 +1,73 @@
+"""From a config to a network, and from a folder of a model artifact back to the trained one."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from modelyard.artifacts import Frozen
+from modelyard.errors import ConfigError, DataError
+from modelyard.models.config import CustomConfig, ModelConfig
+from modelyard.models.mlp import Mlp
+
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+class ModelSpec(Frozen):
+    """Everything needed to build the network again: `model.json` of a model artifact."""
+
+    model: ModelConfig
+    input_width: int = Field(ge=1)
+    output_width: int = Field(ge=1)
+
+
+def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.Module:
+    """An untrained network, initialised from torch's global generator.
+
+    Raises:
+        ConfigError: a custom factory that cannot be imported, or that returns something else.
+    """
+    if isinstance(config, CustomConfig):
+        return _build_custom(config, input_width, output_width)
+    return Mlp(config, input_width, output_width)
+
+
+def save_model(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
+    """Write `model.json` and `model.safetensors`; the same weights give the same bytes."""
+    (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=1))
+    save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS_FILE)
+
+
+def load_model(folder: Path) -> nn.Module:
+    """The trained network of a fetched model artifact, in evaluation mode, on the CPU.
+
+    Raises:
+        DataError: weights that do not belong to the network that `model.json` describes.
+    """
+    spec = ModelSpec.model_validate_json((folder / MODEL_FILE).read_bytes())
+    model = build_model(spec.model, spec.input_width, spec.output_width)
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (RuntimeError, SafetensorError) as failure:
+        raise DataError(f"{WEIGHTS_FILE} does not fit the network in {MODEL_FILE}: {failure}") from failure
+    return model.eval()
+
+
+def _build_custom(config: CustomConfig, input_width: int, output_width: int) -> nn.Module:
+    module, _, name = config.factory.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as failure:
+        raise ConfigError("train.model.factory", f"{config.factory!r} cannot be imported: {failure}") from failure
+    model = factory(input_width=input_width, output_width=output_width, **config.options)
+    if not isinstance(model, nn.Module):
+        raise ConfigError("train.model.factory", f"{config.factory!r} returned {type(model).__name__}, not a Module")
+    return model

@@ -1,0 +1,35 @@
+"""Which network to train: one config class a kind, told apart by `kind`. Torch is not imported here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from modelyard.artifacts import Frozen
+
+Activation = Literal["relu", "gelu", "tanh", "silu"]
+
+
+class MlpConfig(Frozen):
+    """Fully connected layers; ``hidden_sizes=(128,)`` on 784 inputs and 10 classes is 784-128-10."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden_sizes: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = (128,)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    activation: Activation = "relu"
+
+
+class CustomConfig(Frozen):
+    """A network of the user's own.
+
+    ``factory`` is ``module:function``, importable where flows run; it is called with ``input_width``,
+    ``output_width`` and ``options``, and returns a `torch.nn.Module` from (n, input_width) to (n, output_width).
+    """
+
+    kind: Literal["custom"]
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+ModelConfig = Annotated[MlpConfig | CustomConfig, Field(discriminator="kind")]

@@ -1,0 +1,108 @@
+"""Which bytes a data set is made from: the files behind a URI, by relative name, size and sha256."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from pydantic import Field
+
+from modelyard.artifacts import ArtifactRef, Frozen
+from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
+from modelyard.code_version import code_version
+from modelyard.errors import DataError
+from modelyard.storage import ObjectInfo, Store, split_uri
+
+SOURCES_FILE = "sources.json"
+SUFFIXES = (".parquet", ".csv")
+# Role under which the manifest's provenance keeps the folder that the names are relative to.
+ROLE = "sources"
+PARALLEL_FILES = 8
+
+
+class Source(Frozen):
+    """One file of the user's: its name relative to the data set's folder, size in bytes, sha256 (hex)."""
+
+    name: str
+    size: int = Field(ge=0)
+    sha256: str
+
+
+class Sources(Frozen):
+    """Content of `sources.json`: the files in the order in which their rows are read."""
+
+    sources: list[Source]
+
+
+def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
+    """Take down what a data set consists of at this moment.
+
+    Args:
+        catalog: where the snapshot goes.
+        dataset_uri: ``s3://bucket/folder``, ``s3://bucket/folder/*.parquet`` or one object; Parquet and CSV files count.
+        origin: who asks.
+
+    Returns:
+        A ``snapshot`` artifact. An unchanged listing (names, sizes, ETags) is not read again; the digest follows
+        from names, sizes and bytes alone, so a copy of the files elsewhere gives the same one.
+
+    Raises:
+        DataError: no Parquet or CSV object is there.
+    """
+    objects = _list(catalog.store, dataset_uri)
+    folder = _folder_of(dataset_uri, objects)
+    listing = [[info.uri.removeprefix(f"{folder}/"), info.size, info.etag] for info in objects]
+
+    def build(attempt: Attempt) -> None:
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            sources = list(pool.map(lambda info: _hash(catalog.store, info, folder), objects))
+        attempt.input_uris[ROLE] = folder
+        attempt.add_json(SOURCES_FILE, Sources(sources=sources).model_dump(mode="json"))
+        attempt.facts.update(files=len(sources), bytes=sum(source.size for source in sources))
+
+    work = Work(
+        kind="snapshot",
+        config={},
+        inputs={},
+        code_version=code_version("modelyard.preprocess.snapshot", libraries=()),
+        occasion={"uri": dataset_uri, "objects": listing},
+    )
+    return catalog.produce(work, build, origin)
+
+
+def read_snapshot(catalog: Catalog, ref: ArtifactRef) -> tuple[str, list[Source]]:
+    """The folder a snapshot was taken of, and its files."""
+    folder = catalog.manifest(ref).provenance.input_uris[ROLE]
+    return folder, Sources.model_validate_json(catalog.read(ref, SOURCES_FILE)).sources
+
+
+def _list(store: Store, dataset_uri: str) -> list[ObjectInfo]:
+    found = store.glob(dataset_uri.rstrip("/"))
+    usable = [info for info in found if info.uri.endswith(SUFFIXES)]
+    if not usable:
+        others = f" ({len(found)} other objects are)" if found else ""
+        raise DataError(
+            f"{dataset_uri}: no .parquet or .csv object is there{others}; check the URI, or upload the data"
+        )
+    return sorted(usable, key=lambda info: info.uri)
+
+
+def _folder_of(dataset_uri: str, objects: Sequence[ObjectInfo]) -> str:
+    """The part of the URI before any wildcard or, for one object, before its name."""
+    uri = dataset_uri.rstrip("/")
+    bucket, key = split_uri(uri)
+    signs = [key.index(sign) for sign in "*?[" if sign in key]
+    if signs:
+        key = key[: min(signs)].rpartition("/")[0]
+    elif any(info.uri == uri for info in objects):
+        key = key.rpartition("/")[0]
+    return f"s3://{bucket}/{key}".rstrip("/")
+
+
+def _hash(store: Store, info: ObjectInfo, folder: str) -> Source:
+    digest, size = hashlib.sha256(), 0
+    for chunk in store.get_stream(info.uri):
+        digest.update(chunk)
+        size += len(chunk)
+    return Source(name=info.uri.removeprefix(f"{folder}/"), size=size, sha256=digest.hexdigest())

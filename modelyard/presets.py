@@ -1,0 +1,105 @@
+"""Presets: the whole configuration of a lifecycle as one typed tree, checked before anything runs.
+
+A preset is a YAML file of this tree: one in `deployments/presets/` by its name, or any other by path or ``s3://`` URI.
+A run names a preset and may override single keys: ``train.max_epochs=5``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+import modelyard
+from modelyard.artifacts import Frozen
+from modelyard.compress import CompressConfig
+from modelyard.errors import ConfigError
+from modelyard.evaluate import EvaluateConfig
+from modelyard.preprocess import PreprocessConfig
+from modelyard.rollout import RolloutConfig
+from modelyard.storage import Store
+from modelyard.train import TrainConfig
+
+PRESETS = Path(modelyard.__file__).resolve().parent.parent / "deployments" / "presets"
+
+
+class LifecycleConfig(Frozen):
+    """From a data set to a served model.
+
+    Attributes:
+        model_name: name in the registry and on the endpoint.
+        dataset_uri: where the raw data lies: ``s3://bucket/folder/*.parquet``.
+    """
+
+    model_name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")
+    dataset_uri: str
+    preprocess: PreprocessConfig
+    train: TrainConfig = TrainConfig()
+    compress: CompressConfig = CompressConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    rollout: RolloutConfig = RolloutConfig()
+
+
+def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> LifecycleConfig:
+    """Read a preset and apply overrides.
+
+    Args:
+        name: ``digits``, a path or an ``s3://`` URI.
+        store: where ``s3://`` presets are read; ``{bucket}`` in ``dataset_uri`` becomes its bucket.
+        overrides: ``dotted.key=value``; the value is read as YAML, so ``[64, 32]`` and ``null`` work.
+
+    Raises:
+        ConfigError: no such preset, an unknown key, a value that does not fit; names the field.
+    """
+    tree = _read_tree(name, store)
+    for override in overrides:
+        _apply(tree, override)
+    if isinstance(tree.get("dataset_uri"), str):
+        tree["dataset_uri"] = tree["dataset_uri"].replace("{bucket}", store.root.removeprefix("s3://"))
+    try:
+        return LifecycleConfig.model_validate(tree)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "preset"
+        raise ConfigError(field, f"{first['msg']} (got {first['input']!r}, preset {name!r})") from None
+
+
+def preset_names() -> list[str]:
+    """The presets that come with this installation."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _read_tree(name: str, store: Store) -> dict[str, Any]:
+    if name.startswith("s3://"):
+        text = store.get(name).decode()
+    else:
+        path = PRESETS / f"{name}.yaml" if "/" not in name and not name.endswith(".yaml") else Path(name)
+        if not path.is_file():
+            raise ConfigError("preset", f"{name!r} is not there; known: {', '.join(preset_names())}, a path or a URI")
+        text = path.read_text()
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as failure:
+        raise ConfigError("preset", f"{name!r} is not YAML: {failure}") from failure
+    if not isinstance(tree, dict):
+        raise ConfigError("preset", f"{name!r} is not a mapping of keys")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError("overrides", f"{override!r} is not of the form dotted.key=value")
+    *parents, leaf = path.strip().split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(path.strip(), f"{parent!r} is a single value, it has no keys below it")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as failure:
+        raise ConfigError(path.strip(), f"{value!r} is not a YAML value: {failure}") from failure

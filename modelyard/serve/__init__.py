@@ -1,0 +1,17 @@
+"""The endpoint: a router process that speaks HTTP and one worker process per model version.
+
+__main__     starts and stops the router process: `python -m modelyard.serve`
+app          HTTP: which path does what, and what every answer carries
+protocol_v2  Open Inference Protocol v2: JSON to arrays and back, pure
+router       draws the version that answers, and asks another when a worker dies
+running      one version kept alive: its worker, its queue, its restarts
+batching     requests that arrived together become one call
+workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+worker       the process that executes a model: `python -m modelyard.serve.worker`
+wire         the frames between the two
+reconcile    follows the revisions in the bucket: fetch, start, probe, switch
+probe        the golden rows a version must reproduce before it answers anybody
+cache, state what survives without the bucket
+status       what this replica says about itself; metrics: the same for Prometheus
+limits       every bound
+"""

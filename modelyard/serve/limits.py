@@ -1,0 +1,47 @@
+"""Every bound of the endpoint in one place. Nothing here waits or grows without one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds on time, size and number.
+
+    Attributes:
+        poll_seconds: how often the bucket is asked for a newer revision.
+        retry_seconds: first and longest pause before a revision that failed in passing is tried again.
+        request_seconds: a request not answered by then gets a 504.
+        body_seconds: a request whose body has not arrived by then gets a 408.
+        hang_seconds: a worker that owes an answer for this long is killed and restarted.
+        load_seconds: from the start of a worker to its first answer.
+        comeback_seconds: how long a request waits for a dead worker when no other version can answer.
+        respawn_seconds: first and longest pause before a dead worker is started again.
+        drain_seconds: how long a replaced version finishes what it began.
+        shutdown_seconds: the same for the whole endpoint; below what its supervisor waits before SIGKILL.
+        idle_seconds: how long a stopping endpoint waits for idle clients to send one more request.
+        max_body_bytes: a longer request body gets a 413.
+        max_batch_rows: rows of different requests given to a worker in one call.
+        max_unanswered_batches: calls a worker may owe; while it owes them, later requests gather to larger batches.
+        max_queued_requests, max_queued_bytes: what may wait for one version before a request gets a 429.
+        max_tries: workers that one request may see die.
+    """
+
+    poll_seconds: float = 2.0
+    retry_seconds: tuple[float, float] = (2.0, 60.0)
+    request_seconds: float = 10.0
+    body_seconds: float = 30.0
+    hang_seconds: float = 10.0
+    load_seconds: float = 60.0
+    comeback_seconds: float = 8.0
+    respawn_seconds: tuple[float, float] = (0.05, 5.0)
+    drain_seconds: float = 20.0
+    shutdown_seconds: float = 7.0
+    idle_seconds: float = 1.0
+    max_body_bytes: int = 16 * 2**20
+    max_batch_rows: int = 64
+    max_unanswered_batches: int = 2
+    max_queued_requests: int = 1024
+    max_queued_bytes: int = 256 * 2**20
+    max_tries: int = 4

@@ -1,0 +1,60 @@
+"""What Prometheus scrapes from the router process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+# From a small model's answer to the request time-out.
+_LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """One registry of its own, so that several endpoints fit into one process (as they do in tests)."""
+
+    def __init__(self, revision: Callable[[], float], in_flight: Callable[[], float]) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "modelyard_requests_total",
+            "Inference requests by model, version and HTTP status.",
+            ["model", "version", "code"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "modelyard_request_seconds",
+            "Time from the request's last byte to its answer.",
+            ["model", "version"],
+            buckets=_LATENCY_BUCKETS,
+            registry=self.registry,
+        )
+        self._restarts = Counter(
+            "modelyard_worker_restarts_total",
+            "Workers started again after they died.",
+            ["model", "version"],
+            registry=self.registry,
+        )
+        gauges = {
+            "modelyard_endpoint_revision": ("Revision that is served in full.", revision),
+            "modelyard_requests_in_flight": ("Inference requests without an answer yet.", in_flight),
+        }
+        for name, (meaning, value) in gauges.items():
+            Gauge(name, meaning, registry=self.registry).set_function(value)
+        # Looking a label set up costs more than counting: keep the pairs in use.
+        self._children = lru_cache(maxsize=1024)(self._find_children)
+
+    def count(self, model: str, version: str, code: int, seconds: float) -> None:
+        """One answered inference request. Model and version are empty where none was found: no client names in here."""
+        counter, histogram = self._children(model, version, code)
+        counter.inc()
+        histogram.observe(seconds)
+
+    def count_restart(self, model: str, version: str) -> None:
+        self._restarts.labels(model, version).inc()
+
+    def page(self) -> bytes:
+        return generate_latest(self.registry)
+
+    def _find_children(self, model: str, version: str, code: int) -> tuple[Counter, Histogram]:
+        return self._requests.labels(model, version, str(code)), self._seconds.labels(model, version)

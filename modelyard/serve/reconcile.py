@@ -1,0 +1,342 @@
+"""Makes the endpoint serve what the newest revision says, without ever serving less than it did.
+
+A revision is taken over whole: every version it names is fetched, started, warmed and probed beside those that
+answer now, and only then the routing table is replaced. What goes wrong before that leaves the table as it was,
+and is said in the status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from modelyard.errors import DataError, ModelyardError, PermanentError, Refused
+from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
+from modelyard.serve.cache import Cache
+from modelyard.serve.limits import Limits
+from modelyard.serve.probe import GOLDEN_FILE, GoldenRows, read_golden, refuse_unless_golden
+from modelyard.serve.router import Route, Router, Table
+from modelyard.serve.running import RunningVersion, version_key
+from modelyard.serve.state import LocalState
+from modelyard.serve.threads import in_thread
+from modelyard.serve.workers import WorkerPool
+from modelyard.storage import Store
+
+logger = logging.getLogger(__name__)
+
+# How many earlier revisions a start tries when the newest cannot be served and nothing is cached.
+FALLBACK_REVISIONS = 10
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """Where this replica stands.
+
+    Attributes:
+        attempted: number of the last revision it tried.
+        error: why that one was not taken over.
+        is_known: whether it has learned, from the bucket or the local state, what to serve.
+    """
+
+    attempted: int = 0
+    error: str | None = None
+    is_known: bool = False
+
+
+class Reconciler:
+    """Follows the revisions of one endpoint; the only writer of the router's table."""
+
+    def __init__(
+        self,
+        endpoint: str,
+        replica: str,
+        *,
+        store: Store,
+        cache: Cache,
+        state: LocalState,
+        pool: WorkerPool,
+        router: Router,
+        limits: Limits,
+        on_restart: Callable[[RunningVersion], None],
+    ) -> None:
+        self.endpoint = endpoint
+        self.replica = replica
+        self.progress = Progress()
+        self._store = store
+        self._cache = cache
+        self._state = state
+        self._pool = pool
+        self._router = router
+        self._limits = limits
+        self._on_restart = on_restart
+        self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
+        self._retirements: set[asyncio.Task[None]] = set()
+        self._notified = asyncio.Event()
+        self._met_bucket = False
+        self._refused: int | None = None
+        self._num_failures = 0
+        self._retry_at = 0.0
+        self._published: ReplicaStatus | None = None
+        self._complaints: set[str] = set()
+
+    # -- what others ask ------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Look at the bucket now, and try a refused revision once more."""
+        self._refused = None
+        self._retry_at = 0.0
+        self._notified.set()
+
+    @property
+    def not_ready_because(self) -> str | None:
+        """Why this replica should get no requests, or None."""
+        table = self._router.table
+        if not self.progress.is_known:
+            return self.progress.error or "the object store has not said yet what to serve"
+        if not table.routes and self.progress.error:
+            return self.progress.error
+        dead = [name for name, route in table.routes.items() if not any(v.is_available for v in route.in_order())]
+        return f"no living worker of {', '.join(dead)}" if dead else None
+
+    def status(self) -> ReplicaStatus:
+        table = self._router.table
+        return ReplicaStatus(
+            replica=self.replica,
+            revision=table.revision.number,
+            attempted=self.progress.attempted,
+            error=self.progress.error,
+            serving={name: [v.served.version for v, _ in route.weighted] for name, route in table.routes.items()},
+        )
+
+    # -- the loop -------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the local state at once, then follow the bucket until cancelled."""
+        await self._resume()
+        while True:
+            self._notified.clear()
+            await self._follow()
+            await self._publish()
+            try:
+                async with asyncio.timeout(self._limits.poll_seconds):
+                    await self._notified.wait()
+            except TimeoutError:
+                pass
+
+    async def close(self) -> None:
+        """End every worker; the endpoint has answered its last request."""
+        await asyncio.gather(*(version.stop(0) for version in self._running.values()))
+
+    async def _resume(self) -> None:
+        revision = await in_thread(self._state.read)
+        if revision is None:
+            return
+        try:
+            await self._take_over(revision)
+        except Exception as failure:  # noqa: BLE001 (the bucket may still have something that works)
+            logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
+            self.progress.error = _sentence(failure)
+
+    async def _follow(self) -> None:
+        """One look at the bucket, and what follows from it. Never raises."""
+        current = self._router.table.revision
+        try:
+            # The first time from the beginning: the local state may stem from another bucket.
+            after = current.number if self._met_bucket else 0
+            newest = await in_thread(latest_revision, self._store, self.endpoint, after)
+        except (ModelyardError, ValueError) as failure:  # ValueError: a document that is not a revision
+            if not self.progress.is_known or not isinstance(failure, ModelyardError):
+                self.progress.error = _sentence(failure)
+            self._complain(f"the revisions cannot be read: {failure}")
+            return
+        self._complaints.clear()
+        self._met_bucket = True
+        if newest is None or newest == current:
+            self._learned(current.number, None)
+        elif newest.number != self._refused and not self._is_resting(newest):
+            await self._attempt(newest)
+
+    async def _attempt(self, revision: Revision) -> None:
+        try:
+            await self._take_over(revision)
+        except PermanentError as failure:
+            self._failed(revision, failure)
+            self._refused = revision.number
+            if not self._router.table.routes:
+                await self._fall_back(revision)
+        except Exception as failure:
+            if not isinstance(failure, ModelyardError):
+                logger.exception("revision %d", revision.number)
+            self._failed(revision, failure)
+            first, longest = self._limits.retry_seconds
+            self._num_failures += 1
+            pause_seconds = min(longest, first * 2 ** min(self._num_failures - 1, 16))
+            self._retry_at = asyncio.get_running_loop().time() + pause_seconds
+
+    async def _fall_back(self, refused: Revision) -> None:
+        """Serve the newest earlier revision that works: better than nothing, and the status says so."""
+        error = self.progress.error
+        for number in range(refused.number - 1, max(0, refused.number - 1 - FALLBACK_REVISIONS), -1):
+            try:
+                await self._take_over(await in_thread(read_revision, self._store, self.endpoint, number))
+            except (ModelyardError, ValueError) as failure:
+                logger.warning("revision %d cannot be served either: %s", number, failure)
+                continue
+            break
+        self._learned(refused.number, error)
+
+    def _is_resting(self, revision: Revision) -> bool:
+        """Whether it failed in passing so recently that it is not tried again yet."""
+        same = revision.number == self.progress.attempted
+        return same and asyncio.get_running_loop().time() < self._retry_at
+
+    def _failed(self, revision: Revision, failure: Exception) -> None:
+        logger.error("revision %d was not taken over: %s", revision.number, failure)
+        self._learned(revision.number, _sentence(failure))
+
+    def _learned(self, attempted: int, error: str | None) -> None:
+        self.progress = Progress(attempted=attempted, error=error, is_known=True)
+
+    def _complain(self, sentence: str) -> None:
+        """Say once what every poll meets again while the bucket is away."""
+        topic = sentence.partition(":")[0]
+        if topic not in self._complaints:
+            self._complaints.add(topic)
+            logger.warning(sentence)
+
+    # -- one revision ---------------------------------------------------------------------------------
+
+    async def _take_over(self, revision: Revision) -> None:
+        """Start what the revision needs, switch, retire what it does not.
+
+        Raises:
+            ModelyardError: a version cannot be served; nothing changed.
+        """
+        started: list[RunningVersion] = []
+        try:
+            for model, wanted in revision.models.items():
+                for served in wanted.versions:
+                    if version_key(model, served) not in self._running:
+                        started.append(await self._start(model, served))  # noqa: PERF401 (what started must be known when one fails)
+        except BaseException:
+            await asyncio.gather(*(version.stop(0) for version in started))
+            raise
+        self._running |= {version.key: version for version in started}
+        self._switch(revision)
+        await self._warm_previous(revision)
+        self._retire(revision)
+        await in_thread(self._remember, revision)
+
+    def _switch(self, revision: Revision) -> None:
+        """The moment at which requests go elsewhere; no await in here."""
+        self._router.table = Table(revision, {model: self._route(revision, model) for model in revision.models})
+        self._num_failures = 0
+        self._learned(revision.number, None)
+        logger.info("serving revision %d: %s", revision.number, self.status().serving)
+
+    def _route(self, revision: Revision, model: str) -> Route:
+        wanted = revision.models[model]
+        weighted = [(self._running[version_key(model, served)], served.weight) for served in wanted.versions]
+        previous = self._running.get(version_key(model, wanted.previous)) if wanted.previous else None
+        return Route(weighted, previous)
+
+    async def _warm_previous(self, revision: Revision) -> None:
+        """Have the way back running too. Going forward does not depend on it."""
+        for model, wanted in revision.models.items():
+            if wanted.previous is None or version_key(model, wanted.previous) in self._running:
+                continue
+            try:
+                version = await self._start(model, wanted.previous)
+            except Exception as failure:  # noqa: BLE001 (going forward must not fail by the way back)
+                logger.warning("%s version %s is not kept warm: %s", model, wanted.previous.version, failure)
+                continue
+            self._running[version.key] = version
+            routes = dict(self._router.table.routes) | {model: self._route(revision, model)}
+            self._router.table = Table(revision, routes)
+
+    def _retire(self, revision: Revision) -> None:
+        """Drain and end, beside the loop, what the revision does not name."""
+        for key in set(self._running) - _keys(revision):
+            task = asyncio.create_task(self._running.pop(key).stop(self._limits.drain_seconds))
+            self._retirements.add(task)
+            task.add_done_callback(self._retirements.discard)
+
+    def _remember(self, revision: Revision) -> None:
+        try:
+            self._state.write(revision)
+            self._cache.prune(_digests(revision))
+        except OSError as failure:  # a full disk costs the next start without the bucket, not this one
+            logger.warning("the local state cannot be kept: %s", failure)
+
+    # -- one version ----------------------------------------------------------------------------------
+
+    async def _start(self, model: str, served: ServedVersion) -> RunningVersion:
+        """Fetch, load, warm and probe a version.
+
+        Raises:
+            ModelyardError: it must not answer anybody.
+        """
+        package = await in_thread(self._cache.ensure, served.artifact)
+        golden = read_golden(await in_thread(self._cache.ensure, served.verdict, [GOLDEN_FILE]))
+        version = RunningVersion(
+            model, served, package, pool=self._pool, limits=self._limits, on_restart=self._on_restart
+        )
+        try:
+            await version.start()
+            await self._probe(version, golden)
+        except BaseException:
+            await version.stop(0)
+            raise
+        return version
+
+    async def _probe(self, version: RunningVersion, golden: GoldenRows) -> None:
+        subject = f"{version.model} version {version.served.version}"
+        widths = {len(row) for row in golden.rows}
+        if widths != {version.info.width}:
+            raise Refused(subject, [f"golden rows have {sorted(widths)} values, it takes {version.info.width}"])
+        try:
+            answers = await version.infer(np.array(golden.rows, dtype=np.float64))
+        except DataError as failure:
+            raise Refused(subject, [f"it cannot compute its golden rows: {failure}"]) from failure
+        outputs = answers["outputs"]
+        assert isinstance(outputs, np.ndarray)
+        refuse_unless_golden(subject, golden, version.served.form, outputs)
+        version.num_requests = 0
+
+    # -- the status in the bucket ---------------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        status = self.status()
+        if status == self._published:
+            return
+        try:
+            await in_thread(publish_status, self._store, self.endpoint, status)
+        except ModelyardError as failure:
+            self._complain(f"the status cannot be published: {failure}")
+            return
+        self._published = status
+
+
+def _keys(revision: Revision) -> set[tuple[str, str, str, str]]:
+    return {version_key(model, served) for model, served in _served(revision)}
+
+
+def _digests(revision: Revision) -> set[str]:
+    return {ref.digest for _, served in _served(revision) for ref in (served.artifact, served.verdict)}
+
+
+def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
+    """Every version a revision names, the previous ones included."""
+    return [
+        (model, served)
+        for model, wanted in revision.models.items()
+        for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
+    ]
+
+
+def _sentence(failure: BaseException) -> str:
+    return str(failure) or type(failure).__name__

@@ -1,0 +1,123 @@
+"""Which version answers: the routing table, the weighted draw, and another worker when one dies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+import numpy as np
+
+from modelyard.errors import EndpointUnavailable, NotFound
+from modelyard.revisions import Revision, first_revision
+from modelyard.serve.limits import Limits
+from modelyard.serve.running import RunningVersion
+from modelyard.serve.wire import Tensor
+from modelyard.serve.workers import WorkerLost
+
+
+class Route:
+    """The versions of one model with their weights, and the one kept warm for going back."""
+
+    def __init__(
+        self, weighted: Sequence[tuple[RunningVersion, float]], previous: RunningVersion | None = None
+    ) -> None:
+        self.weighted = tuple(weighted)
+        self.previous = previous
+        self._bounds = list(accumulate(weight for _, weight in self.weighted))
+
+    @property
+    def stable(self) -> RunningVersion:
+        """The version with the largest weight."""
+        return max(self.weighted, key=lambda pair: pair[1])[0]
+
+    def draw(self, at_fraction: float) -> RunningVersion:
+        """The version at a point of [0, 1) when weights lie side by side."""
+        if len(self.weighted) == 1:
+            return self.weighted[0][0]
+        place = bisect_right(self._bounds, at_fraction * self._bounds[-1])
+        return self.weighted[min(place, len(self.weighted) - 1)][0]
+
+    def in_order(self) -> Iterator[RunningVersion]:
+        """Heaviest first, the previous one last."""
+        for version, _ in sorted(self.weighted, key=lambda pair: -pair[1]):
+            yield version
+        if self.previous:
+            yield self.previous
+
+
+@dataclass(frozen=True)
+class Table:
+    """Everything the router needs to know, replaced as a whole."""
+
+    revision: Revision = field(default_factory=first_revision)
+    routes: Mapping[str, Route] = field(default_factory=dict)
+
+    def versions(self) -> Iterator[RunningVersion]:
+        for route in self.routes.values():
+            yield from route.in_order()
+
+
+class Router:
+    """Picks versions from the table in force; `table` may be replaced at any time."""
+
+    def __init__(self, limits: Limits, chance: random.Random | None = None) -> None:
+        self.table = Table()
+        self._limits = limits
+        self._chance = chance or random.Random()
+
+    def pick(self, model: str, version: str | None = None) -> RunningVersion:
+        """The version that shall answer: drawn by weight, or the one that was asked for.
+
+        Raises:
+            NotFound: the endpoint does not serve it.
+        """
+        route = self.table.routes.get(model)
+        if route is None:
+            raise NotFound(f"this endpoint serves no model {model!r}")
+        if version is None:
+            return route.draw(self._chance.random())
+        for running in route.in_order():
+            if running.served.version == version:
+                return running
+        raise NotFound(f"model {model!r} has no version {version!r} here")
+
+    async def infer(
+        self, picked: RunningVersion, rows: np.ndarray, *, pinned: bool
+    ) -> tuple[RunningVersion, dict[str, Tensor]]:
+        """Ask the picked version, and others of the model if it dies over it (never others when ``pinned``).
+
+        Returns:
+            The version that answered, and its answers.
+
+        Raises:
+            EndpointUnavailable: nobody could answer in time.
+        """
+        for _ in range(self._limits.max_tries):
+            try:
+                return picked, await picked.infer(rows)
+            except WorkerLost:
+                picked = await self._stand_in(picked, rows.shape[1], pinned)
+        raise EndpointUnavailable(f"{self._limits.max_tries} workers died over this request")
+
+    async def _stand_in(self, lost: RunningVersion, width: int, pinned: bool) -> RunningVersion:
+        """A living version of the same model that takes such rows; else the first to come back."""
+        candidates = [lost] if pinned else self._alternatives(lost, width)
+        for version in candidates:
+            if version.is_available:
+                return version
+        heaviest = candidates[0]
+        try:
+            async with asyncio.timeout(self._limits.comeback_seconds):
+                await heaviest.wait_available()
+        except TimeoutError:
+            raise EndpointUnavailable(f"no worker of {lost.model!r} came back in time") from None
+        return heaviest
+
+    def _alternatives(self, lost: RunningVersion, width: int) -> list[RunningVersion]:
+        route = self.table.routes.get(lost.model)
+        fitting = [version for version in route.in_order() if version.info.width == width] if route else []
+        return fitting or [lost]

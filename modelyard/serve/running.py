@@ -1,0 +1,173 @@
+"""One model version kept alive: a worker that is started again when it dies, and the queue in front of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from modelyard.errors import ModelyardError
+from modelyard.revisions import ServedVersion
+from modelyard.serve.batching import Batcher
+from modelyard.serve.limits import Limits
+from modelyard.serve.wire import Tensor
+from modelyard.serve.workers import WorkerHandle, WorkerInfo, WorkerLost, WorkerPool
+
+logger = logging.getLogger(__name__)
+
+# A worker that lived this long starts its count of deaths anew.
+STEADY_SECONDS = 60.0
+
+
+class RunningVersion:
+    """A version that was loaded once; `start` must have returned before it is asked."""
+
+    def __init__(
+        self,
+        model: str,
+        served: ServedVersion,
+        folder: Path,
+        *,
+        pool: WorkerPool,
+        limits: Limits,
+        on_restart: Callable[[RunningVersion], None],
+    ) -> None:
+        self.model = model
+        self.served = served
+        self.num_requests = 0
+        self.num_in_flight = 0
+        self.num_restarts = 0
+        self._folder = folder
+        self._pool = pool
+        self._limits = limits
+        self._on_restart = on_restart
+        self._handle: WorkerHandle | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._batcher = Batcher(self._infer_batch, limits)
+        self._available = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._info = WorkerInfo(columns=[], outputs=[])
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return version_key(self.model, self.served)
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self._info
+
+    @property
+    def is_available(self) -> bool:
+        alive = self._handle is not None and not self._handle.lost.is_set()
+        return alive and self._available.is_set() and not self._stopped
+
+    @property
+    def worker_pid(self) -> int | None:
+        return self._handle.pid if self._handle and self.is_available else None
+
+    @property
+    def state(self) -> str:
+        if self._stopped:
+            return "stopped"
+        return "ready" if self.is_available else "restarting"
+
+    async def start(self) -> None:
+        """Load the version.
+
+        Raises:
+            DataError, WorkerLost: it could not be loaded.
+        """
+        self._adopt(await self._pool.spawn(self.served, self._folder))
+        self._supervisor = asyncio.create_task(self._supervise())
+
+    async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Answers for raw rows (n, width).
+
+        Raises:
+            WorkerLost: the worker is dead or died over it; another version may be asked.
+            Overloaded: too much is waiting.
+        """
+        if not self.is_available:
+            raise WorkerLost(f"{self.model} version {self.served.version} has no living worker")
+        self.num_requests += 1
+        self.num_in_flight += 1
+        self._idle.clear()
+        try:
+            return await self._batcher.submit(rows)
+        finally:
+            self.num_in_flight -= 1
+            if not self.num_in_flight:
+                self._idle.set()
+
+    async def wait_available(self) -> None:
+        """Until it can be asked again.
+
+        Raises:
+            WorkerLost: it was stopped for good.
+        """
+        if not self.is_available and not self._stopped:
+            self._available.clear()  # requests may learn of a death before the supervisor does
+        await self._available.wait()
+        if self._stopped:
+            raise WorkerLost(f"{self.model} version {self.served.version} was stopped")
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Finish what is in flight, up to a bound, and end the worker."""
+        try:
+            async with asyncio.timeout(drain_seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%s version %s: %d requests cut off", self.model, self.served.version, self.num_in_flight)
+        self._stopped = True
+        self._available.set()  # whoever waits for it shall learn that it is gone
+        if self._supervisor:
+            self._supervisor.cancel()
+        if self._handle:
+            await self._handle.stop()
+
+    async def _infer_batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        if self._handle is None:
+            raise WorkerLost(f"{self.model} version {self.served.version} has no worker")
+        return await self._handle.infer(rows)
+
+    def _adopt(self, handle: WorkerHandle) -> None:
+        self._handle, self._info = handle, handle.info
+        self._available.set()
+
+    async def _supervise(self) -> None:
+        """Start the worker again whenever it dies, with growing pauses while it keeps dying."""
+        loop = asyncio.get_running_loop()
+        deaths = 0
+        while self._handle:
+            born = loop.time()
+            await self._handle.lost.wait()
+            self._available.clear()
+            deaths = 0 if loop.time() - born > STEADY_SECONDS else deaths
+            await self._handle.stop()
+            deaths = await self._respawn(deaths)
+
+    async def _respawn(self, deaths: int) -> int:
+        """Try until a worker lives; returns the number of tries it took on top of ``deaths``."""
+        first, longest = self._limits.respawn_seconds
+        while True:
+            self.num_restarts += 1
+            self._on_restart(self)
+            logger.warning("%s version %s: worker died, starting another", self.model, self.served.version)
+            await asyncio.sleep(min(longest, first * 2 ** min(deaths, 16)))
+            deaths += 1
+            try:
+                self._adopt(await self._pool.spawn(self.served, self._folder))
+            except (ModelyardError, OSError) as failure:
+                logger.warning("%s version %s: %s", self.model, self.served.version, failure)
+            else:
+                return deaths
+
+
+def version_key(model: str, served: ServedVersion) -> tuple[str, str, str, str]:
+    """What makes two served versions the same process: not their weight, nor who rolled them out."""
+    return model, served.version, served.artifact.digest, served.form

@@ -1,0 +1,135 @@
+"""One model version in a process of its own.
+
+    python -m modelyard.serve.worker --socket-fd 5 --folder <package> --form int8 --router-pid 1234
+
+Started by the router, never by hand: it inherits one end of a socket pair, loads and warms the package, says
+READY and answers frames one after the other. It ends when the router does: the socket closes, and the kernel
+sends SIGKILL should it be busy then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from io import BufferedReader
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from modelyard.errors import TransientError
+from modelyard.model_package import ModelPackage
+from modelyard.serve.wire import HEADER, Kind, Tensor, frame, pack_tensors, unpack_tensors
+
+WARM_BATCHES = (1, 32)
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m modelyard.serve.worker", description=__doc__)
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--form", required=True)
+    parser.add_argument("--router-pid", type=int, required=True)
+    options = parser.parse_args(arguments)
+    _end_with(options.router_pid)
+    with socket.socket(fileno=options.socket_fd) as connection:
+        serve(connection, options.folder, options.form)
+
+
+def serve(connection: socket.socket, folder: Path, form: str) -> None:
+    """Load, report, answer until the router hangs up."""
+    try:
+        try:
+            package = ModelPackage.open(folder, form)
+            info = _warmed(package)
+        except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
+            connection.sendall(_failed(0, failure))
+            return
+        connection.sendall(frame(0, Kind.READY, orjson.dumps(info)))
+        _answer_all(connection, package)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the router is gone, and nobody is left to tell
+
+
+def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
+    """What a client may ask for: the decoded answers first, then the raw outputs."""
+    outputs = np.ascontiguousarray(package.outputs(rows), dtype=np.float32)
+    decoded = {name: _portable(values) for name, values in package.decode(outputs).items()}
+    return {**decoded, "outputs": outputs}
+
+
+def _answer_all(connection: socket.socket, package: ModelPackage) -> None:
+    with connection.makefile("rb", buffering=2**18) as stream:
+        assert isinstance(stream, BufferedReader)
+        while header := _exactly(stream, HEADER.size):
+            length, number, _ = HEADER.unpack(header)
+            payload = _exactly(stream, length - (HEADER.size - 4))
+            connection.sendall(_answer(package, number, payload))
+
+
+def _answer(package: ModelPackage, number: int, payload: bytes) -> bytes:
+    try:
+        rows = unpack_tensors(payload)["features"]
+        assert isinstance(rows, np.ndarray)
+        return frame(number, Kind.ANSWER, pack_tensors(answers(package, rows)))
+    except Exception as failure:  # noqa: BLE001 (one bad request must not end its neighbours' process)
+        return _failed(number, failure)
+
+
+def _warmed(package: ModelPackage) -> dict[str, object]:
+    """Run the batch sizes that matter once, and describe what goes in and out (the fields of `WorkerInfo`)."""
+    described: dict[str, Tensor] = {}
+    for num_rows in WARM_BATCHES:
+        described = answers(package, np.zeros((num_rows, package.transform.width), dtype=np.float32))
+    return {
+        "columns": package.transform.columns,
+        "outputs": [
+            [name, _datatype(values), values.shape[1] if isinstance(values, np.ndarray) and values.ndim == 2 else 0]
+            for name, values in described.items()
+        ],
+    }
+
+
+def _portable(values: np.ndarray) -> Tensor:
+    """Numbers as float32 or int64, everything else as texts."""
+    if values.dtype.kind == "f":
+        return np.ascontiguousarray(values, dtype=np.float32)
+    if values.dtype.kind in "iu":
+        return np.ascontiguousarray(values, dtype=np.int64)
+    return [str(value) for value in values]
+
+
+def _datatype(values: Tensor) -> str:
+    """The protocol's name of a type."""
+    if isinstance(values, list):
+        return "BYTES"
+    return "FP32" if values.dtype.kind == "f" else "INT64"
+
+
+def _failed(number: int, failure: Exception) -> bytes:
+    said = {"error": str(failure) or type(failure).__name__, "transient": isinstance(failure, TransientError)}
+    return frame(number, Kind.FAILED, orjson.dumps(said))
+
+
+def _exactly(stream: BufferedReader, length: int) -> bytes:
+    """That many bytes, or none where the stream ended."""
+    data = stream.read(length)
+    return data if len(data) == length else b""
+
+
+def _end_with(router_pid: int) -> None:
+    """Leave when the router does, and only then: it stops its workers after they have drained."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != router_pid:
+        raise SystemExit(0)  # it died before the kernel was told
+
+
+if __name__ == "__main__":
+    main()

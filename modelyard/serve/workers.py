@@ -1,0 +1,226 @@
+"""Where models are executed: the `WorkerPool` protocol, and the local pool of subprocesses behind unix sockets.
+
+The router knows only the two protocols, so that Ray handles (or anything else) can take the subprocesses' place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+import orjson
+
+from modelyard.errors import DataError, EndpointUnavailable
+from modelyard.revisions import ServedVersion
+from modelyard.serve.limits import Limits
+from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
+
+STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
+
+
+class WorkerLost(EndpointUnavailable):
+    """A worker died, or was killed because it hung, before it answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerInfo:
+    """What a loaded version takes and gives.
+
+    Attributes:
+        columns: feature columns, in order.
+        outputs: (name, datatype of the v2 protocol, columns; 0 for one value a row).
+    """
+
+    columns: list[str]
+    outputs: list[tuple[str, str, int]]
+
+    @property
+    def width(self) -> int:
+        return len(self.columns)
+
+
+class WorkerHandle(Protocol):
+    """One loaded version."""
+
+    info: WorkerInfo
+    pid: int | None
+    lost: asyncio.Event
+
+    async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Raw feature rows (n, width) to named answers of n rows. Repeatable without effect.
+
+        Raises:
+            WorkerLost: it died; another may be asked.
+            DataError: the model refuses these rows.
+        """
+        ...
+
+    def kill(self) -> None:
+        """End it now, whatever it is doing."""
+        ...
+
+    async def stop(self) -> None:
+        """End it, and return when it is gone."""
+        ...
+
+
+class WorkerPool(Protocol):
+    """Starts workers."""
+
+    async def spawn(self, version: ServedVersion, folder: Path) -> WorkerHandle:
+        """A worker with the package in ``folder`` loaded and warm.
+
+        Raises:
+            DataError: the package cannot be loaded.
+            WorkerLost: the worker died, or took too long, while loading it.
+        """
+        ...
+
+
+class SubprocessPool:
+    """Workers as processes of this machine, one thread of inference each."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    async def spawn(self, version: ServedVersion, folder: Path) -> SubprocessWorker:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            process = _start(theirs.fileno(), folder, version.form)
+        worker = SubprocessWorker(process, self._limits.hang_seconds)
+        ours.setblocking(False)
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
+            async with asyncio.timeout(self._limits.load_seconds):
+                await worker.loaded()
+        except TimeoutError:
+            await worker.stop()
+            raise WorkerLost(f"version {version.version} did not load in {self._limits.load_seconds:g} s") from None
+        except BaseException:
+            await worker.stop()
+            raise
+        return worker
+
+
+class SubprocessWorker(asyncio.Protocol):
+    """The router's end of one worker process."""
+
+    def __init__(self, process: subprocess.Popen[bytes], hang_seconds: float) -> None:
+        self.lost = asyncio.Event()
+        self.pid: int | None = process.pid
+        self.info = WorkerInfo(columns=[], outputs=[])
+        self._process = process
+        self._hang_seconds = hang_seconds
+        self._loop = asyncio.get_running_loop()
+        self._reader = FrameReader()
+        self._numbers = count(1)
+        # Number 0 waits for READY.
+        self._owed: dict[int, asyncio.Future[Any]] = {0: self._loop.create_future()}
+        self._transport: asyncio.Transport | None = None
+
+    async def loaded(self) -> None:
+        """Wait until the worker can answer."""
+        self.info = await asyncio.shield(self._owed[0])
+
+    async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        if self._transport is None or self.lost.is_set():
+            raise self._loss()
+        number = next(self._numbers)
+        answer = self._owed[number] = self._loop.create_future()
+        self._transport.write(frame(number, Kind.INFER, pack_tensors({"features": rows})))
+        hung = self._loop.call_later(self._hang_seconds, self.kill)
+        try:
+            return await answer
+        finally:
+            hung.cancel()
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        if self._transport:
+            self._transport.close()
+        for pause_seconds in _growing(STOP_SECONDS):
+            if self._process.poll() is not None:
+                return
+            await asyncio.sleep(pause_seconds)
+        self._process.kill()
+        while self._process.poll() is None:  # noqa: ASYNC110 (SIGKILL cannot be refused, and has no event)
+            await asyncio.sleep(0.01)
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's shares no base class with asyncio's
+
+    def data_received(self, data: bytes) -> None:
+        for number, kind, payload in self._reader.feed(data):
+            waiting = self._owed.pop(number, None)
+            if waiting and not waiting.done():
+                _settle(waiting, kind, payload)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
+        self.lost.set()
+        owed, self._owed = self._owed, {}
+        for waiting in owed.values():
+            if not waiting.done():
+                waiting.set_exception(self._loss())
+                waiting.exception()  # a batch nobody waits for any more is no error
+
+    def _loss(self) -> WorkerLost:
+        code = self._process.poll()
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else "its connection closed"
+        return WorkerLost(f"worker {self.pid} ended: {how}")
+
+
+def _start(socket_fd: int, folder: Path, form: str) -> subprocess.Popen[bytes]:
+    arguments = [
+        "--socket-fd",
+        str(socket_fd),
+        "--folder",
+        str(folder),
+        "--form",
+        form,
+        "--router-pid",
+        str(os.getpid()),
+    ]
+    # On the thread of the event loop: the kernel's parent-death signal follows the thread that forked.
+    return subprocess.Popen(
+        [sys.executable, "-m", "modelyard.serve.worker", *arguments],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[socket_fd],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    )
+
+
+def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:
+    if kind is Kind.ANSWER:
+        waiting.set_result(unpack_tensors(payload))
+        return
+    said = orjson.loads(payload)
+    if kind is Kind.READY:
+        outputs = [(name, datatype, columns) for name, datatype, columns in said["outputs"]]
+        waiting.set_result(WorkerInfo(columns=said["columns"], outputs=outputs))
+    elif said["transient"]:
+        waiting.set_exception(EndpointUnavailable(said["error"]))
+    else:
+        waiting.set_exception(DataError(said["error"]))
+
+
+def _growing(total: float) -> list[float]:
+    """Pauses that start short and add up to ``total`` seconds."""
+    pauses, pause = [], 0.005
+    while sum(pauses) < total:
+        pauses.append(pause)
+        pause = min(2 * pause, 0.1)
+    return pauses

@@ -1,0 +1,126 @@
+"""Settings of one installation, from the environment (`MODELYARD_*`), `.env` and the secrets folder.
+
+Entry points (a command, a flow, a rank, the endpoint) call `load_settings()` once and pass the parts on;
+nothing deeper reads the environment. A part of the stack whose URL is given is used as it is; one whose
+URL is absent runs embedded on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from dotenv import dotenv_values
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from modelyard.errors import ConfigError
+
+ENV_PREFIX = "MODELYARD_"
+Port = Annotated[int, Field(ge=1024, le=55535, description="gRPC sits 10,000 above the store's ports")]
+
+
+class Settings(BaseSettings):
+    """Every knob of an installation. Names here are upper-cased behind ``MODELYARD_``."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    home: Path = Field(Path(".modelyard"), description="folder of everything the embedded stack keeps")
+    host: str = Field("127.0.0.1", description="address the embedded servers listen on")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    torch_index: str | None = Field(None, description="package index that `make` takes torch from")
+
+    # Object storage
+    bucket: str = Field("modelyard", pattern=r"^[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]$")
+    s3_endpoint_url: str | None = Field(None, description="an outside S3; empty: the embedded store")
+    s3_region: str = "us-east-1"
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_addressing: Literal["path", "virtual"] = "path"
+    s3_create_only: Literal["if-none-match", "oss", "cos"] = Field(
+        "if-none-match", description="which header makes a put fail when the object exists"
+    )
+    s3_encryption: Literal["AES256", "aws:kms"] | None = Field(
+        None, description="server-side encryption asked for with every write"
+    )
+    s3_kms_key_id: str | None = None
+    s3_ca_bundle: Path | None = Field(None, description="PEM file of a private certificate authority")
+    s3_timeout_seconds: float = Field(60, gt=0, description="bound on one request to the store")
+
+    # Tracking and orchestration
+    mlflow_tracking_uri: str | None = Field(None, description="an outside MLflow; empty: embedded")
+    prefect_api_url: str | None = Field(None, description="an outside Prefect API; empty: embedded")
+    work_pool: str = "modelyard"
+
+    # The endpoint
+    endpoint_url: str | None = Field(None, description="an outside endpoint; empty: embedded")
+    endpoint_name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    endpoint_admin_token: SecretStr | None = None
+
+    # Ports of the embedded stack
+    store_port: Port = Field(8333, description="S3 API of the embedded store")
+    store_master_port: Port = 9333
+    store_volume_port: Port = 9340
+    store_filer_port: Port = 8888
+    store_admin_port: Port = 23646
+    mlflow_port: Port = 5000
+    prefect_port: Port = 4200
+    endpoint_port: Port = 8090
+
+    @property
+    def store_url(self) -> str:
+        return self.s3_endpoint_url or f"http://{self.host}:{self.store_port}"
+
+    @property
+    def tracking_url(self) -> str:
+        return self.mlflow_tracking_uri or f"http://{self.host}:{self.mlflow_port}"
+
+    @property
+    def api_url(self) -> str:
+        return self.prefect_api_url or f"http://{self.host}:{self.prefect_port}/api"
+
+    @property
+    def serving_url(self) -> str:
+        return (self.endpoint_url or f"http://{self.host}:{self.endpoint_port}").rstrip("/")
+
+    @property
+    def secrets_folder(self) -> Path:
+        return self.home / "secrets"
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings of this process.
+
+    Order of precedence: arguments, environment, `.env` of the working directory, the secrets folder
+    (`<home>/secrets/modelyard_<name>`, written by `modelyard up` with mode 0600), defaults. `MODELYARD_ENV_FILE`
+    names another file than `.env`; the stack sets it, so that its programs read the caller's.
+
+    Raises:
+        ConfigError: a value that does not fit, naming its variable.
+    """
+    dotenv = env_file()
+    home = overrides.get("home") or _early("HOME", dotenv) or ".modelyard"
+    overrides["home"] = Path(str(home)).expanduser().resolve()
+    secrets = Path(str(overrides["home"])) / "secrets"
+    try:
+        return Settings(
+            _env_file=dotenv,
+            _secrets_dir=secrets if secrets.is_dir() else None,
+            **overrides,  # ty: ignore[invalid-argument-type]
+        )
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        name = ENV_PREFIX + "_".join(str(part) for part in first["loc"]).upper()
+        raise ConfigError(name, f"{first['msg']} (got {first['input']!r})") from None
+
+
+def env_file() -> Path:
+    """Where `load_settings` looks for settings beside the environment."""
+    return Path(os.environ.get(ENV_PREFIX + "ENV_FILE") or ".env").resolve()
+
+
+def _early(name: str, dotenv: Path) -> str | None:
+    """A value needed before the settings can be read: where the secrets are."""
+    variable = ENV_PREFIX + name
+    return os.environ.get(variable) or (dotenv_values(dotenv).get(variable) if dotenv.is_file() else None)

@@ -1,0 +1,105 @@
+"""Task kinds: what a target looks like, how it is scored and what an answer means.
+
+A kind owns the target schema, the name of the loss, the metrics and the decoding of outputs. Torch stays out, so
+that the endpoint can decode without it; `modelyard.train` maps the loss's name to a function.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import pandas as pd
+from pydantic import Field
+
+from modelyard.artifacts import Frozen
+from modelyard.errors import ConfigError, DataError
+from modelyard.metrics import ClassificationMetrics, Metric, softmax
+
+TaskName = Literal["classification"]
+
+
+class Target(Frozen):
+    """The fitted target schema: which column, and for classification which classes in which order."""
+
+    task: TaskName = "classification"
+    column: str
+    classes: list[str | int] = Field(default_factory=list)
+
+
+class TaskKind(Protocol):
+    """What the stages ask of a task kind."""
+
+    loss: str
+    headline: str
+
+    def fit_target(self, column: str, values: set[Any]) -> Target:
+        """The schema for the values seen in the training split."""
+        ...
+
+    def output_width(self, target: Target) -> int:
+        """Number of outputs per row that the network must have."""
+        ...
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:
+        """A target column as the loss wants it."""
+        ...
+
+    def metric(self, target: Target) -> Metric:
+        """A fresh accumulator."""
+        ...
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        """Raw outputs (n, k) as named answers of length n."""
+        ...
+
+
+class Classification:
+    """One of a fixed set of classes per row."""
+
+    loss = "cross_entropy"
+    headline = "accuracy"
+
+    def fit_target(self, column: str, values: set[Any]) -> Target:
+        if len(values) < 2:
+            raise DataError(f"target column {column!r} has {len(values)} distinct values; a classifier needs at least 2")
+        plain = [int(value) if isinstance(value, int | np.integer) else str(value) for value in values]
+        return Target(column=column, classes=sorted(plain, key=lambda value: (isinstance(value, str), value)))
+
+    def output_width(self, target: Target) -> int:
+        return len(target.classes)
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:
+        numbers = {label: number for number, label in enumerate(target.classes)}
+        encoded = values.map(numbers)
+        if encoded.isna().any():
+            strangers = sorted(map(str, values[encoded.isna()].unique()))[:5]
+            raise DataError(f"target column {target.column!r} has classes unknown to training: {', '.join(strangers)}")
+        return encoded.to_numpy(dtype=np.int64)
+
+    def metric(self, target: Target) -> ClassificationMetrics:
+        return ClassificationMetrics(len(target.classes))
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        probabilities = softmax(outputs.astype(np.float64))
+        best = probabilities.argmax(axis=1)
+        labels = np.array(target.classes, dtype=object if _mixed(target) else None)
+        return {"label": labels[best], "probability": probabilities.max(axis=1)}
+
+
+TASK_KINDS: dict[str, TaskKind] = {"classification": Classification()}
+
+
+def task_kind(name: str) -> TaskKind:
+    """The task kind of that name.
+
+    Raises:
+        ConfigError: there is none; lists those there are.
+    """
+    if name not in TASK_KINDS:
+        raise ConfigError("task", f"{name!r} is not a task kind; known: {', '.join(TASK_KINDS)}")
+    return TASK_KINDS[name]
+
+
+def _mixed(target: Target) -> bool:
+    return len({type(label) for label in target.classes}) > 1

@@ -1,0 +1,64 @@
+"""What ranks tell the process that launched them: one JSON object a line, one schema.
+
+Ranks only emit; the launching process is the one writer of progress, logs and metrics.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import IO, Literal
+
+from pydantic import Field, ValidationError
+
+from modelyard.artifacts import Frozen
+
+EventKind = Literal["started", "progress", "epoch", "checkpoint", "finished", "failed"]
+
+
+class RankEvent(Frozen):
+    """One thing that happened in a rank.
+
+    Attributes:
+        kind: ``started`` (group is up), ``progress`` (still alive, at this step), ``epoch`` (validated),
+            ``checkpoint`` (state is safe), ``finished`` (`values` hold the final metrics), ``failed``.
+        step: optimizer steps done since the beginning of training, restarts included.
+        epoch: epochs completed.
+        values: numbers: ``train_loss``, ``accuracy``, ``rows_per_second``, ``world_size``, ...
+        message: for people; for ``failed`` the error's sentence.
+        error: for ``failed``: name of the exception class in `modelyard.errors`, or the Python class.
+        permanent: for ``failed``: a restart would meet the same error again.
+    """
+
+    kind: EventKind
+    rank: int = 0
+    time: float = Field(default_factory=time.time)
+    step: int = 0
+    epoch: int = 0
+    values: dict[str, float] = Field(default_factory=dict)
+    message: str = ""
+    error: str | None = None
+    permanent: bool = False
+
+
+class EventWriter:
+    """The event channel of a rank: the standard output it was started with, and nothing else may write there."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._channel: IO[str] = os.fdopen(os.dup(1), "w", buffering=1)
+        os.dup2(2, 1)  # what libraries and users print goes to the log instead
+
+    def emit(self, event: RankEvent) -> None:
+        # One write call a line: lines of several ranks must not mix within the shared pipe.
+        self._channel.write(event.model_copy(update={"rank": self._rank}).model_dump_json() + "\n")
+
+
+def parse_event(line: bytes) -> RankEvent | None:
+    """The event on a line, or None for anything else that found its way there."""
+    if not line.startswith(b"{"):
+        return None
+    try:
+        return RankEvent.model_validate_json(line)
+    except ValidationError:
+        return None

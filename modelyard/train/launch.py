@@ -1,0 +1,146 @@
+"""One launched group of ranks, seen from the process that asked for it.
+
+Every wait here is bounded: a group that says nothing for ``silence_seconds`` is ended, whatever its processes are
+doing. Ending a group closes the pipe that its processes watch, then kills what is left.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import modelyard.errors
+from modelyard.errors import PermanentError, RankLost, TrainingFailed
+from modelyard.train.events import RankEvent, parse_event
+
+GRACE_SECONDS = 5.0
+LOG_TAIL_LINES = 200
+
+
+class RankGroup:
+    """A running launcher and its ranks; a context manager that leaves nothing behind."""
+
+    def __init__(self, spec_file: Path, ranks: int, max_restarts: int, silence_seconds: float) -> None:
+        self._silence_seconds = silence_seconds
+        self._process = subprocess.Popen(
+            launch_command(spec_file, ranks, max_restarts),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            # A group of its own: a Ctrl-C in the terminal reaches us first, and we end it in order.
+            process_group=0,
+            env=_rank_environment(),
+        )
+        self._log: deque[str] = deque(maxlen=LOG_TAIL_LINES)
+        self._log_thread = threading.Thread(target=self._drain_log, daemon=True)
+        self._log_thread.start()
+
+    def __enter__(self) -> RankGroup:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the launcher."""
+        return self._process.pid
+
+    @property
+    def log_tail(self) -> str:
+        """The last lines that the launcher and the ranks wrote to standard error."""
+        return "\n".join(self._log)
+
+    def events(self) -> Iterator[RankEvent]:
+        """Events as they happen, until the group has ended well.
+
+        Raises:
+            TrainingFailed: (or its subclass, or another `PermanentError`) a rank met an error that would come again.
+            RankLost: the launcher gave up, or nothing was heard for too long.
+        """
+        finished = False
+        for line in self._lines():
+            event = parse_event(line)
+            if event is None:
+                continue
+            if event.kind == "failed" and event.permanent:
+                self.stop()
+                raise _rank_error(event)
+            finished = finished or event.kind == "finished"
+            yield event
+        status = self._wait(GRACE_SECONDS)
+        if status != 0 or not finished:
+            raise RankLost(f"the launcher ended with status {status}; its last words:\n{self.log_tail[-2000:]}")
+
+    def stop(self) -> None:
+        """End every process of the group; returns within a few seconds, and may be called again."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        if self._wait(GRACE_SECONDS) is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._wait(GRACE_SECONDS)
+        self._log_thread.join(GRACE_SECONDS)
+
+    def _lines(self) -> Iterator[bytes]:
+        """Lines from the ranks until all of them have closed the pipe."""
+        assert self._process.stdout is not None
+        descriptor, rest = self._process.stdout.fileno(), b""
+        with selectors.DefaultSelector() as selector:
+            selector.register(descriptor, selectors.EVENT_READ)
+            while True:
+                if not selector.select(self._silence_seconds):
+                    self.stop()
+                    raise RankLost(f"no sign of life from any rank for {self._silence_seconds:g} s; the group was ended")
+                chunk = os.read(descriptor, 65536)
+                if not chunk:
+                    return
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from lines
+
+    def _drain_log(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._log.append(line.decode(errors="replace").rstrip())
+
+    def _wait(self, seconds: float) -> int | None:
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
+
+def launch_command(spec_file: Path, ranks: int, max_restarts: int) -> list[str]:
+    """torch's launcher for a group on this machine: c10d rendezvous on a free port, restarts included."""
+    return [
+        *(sys.executable, "-m", "modelyard.train.launcher"),
+        # The static rendezvous lost four of six groups after a killed rank; c10d recovers them.
+        *("--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
+        *("--monitor-interval", "0.3"),
+        *("-m", "modelyard.train.worker", "--", str(spec_file)),
+    ]
+
+
+def _rank_environment() -> dict[str, str]:
+    """Ours, plus what the launcher would otherwise warn about."""
+    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+
+
+def _rank_error(event: RankEvent) -> PermanentError:
+    """The rank's own exception where it is one of ours, else `TrainingFailed` naming it."""
+    kind = getattr(modelyard.errors, event.error or "", None)
+    simple = isinstance(kind, type) and issubclass(kind, PermanentError) and kind.__init__ is PermanentError.__init__
+    if simple:
+        return kind(event.message)
+    return TrainingFailed(f"rank {event.rank}: {event.error}: {event.message}")

@@ -1,0 +1,100 @@
+"""One rank of a training run. Started by torch's launcher: ``python -m modelyard.train.worker <spec.json>``.
+
+It reads the data set and writes checkpoints through the object store, and tells the rest through events.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import traceback
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+from modelyard.artifacts import ArtifactRef, Frozen
+from modelyard.catalog import Catalog
+from modelyard.datasets import Dataset
+from modelyard.errors import PermanentError
+from modelyard.models import build_model
+from modelyard.settings import load_settings
+from modelyard.storage import Store
+from modelyard.task_kinds import task_kind
+from modelyard.train.checkpoints import Checkpoints
+from modelyard.train.config import TrainConfig
+from modelyard.train.devices import backend_for, rank_device
+from modelyard.train.events import EventWriter, RankEvent
+from modelyard.train.launcher import exit_with_parent
+from modelyard.train.loop import Split, Trainer
+
+# Longer than any step, shorter than the silence after which the launching process gives up.
+COLLECTIVE_TIMEOUT = timedelta(seconds=60)
+log = logging.getLogger(__name__)
+
+
+class RankSpec(Frozen):
+    """What a rank is told, as a file: the same for all of them."""
+
+    dataset: ArtifactRef
+    config: TrainConfig
+    checkpoints: str
+
+
+def main() -> None:
+    """Run one rank; an error is told as an event before the process ends with status 1."""
+    exit_with_parent()
+    events = EventWriter(int(os.environ["RANK"]))
+    spec = RankSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
+    try:
+        _train(spec, events)
+    except Exception as failure:
+        traceback.print_exc()
+        events.emit(_failed(failure))
+        # Other ranks may sit in a collective with this one: no orderly teardown is possible.
+        os._exit(1)
+
+
+def _train(spec: RankSpec, events: EventWriter) -> None:
+    device = rank_device()
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # ranks are the parallelism; two threads each would fight for the cores
+    distributed.init_process_group(backend_for(device), timeout=COLLECTIVE_TIMEOUT)
+    store = Store(load_settings())
+    with tempfile.TemporaryDirectory(prefix="modelyard-rank-") as scratch:
+        dataset = Dataset.fetch(Catalog(store), spec.dataset, Path(scratch), ["train", "validation"])
+        train, validation = Split.of(*dataset.load("train")), Split.of(*dataset.load("validation"))
+    kind = task_kind(dataset.target.task)
+    torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
+    network = build_model(spec.config.model, dataset.transform.width, kind.output_width(dataset.target))
+    trainer = Trainer(
+        spec.config,
+        network,
+        device,
+        loss=kind.loss,
+        headline=kind.headline,
+        new_metric=lambda: kind.metric(dataset.target),
+        checkpoints=Checkpoints(store, spec.checkpoints),
+        emit=events.emit,
+    )
+    metrics = trainer.fit(train, validation)
+    if trainer.rank == 0:
+        epochs = len(trainer.history.epochs)
+        events.emit(RankEvent(kind="finished", epoch=epochs, values=metrics))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _failed(failure: Exception) -> RankEvent:
+    """A collective that broke because another rank died is not this rank's fault: a restart may mend it."""
+    broken_group = isinstance(failure, distributed.DistError | distributed.DistBackendError)
+    ours = isinstance(failure, PermanentError)
+    permanent = ours or (isinstance(failure, TypeError | ValueError | AttributeError | KeyError) and not broken_group)
+    return RankEvent(kind="failed", message=str(failure), error=type(failure).__name__, permanent=permanent)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Evaluation as tasks: who is champion, and is the candidate good enough."""
+
+from __future__ import annotations
+
+import json
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed, State
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Product
+from modelyard.errors import Refused
+from modelyard.evaluate import EvaluateConfig, confusion_figure, refusal
+from modelyard.evaluate import evaluate as evaluate_core
+from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
+from tasks.recording import Record, Trail, as_state, recording
+from tasks.results import StageResult
+from tasks.session import session
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE)  # fmt: skip
+def find_champion(model_name: str, candidate: ArtifactRef) -> ArtifactRef | None:
+    """What the candidate has to be held against; None for the first of its name.
+
+    A candidate that is champion already is held against whatever it was held against when it became so: comparing it
+    with itself would prove nothing, and would make an unchanged run evaluate again.
+    """
+    now = session()
+    champion = now.tracker.version_by_alias(model_name, "champion")
+    if champion is None:
+        return None
+    if champion.artifact.digest != candidate.digest:
+        return champion.artifact
+    judged = now.catalog.manifest(champion.verdict)
+    if "champion" not in judged.content.inputs:
+        return None
+    return now.catalog.resolve(judged.provenance.input_uris["champion"])
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE)  # fmt: skip
+def evaluate(
+    candidate: ArtifactRef,
+    dataset: ArtifactRef,
+    champion: ArtifactRef | None,
+    config: EvaluateConfig,
+    trail: Trail,
+) -> State[StageResult]:
+    """Judge a candidate on the test split. A refusal is the task's state, with its reasons, not a stack trace."""
+    with recording("evaluate", config.model_dump(mode="json"), trail) as record:
+        product = evaluate_core(record.session.catalog, candidate, dataset, champion, config, record.origin)
+        scores = product.manifest.content.facts["metrics"]
+        numbers = {f"{model}.{name}": value for model, row in scores.items() for name, value in row.items()}
+        refused = refusal(product.manifest)
+        headline = f"{config.metric} {scores['candidate'][config.metric]:.4f}"
+        result = record.conclude(product, f"{headline}, {'refused' if refused else 'passed'}", numbers)
+        _show_details(record, product, refused)
+    if refused:
+        return Failed(name="Refused", message=str(refused), data=refused)
+    return as_state(result)
+
+
+def _show_details(record: Record, product: Product, refused: Refused | None) -> None:
+    """The confusion matrix as a picture in MLflow and numbers in Prefect, and the table of checks."""
+    catalog, ref = record.session.catalog, product.ref
+    candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
+    checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
+    classes, confusion = candidate["classes"], candidate["confusion"]
+    record.session.tracker.log_figure(record.run_id, confusion_figure(confusion, classes), "confusion.png")
+    rows = [
+        {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
+        for label, row in zip(classes, confusion, strict=True)
+    ]
+    create_table_artifact(key="evaluate-confusion", table=rows, description="Candidate on the test split")
+    outcome = "refused" if refused else "passed"
+    create_table_artifact(key="evaluate-checks", table=checks, description=f"The candidate {outcome}")

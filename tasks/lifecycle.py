@@ -1,0 +1,128 @@
+"""The records of a whole lifecycle run: its MLflow parent run, its report, its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.runtime import flow_run
+
+from modelyard.presets import LifecycleConfig
+from modelyard.tracking import Point
+from tasks.results import LifecycleResult, RolloutResult, StageResult
+from tasks.session import Session, session
+
+
+@dataclass
+class LifecycleRun:
+    """One lifecycle while it runs. `id` is the MLflow parent run's."""
+
+    id: str
+    flow_run_id: str
+    config: LifecycleConfig
+    session: Session
+    stages: list[StageResult | RolloutResult] = field(default_factory=list)
+    refusal: str = ""
+
+    def add(self, result: StageResult | RolloutResult) -> None:
+        """Count a stage that is done."""
+        self.stages.append(result)
+
+    def refuse(self, reason: str) -> None:
+        """The gate said no: the report says so, and the MLflow run ends as failed."""
+        self.refusal = reason
+        self._publish_report()
+
+    def report(self) -> LifecycleResult:
+        """Write the report and the parent run's figures, and return what the run came to."""
+        result = self._result()
+        points = [Point(f"{model}.{name}", value) for model, row in result.metrics.items() for name, value in row.items()]
+        self.session.tracker.log_metrics(self.id, points)
+        tags = {f"modelyard.digest.{kind}": ref.digest for kind, ref in result.artifacts.items()}
+        self.session.tracker.set_tags(self.id, {**tags, "modelyard.model_version": result.model_version})
+        self._publish_report()
+        return result
+
+    def _result(self) -> LifecycleResult:
+        served = next(stage for stage in self.stages if isinstance(stage, RolloutResult))
+        found = [stage for stage in self.stages if isinstance(stage, StageResult)]
+        verdict = next(stage for stage in found if stage.stage == "evaluate")
+        metrics = {role: _metrics_of(verdict, role) for role in ("float", "candidate")}
+        return LifecycleResult(
+            flow_run_id=self.flow_run_id,
+            mlflow_run_id=self.id,
+            model_name=self.config.model_name,
+            model_version=served.release.version,
+            endpoint_url=served.release.endpoint_url,
+            dataset_uri=self.config.dataset_uri,
+            artifacts={stage.ref.kind: stage.ref for stage in found},
+            metrics={"float": metrics["float"], "compressed": metrics["candidate"]},
+            stages=self.stages,
+        )
+
+    def _publish_report(self) -> None:
+        text = _markdown(self)
+        create_markdown_artifact(key="lifecycle-report", markdown=text, description=f"Lifecycle of {self.config.model_name}")
+        create_link_artifact(key="mlflow-run", link=self.session.tracker.run_url(self.id), link_text="MLflow run")
+        self.session.tracker.log_text(self.id, text, "report.md")
+
+
+@contextmanager
+def parent_run(config: LifecycleConfig, preset: str) -> Iterator[LifecycleRun]:
+    """The MLflow run that the stages' runs nest below; ended as failed when the block raises or the gate refuses."""
+    now = session()
+    flow_run_id = flow_run.get_id() or ""
+    name = flow_run.get_name() or "lifecycle"
+    tags = {"prefect.flow_run_id": flow_run_id, "modelyard.preset": preset, "modelyard.stage": "lifecycle"}
+    if now.commit:
+        tags["modelyard.commit"] = now.commit
+    run_id = now.tracker.start_run(config.model_name, name, tags=tags)
+    now.tracker.log_params(run_id, config.model_dump(mode="json"))
+    run = LifecycleRun(id=run_id, flow_run_id=flow_run_id, config=config, session=now)
+    succeeded = False
+    try:
+        yield run
+        succeeded = not run.refusal
+    finally:
+        now.tracker.end_run(run_id, succeeded=succeeded)
+
+
+def _metrics_of(verdict: StageResult, role: str) -> dict[str, float]:
+    prefix = f"{role}."
+    return {name.removeprefix(prefix): value for name, value in verdict.numbers.items() if name.startswith(prefix)}
+
+
+def _markdown(run: LifecycleRun) -> str:
+    """What went in, what came out, and where to look."""
+    rows = [
+        f"| {stage.stage} | {stage.headline} | {stage.usage.seconds:.1f} | {_artifact(stage)} |" for stage in run.stages
+    ]
+    served = [stage.release for stage in run.stages if isinstance(stage, RolloutResult)]
+    outcome = f"**Refused**: {run.refusal}" if run.refusal else "**Served**" if served else "Unfinished"
+    links = [f"- [MLflow run]({run.session.tracker.run_url(run.id)})"]
+    links += [
+        f"- endpoint [{release.endpoint_url}]({release.endpoint_url}/v2/models/{release.model_name}), revision"
+        f" {release.revision}, version {release.version}"
+        for release in served
+    ]
+    return "\n".join(
+        [
+            f"# {run.config.model_name}: {outcome}",
+            "",
+            f"Data: `{run.config.dataset_uri}`",
+            "",
+            "| stage | result | seconds | artifact |",
+            "|---|---|---:|---|",
+            *rows,
+            "",
+            *links,
+        ]
+    )
+
+
+def _artifact(stage: StageResult | RolloutResult) -> str:
+    if isinstance(stage, RolloutResult):
+        return f"endpoint revision {stage.release.revision}"
+    return f"`{stage.ref}`{' (found)' if stage.reused else ''}"

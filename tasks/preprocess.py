@@ -1,0 +1,51 @@
+"""Preprocessing as tasks."""
+
+from __future__ import annotations
+
+from prefect import task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.states import State
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.preprocess import PreprocessConfig
+from modelyard.preprocess import preprocess as preprocess_core
+from modelyard.preprocess import snapshot as snapshot_core
+from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
+from tasks.recording import Trail, as_state, recording
+from tasks.results import StageResult
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE)  # fmt: skip
+def snapshot(dataset_uri: str, trail: Trail) -> State[StageResult]:
+    """Write down exactly which bytes a data set consists of."""
+    with recording("snapshot", {"dataset_uri": dataset_uri}, trail) as record:
+        product = snapshot_core(record.session.catalog, dataset_uri, record.origin)
+        facts = product.manifest.content.facts
+        result = record.conclude(product, f"{facts['files']} files, {facts['bytes'] / 1e6:.1f} MB")
+    return as_state(result)
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE)  # fmt: skip
+def preprocess(
+    source: ArtifactRef, config: PreprocessConfig, dataset_uri: str, trail: Trail
+) -> State[StageResult]:
+    """Clean, split and write the shards and the fitted transform."""
+    with recording("preprocess", config.model_dump(mode="json"), trail) as record:
+        product = preprocess_core(record.session.catalog, source, config, record.origin)
+        facts = product.manifest.content.facts
+        record.session.tracker.log_dataset(
+            record.run_id, name=trail.model_name, uri=dataset_uri, digest=source.digest, profile=str(facts["splits"])
+        )
+        numbers = {f"rows_{name}": facts[name] for name in ("read", "kept", "rejected", "duplicates")}
+        numbers |= {f"rows_{name}": count for name, count in facts["splits"].items()}
+        headline = f"{facts['kept']} of {facts['read']} rows kept"
+        result = record.conclude(product, headline, numbers)
+    create_table_artifact(
+        key="preprocess-rows",
+        table=[{"rows": name.removeprefix("rows_"), "count": int(count)} for name, count in numbers.items()],
+        description=f"Where the rows of {dataset_uri} went",
+    )
+    return as_state(result)

@@ -1,0 +1,105 @@
+"""One real installation for the whole test session: its own home folder, free ports, no setting of the developer's.
+
+Its address is fixed before any test module is imported, because Prefect reads its settings at import. Programs start
+when a fixture asks: `store` starts SeaweedFS alone, `stack` all of it, in the same home. The session takes it down.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from commands import environment, secrets
+from commands import stack as stack_commands
+from commands.parts import GRPC_OFFSET, STORE
+from commands.supervision import orphans
+from modelyard.settings import ENV_PREFIX, Settings, load_settings
+from modelyard.storage import Store
+
+PORT_FIELDS = tuple(field for field in Settings.model_fields if field.endswith("_port"))
+INSTALLATION = pytest.StashKey["Installation"]()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """Settings with every secret, and the folder that holds everything."""
+
+    settings: Settings
+    home: Path
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for variable in [name for name in os.environ if name.startswith((ENV_PREFIX, "PREFECT_", "MLFLOW_", "AWS_"))]:
+        del os.environ[variable]
+    os.environ[ENV_PREFIX + "ENV_FILE"] = os.devnull
+    installation = new_installation()
+    environment.apply(installation.settings)
+    config.stash[INSTALLATION] = installation
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if installation := config.stash.get(INSTALLATION, None):
+        stack_commands.down(installation.settings)
+        shutil.rmtree(installation.home, ignore_errors=True)
+
+
+def new_installation(home: Path | None = None) -> Installation:
+    """A home folder with secrets and free ports; nothing runs yet. Its path is short: sockets live below it."""
+    home = home or Path(tempfile.mkdtemp(prefix="modelyard-", dir="/tmp"))
+    settings = load_settings(home=home, **dict(zip(PORT_FIELDS, free_ports(len(PORT_FIELDS)), strict=True)))
+    return Installation(settings=secrets.ensure(settings, store_is_running=False), home=settings.home)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody uses now, whose gRPC twins are free too, below those the kernel hands out."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.randint(15_000, 22_000)
+        if port not in found and _is_free(port) and _is_free(port + GRPC_OFFSET):
+            found.append(port)
+    return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.fixture(scope="session")
+def installation(pytestconfig: pytest.Config) -> Iterator[Installation]:
+    """The session's installation; what of it runs is up to the other fixtures."""
+    installation = pytestconfig.stash[INSTALLATION]
+    yield installation
+    stack_commands.down(installation.settings)
+    assert not orphans(installation.home), "a process of the embedded stack outlived `down`"
+
+
+@pytest.fixture(scope="session")
+def settings(installation: Installation) -> Settings:
+    return installation.settings
+
+
+@pytest.fixture(scope="session")
+def store(installation: Installation) -> Store:
+    """The real embedded store, alone, with its bucket."""
+    stack_commands.up(installation.settings, [STORE])
+    return Store(installation.settings)
+
+
+@pytest.fixture(scope="session")
+def stack(installation: Installation, store: Store) -> Installation:
+    """The whole embedded stack, ready, with Prefect's objects and deployments applied."""
+    stack_commands.up(installation.settings)
+    return installation

@@ -1,0 +1,31 @@
+"""A fresh endpoint per test, over the session's real store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from modelyard.settings import Settings
+from modelyard.storage import Store
+from tests.serve.processes import Endpoint
+
+
+@pytest.fixture(scope="module")
+def new_endpoint(
+    settings: Settings, store: Store, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], Endpoint]]:
+    """Makes endpoints of their own name, home and port over the started ``store``; none outlives the module."""
+    assert store.root
+    made: list[Endpoint] = []
+
+    def make() -> Endpoint:
+        home: Path = tmp_path_factory.mktemp("endpoint")
+        made.append(Endpoint(settings, f"test-{uuid4().hex[:8]}", home))
+        return made[-1]
+
+    yield make
+    for endpoint in made:
+        endpoint.close()

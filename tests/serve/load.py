@@ -1,0 +1,62 @@
+"""Clients that keep asking while something happens to the endpoint."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+import httpx
+import numpy as np
+
+from tests.serve.packages import ROWS, LinearModel
+
+BODY = {"inputs": [{"name": "features", "datatype": "FP64", "shape": [1, 4], "data": ROWS[0].tolist()}]}
+
+
+class Tally:
+    """What the clients saw: answers by version, and every answer that was not right."""
+
+    def __init__(self) -> None:
+        self.by_version: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    @property
+    def total(self) -> int:
+        return sum(self.by_version.values()) + len(self.failures)
+
+    def take(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            self.failures.append(f"{response.status_code} {response.text}")
+            return
+        version = response.headers["Modelyard-Model-Version"]
+        self.by_version[version] += 1
+        answered = response.json()["outputs"][-1]["data"]
+        if not np.allclose(answered, LinearModel(int(version)).outputs(ROWS[:1])[0], atol=1e-5):
+            self.failures.append(f"version {version} answered with another's weights: {answered}")
+
+
+async def under_load(url: str, event: Callable[[], Awaitable[None]], num_clients: int = 6) -> Tally:
+    """Run the event while clients ask without a pause: some answers come before it, and some after it."""
+    tally, stop = Tally(), asyncio.Event()
+
+    async def ask() -> None:
+        while not stop.is_set():
+            try:
+                tally.take(await client.post("/v2/models/digits/infer", json=BODY))
+            except httpx.HTTPError as failure:
+                tally.failures.append(repr(failure))
+
+    async def more(count: int) -> None:
+        enough = tally.total + count
+        while tally.total < enough:  # noqa: ASYNC110 (nothing announces a count)
+            await asyncio.sleep(0.01)
+
+    async with httpx.AsyncClient(base_url=url, timeout=15) as client, asyncio.TaskGroup() as clients:
+        for _ in range(num_clients):
+            clients.create_task(ask())
+        await more(5 * num_clients)
+        await event()
+        await more(5 * num_clients)
+        stop.set()
+    return tally
