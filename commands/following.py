@@ -37,6 +37,7 @@ from tasks.results import LifecycleResult
 POLL_SECONDS = 0.5
 PICKUP_SECONDS = 60.0
 WARNING = 30
+_EARLIEST = datetime.min.replace(tzinfo=UTC)
 STAGES = ("preprocess", "train", "compress", "evaluate", "rollout")
 
 
@@ -56,6 +57,7 @@ class _Stage:
     name: str
     run: FlowRun
     words: str = ""
+    state: str = ""
 
     @property
     def seconds(self) -> float:
@@ -139,22 +141,28 @@ def _update_stages(client: SyncPrefectClient, run: FlowRun, view: _View, flows: 
             flows[child.flow_id] = client.read_flow(child.flow_id)
         name = flows[child.flow_id].name
         known = view.stages.get(name)
-        stage = view.stages[name] = _Stage(name, child, known.words if known else "")
-        stage.words = _words(client, child) or stage.words
+        if known and known.run.state and known.run.state.is_final():
+            continue
+        stage = view.stages[name] = _Stage(name, child, known.words if known else "", child.state_name or "")
+        _add_words(client, stage)
 
 
-def _words(client: SyncPrefectClient, run: FlowRun) -> str:
-    """The stage's last word: its progress while it runs, its result once it is done."""
+def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
+    """The stage's last word: its progress while it runs; its task's state and message once it is done."""
+    run = stage.run
     if run.state and run.state.is_final():
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-        last = max(tasks, key=lambda task: task.start_time or task.created, default=None)
-        return last.state.message or "" if last and last.state else ""
+        last = max(tasks, key=lambda task: task.start_time or _EARLIEST, default=None)
+        if last and last.state and run.state.is_completed():
+            stage.words, stage.state = last.state.message or "", last.state.name or stage.state
+        return
     progress = client.read_artifacts(
         artifact_filter=ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=["training"])
         )
     )
-    return (progress[0].description or "") if progress else ""
+    if progress:
+        stage.words = progress[0].description or ""
 
 
 def _print_warnings(client: SyncPrefectClient, runs: Iterable[FlowRun], since: datetime, console: Console) -> datetime:
@@ -196,6 +204,6 @@ def _final_table(view: _View) -> Table:
 def _cells(name: str, stage: _Stage | None) -> tuple[str, str, str, str]:
     if stage is None:
         return name, "[dim]waiting[/]", "", ""
-    state = stage.run.state_name or ""
-    colour = {"Completed": "green", "Running": "cyan", "Pending": "cyan"}.get(state, "red")
+    state = stage.state
+    colour = {"Completed": "green", "Cached": "green", "Running": "cyan", "Pending": "cyan"}.get(state, "red")
     return name, f"[{colour}]{state}[/]", f"{stage.seconds:.1f}", stage.words

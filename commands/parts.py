@@ -59,7 +59,7 @@ PREFECT = Part(
 WORKER = Part(
     name="worker",
     address=lambda settings: f"work pool {settings.work_pool}",
-    is_embedded=lambda settings: True,
+    is_embedded=lambda _: True,
 )
 ENDPOINT = Part(
     name="endpoint",

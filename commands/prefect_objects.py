@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from prefect import PrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
-RESULTS_BLOCK = "modelyard-results"
 # Limits on task tags: one machine trains one model at a time, and rollouts never overlap.
 LIMITS = {"tag:modelyard-training": 1, "tag:modelyard-rollout": 1}
 RECONCILE_DEPLOYMENT = "reconcile/crashed"
@@ -159,12 +159,10 @@ async def _work_pool(client: PrefectClient, settings: Settings) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists
 
-    try:
+    with suppress(ObjectAlreadyExists):  # its owner may have tuned it: it stays as it is
         await client.create_work_pool(
             WorkPoolCreate(name=settings.work_pool, type="process", description="Flow runs of Modelyard")
         )
-    except ObjectAlreadyExists:
-        pass  # its owner may have tuned it: it stays as it is
 
 
 async def _results_block(settings: Settings) -> None:

@@ -61,7 +61,7 @@ class PartStatus:
 Report = Callable[[PartReady], None]
 
 
-def up(settings: Settings, wanted: Sequence[Part] = PARTS, report: Report = lambda ready: None) -> Settings:
+def up(settings: Settings, wanted: Sequence[Part] = PARTS, report: Report | None = None) -> Settings:
     """Bring these parts up and wait until each does its work; parts already up are left alone.
 
     Returns:
@@ -115,7 +115,7 @@ def log_path(settings: Settings, part: Part) -> Path:
 class _Start:
     """One run of `up`: each part in a thread of its own, waiting for the part it needs."""
 
-    def __init__(self, settings: Settings, supervisor: Supervisor, report: Report) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor, report: Report | None) -> None:
         self._settings = settings
         self._supervisor = supervisor
         self._report = report
@@ -127,7 +127,9 @@ class _Start:
             for part in (part for part in PARTS if part in wanted):
                 self._ready[part.name] = pool.submit(self._start, part)
             for done in as_completed(self._ready.values()):
-                self._report(done.result())
+                ready = done.result()
+                if self._report:
+                    self._report(ready)
 
     def _start(self, part: Part) -> PartReady:
         needed = NEEDS.get(part.name)

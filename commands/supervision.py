@@ -124,8 +124,9 @@ class Supervisor:
             self._call("supervisor.shutdown")
         _, stubborn = psutil.wait_procs(survivors, timeout=bound_seconds)
         end_now([*stubborn, *orphans(self.home)])
-        for leftover in (Path(self._socket), self.pidfile):
-            leftover.unlink(missing_ok=True)
+        store = short_path(self.home, "store")
+        for leftover in (self._socket, self.pidfile, f"{store}-s3.sock", f"{store}-filer.sock"):
+            Path(leftover).unlink(missing_ok=True)
 
     def _family(self) -> list[psutil.Process]:
         try:

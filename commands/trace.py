@@ -38,7 +38,9 @@ def trace(
             f"served by endpoint {endpoint}, revision {revision.number} ({revision.created_at[:19]}): {revision.reason}"
         )
     _describe(tree, catalog, settings, ref, seen=set())
-    Console(soft_wrap=True, highlight=False).print(tree)
+    console = Console(highlight=False)
+    # A pipe has no width: long lines must reach it whole.
+    console.print(tree, width=console.width if console.is_terminal else 400, crop=False)
 
 
 def _resolve(catalog: Catalog, tracker: Tracker, name: str) -> ArtifactRef:

@@ -15,9 +15,10 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping
-from typing import Any, Literal
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
@@ -47,6 +48,17 @@ class ArtifactRef(Frozen):
         return f"{self.kind}@{self.digest[:12]}"
 
 
+def _stays_inside(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
+        raise ValueError(f"{name!r} is not a file name below the artifact's folder")
+    return name
+
+
+# A manifest comes from a bucket that others may write to: its names must not lead out of the folder they are read into.
+FileName = Annotated[str, AfterValidator(_stays_inside)]
+
+
 class FileEntry(Frozen):
     """Size in bytes and sha256 (hex) of one file of an artifact."""
 
@@ -59,7 +71,7 @@ class ManifestContent(Frozen):
 
     kind: ArtifactKind
     schema_version: int = SCHEMA_VERSION
-    files: dict[str, FileEntry]
+    files: dict[FileName, FileEntry]
     config: dict[str, Any]
     inputs: dict[str, str] = Field(default_factory=dict, description="role -> digest")
     code_version: str
@@ -71,7 +83,7 @@ class ManifestContent(Frozen):
 class Provenance(Frozen):
     """How, when and by whom an artifact came to be: kept, but outside the digest."""
 
-    attempt_id: str
+    attempt_id: str = Field(pattern=r"^[\w-]+$")
     created_at: str
     machine: str
     commit: str | None = None

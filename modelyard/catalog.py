@@ -14,7 +14,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -214,7 +214,7 @@ class Catalog:
         return self._commit(work, attempt, origin, seconds)
 
     @contextmanager
-    def _attempt(self, work: Work) -> Iterator[Attempt]:
+    def _attempt(self, work: Work) -> Generator[Attempt]:
         with tempfile.TemporaryDirectory(prefix=f"modelyard-{work.kind}-") as scratch:
             attempt = Attempt(self.store, self.folder(work.kind, work.key), Path(scratch))
             try:

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as parquet
+from pyarrow import parquet
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog

@@ -72,7 +72,7 @@ class ModelPackage:
         """Raw outputs (n, k) as named answers, each of length n."""
         return self._task.decode(self.spec.target, outputs)
 
-    def predict(self, frame: pd.DataFrame, params: dict[str, object] | None = None) -> pd.DataFrame:
+    def predict(self, frame: pd.DataFrame, params: dict[str, object] | None = None) -> pd.DataFrame:  # noqa: ARG002
         """MLflow's pyfunc contract: a frame of feature columns to a frame of answers. ``params`` are not used."""
         import pandas as pd
 

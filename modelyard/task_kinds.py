@@ -6,15 +6,17 @@ that the endpoint can decode without it; `modelyard.train` maps the loss's name 
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import pandas as pd
 from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
 from modelyard.metrics import ClassificationMetrics, Metric, softmax
+
+if TYPE_CHECKING:
+    import pandas as pd  # only where frames are; the endpoint decodes without it
 
 TaskName = Literal["classification"]
 

@@ -112,14 +112,18 @@ class Tracker:
             self._client.set_terminated(run_id, "FINISHED" if succeeded else "FAILED")
 
     def end_runs_of(self, flow_run_id: str) -> list[str]:
-        """End every run that a flow run left open; returns their ids."""
+        """End every run that a flow run left open, and the runs nested below it; returns their ids."""
+        ended: list[str] = []
         with _translated(self.url):
             experiments = [experiment.experiment_id for experiment in self._client.search_experiments()]
-            query = f"tags.`prefect.flow_run_id` = '{flow_run_id}' and attributes.status = 'RUNNING'"
-            open_runs = self._client.search_runs(experiments, query)
-            for run in open_runs:
-                self._client.set_terminated(run.info.run_id, "KILLED")
-        return [run.info.run_id for run in open_runs]
+            waiting = [f"tags.`prefect.flow_run_id` = '{flow_run_id}'"]
+            while waiting:
+                query = f"{waiting.pop()} and attributes.status = 'RUNNING'"
+                for run in self._client.search_runs(experiments, query):
+                    self._client.set_terminated(run.info.run_id, "KILLED")
+                    ended.append(run.info.run_id)
+                    waiting.append(f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+        return ended
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag

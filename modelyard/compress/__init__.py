@@ -1,5 +1,7 @@
 """Compress: from a trained network to a package that serves it small and fast.
 
+    stage.py     `compress`, and what its result depends on
+    package.py   convert, check, measure, publish
     export.py    torch to ONNX, the same bytes wherever it is done
     quantize.py  one function a technique
     check.py     a converted model must be valid and compute what its parent computes

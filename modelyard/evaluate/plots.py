@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Beyond this, numbers in cells could not be read any more and colour has to do.
 MAX_NUMBERED_CLASSES = 25
@@ -20,6 +22,9 @@ def confusion_figure(confusion: np.ndarray, classes: Sequence[str | int]) -> Fig
         confusion: (k, k) counts, row: truth, column: prediction.
         classes: the k labels in that order.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only for who draws
+    from matplotlib.figure import Figure
+
     counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(max(3.2, 0.5 * len(classes) + 1.6), 14)

@@ -27,7 +27,7 @@ CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
 GOLDEN_DECIMALS = 6
 
 
-def evaluate(  # noqa: PLR0917  (what is read, then config, then origin: the same order in every stage)
+def evaluate(
     catalog: Catalog,
     compressed_ref: ArtifactRef,
     dataset_ref: ArtifactRef,

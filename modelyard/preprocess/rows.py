@@ -18,10 +18,8 @@ DIGEST_BYTES = 16  # two different rows of a billion share one with probability 
 def row_digests(frame: pd.DataFrame, plan: Plan) -> list[bytes]:
     """Digest of each whole row: its feature values, target and identity."""
     values = np.ascontiguousarray(frame[plan.features].to_numpy(), dtype="<f8")
-    texts = [frame[column].astype(str) for column in [plan.target, *plan.extra]]
-    return [
-        _digest(row.tobytes(), *rest) for row, *rest in zip(values, *texts, strict=True)
-    ]  # fmt: skip
+    texts = [frame[column].astype(str).tolist() for column in [plan.target, *plan.extra]]
+    return [_digest(row.tobytes(), *rest) for row, *rest in zip(values, *texts, strict=True)]
 
 
 def identity_digests(frame: pd.DataFrame, plan: Plan, whole: list[bytes]) -> list[bytes]:
@@ -29,9 +27,8 @@ def identity_digests(frame: pd.DataFrame, plan: Plan, whole: list[bytes]) -> lis
     if not plan.identity:
         return whole
     # A feature is float64 whatever the file's type was, so its text does not depend on that either.
-    return [
-        _digest(b"", *texts) for texts in zip(*(frame[column].astype(str) for column in plan.identity), strict=True)
-    ]
+    columns = [frame[column].astype(str).tolist() for column in plan.identity]
+    return [_digest(b"", *texts) for texts in zip(*columns, strict=True)]
 
 
 def assign_splits(digests: Sequence[bytes], fractions: SplitFractions) -> np.ndarray:

@@ -13,5 +13,5 @@ reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
 cache, state what survives without the bucket
 status       what this replica says about itself; metrics: the same for Prometheus
-limits       every bound
+limits       every bound; threads: blocking calls beside the event loop
 """

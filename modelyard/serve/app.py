@@ -10,6 +10,7 @@ import hmac
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from functools import lru_cache
 from itertools import count
 from time import perf_counter
 from typing import Any
@@ -233,20 +234,20 @@ class EndpointApp:
 
     def _request_id(self, version: str) -> str:
         number = self._router.table.revision.number
-        return f"{self.endpoint}-{number}-{version}-{self._boot}{next(self._numbers):x}"
+        return f"{self.endpoint}-{number}-{_ascii(version).decode()}-{self._boot}{next(self._numbers):x}"
 
     def _lineage(self, version: RunningVersion, request_id: str) -> Headers:
         return [
-            (b"modelyard-model", quote(version.model).encode()),
-            (b"modelyard-model-version", quote(version.served.version).encode()),
-            (b"modelyard-artifact-digest", version.served.artifact.digest.encode()),
+            (b"modelyard-model", _ascii(version.model)),
+            (b"modelyard-model-version", _ascii(version.served.version)),
+            (b"modelyard-artifact-digest", _ascii(version.served.artifact.digest)),
             *self._position(request_id),
         ]
 
     def _position(self, request_id: str) -> Headers:
         return [
             (b"modelyard-endpoint-revision", b"%d" % self._router.table.revision.number),
-            (b"modelyard-request-id", quote(request_id).encode()),
+            (b"modelyard-request-id", request_id.encode()),
         ]
 
     async def _refuse(self, send: Send, error: HttpError, headers: Headers | None = None) -> None:
@@ -283,6 +284,12 @@ def _http_error(failure: Exception, limits: Limits) -> HttpError:
 
 def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body is larger than {limit} bytes", [_CLOSE])
+
+
+@lru_cache(maxsize=1024)
+def _ascii(text: str) -> bytes:
+    """A name as a header may carry it."""
+    return quote(text).encode()
 
 
 def _allow(scope: Scope, method: str) -> None:

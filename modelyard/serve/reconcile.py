@@ -136,7 +136,7 @@ class Reconciler:
         if revision is None:
             return
         try:
-            await self._take_over(revision)
+            await self._take_over(revision, _reached(revision.number))
         except Exception as failure:  # noqa: BLE001 (the bucket may still have something that works)
             logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
             self.progress.error = _sentence(failure)
@@ -156,13 +156,13 @@ class Reconciler:
         self._complaints.clear()
         self._met_bucket = True
         if newest is None or newest == current:
-            self._learned(current.number, None)
+            self.progress = _reached(current.number)
         elif newest.number != self._refused and not self._is_resting(newest):
             await self._attempt(newest)
 
     async def _attempt(self, revision: Revision) -> None:
         try:
-            await self._take_over(revision)
+            await self._take_over(revision, _reached(revision.number))
         except PermanentError as failure:
             self._failed(revision, failure)
             self._refused = revision.number
@@ -179,15 +179,14 @@ class Reconciler:
 
     async def _fall_back(self, refused: Revision) -> None:
         """Serve the newest earlier revision that works: better than nothing, and the status says so."""
-        error = self.progress.error
         for number in range(refused.number - 1, max(0, refused.number - 1 - FALLBACK_REVISIONS), -1):
             try:
-                await self._take_over(await in_thread(read_revision, self._store, self.endpoint, number))
-            except (ModelyardError, ValueError) as failure:
+                earlier = await in_thread(read_revision, self._store, self.endpoint, number)
+                await self._take_over(earlier, self.progress)
+            except Exception as failure:  # noqa: BLE001 (an even earlier one may work)
                 logger.warning("revision %d cannot be served either: %s", number, failure)
                 continue
             break
-        self._learned(refused.number, error)
 
     def _is_resting(self, revision: Revision) -> bool:
         """Whether it failed in passing so recently that it is not tried again yet."""
@@ -196,10 +195,7 @@ class Reconciler:
 
     def _failed(self, revision: Revision, failure: Exception) -> None:
         logger.error("revision %d was not taken over: %s", revision.number, failure)
-        self._learned(revision.number, _sentence(failure))
-
-    def _learned(self, attempted: int, error: str | None) -> None:
-        self.progress = Progress(attempted=attempted, error=error, is_known=True)
+        self.progress = Progress(attempted=revision.number, error=_sentence(failure), is_known=True)
 
     def _complain(self, sentence: str) -> None:
         """Say once what every poll meets again while the bucket is away."""
@@ -210,8 +206,11 @@ class Reconciler:
 
     # -- one revision ---------------------------------------------------------------------------------
 
-    async def _take_over(self, revision: Revision) -> None:
+    async def _take_over(self, revision: Revision, progress: Progress) -> None:
         """Start what the revision needs, switch, retire what it does not.
+
+        Args:
+            progress: what the status shall say from the switch on.
 
         Raises:
             ModelyardError: a version cannot be served; nothing changed.
@@ -226,16 +225,16 @@ class Reconciler:
             await asyncio.gather(*(version.stop(0) for version in started))
             raise
         self._running |= {version.key: version for version in started}
-        self._switch(revision)
+        self._switch(revision, progress)
         await self._warm_previous(revision)
         self._retire(revision)
         await in_thread(self._remember, revision)
 
-    def _switch(self, revision: Revision) -> None:
+    def _switch(self, revision: Revision, progress: Progress) -> None:
         """The moment at which requests go elsewhere; no await in here."""
         self._router.table = Table(revision, {model: self._route(revision, model) for model in revision.models})
         self._num_failures = 0
-        self._learned(revision.number, None)
+        self.progress = progress
         logger.info("serving revision %d: %s", revision.number, self.status().serving)
 
     def _route(self, revision: Revision, model: str) -> Route:
@@ -336,6 +335,10 @@ def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
         for model, wanted in revision.models.items()
         for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
     ]
+
+
+def _reached(number: int) -> Progress:
+    return Progress(attempted=number, is_known=True)
 
 
 def _sentence(failure: BaseException) -> str:

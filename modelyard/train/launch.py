@@ -73,7 +73,7 @@ class RankGroup:
         for line in self._lines():
             event = parse_event(line)
             if event is None:
-                continue
+                continue  # a library's own words on the shared channel
             if event.kind == "failed" and event.permanent:
                 self.stop()
                 raise _rank_error(event)
@@ -93,6 +93,9 @@ class RankGroup:
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._wait(GRACE_SECONDS)
         self._log_thread.join(GRACE_SECONDS)
+        for pipe in (self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
 
     def _lines(self) -> Iterator[bytes]:
         """Lines from the ranks until all of them have closed the pipe."""

@@ -15,7 +15,7 @@ from commands import prefect_objects
 from commands import stack as stack_commands
 from commands.parts import ENDPOINT, MLFLOW, PARTS, Part
 from commands.supervision import Supervisor, orphans
-from tests.conftest import Installation
+from tests.conftest import Installation, alive
 
 
 def test_up_twice_changes_nothing(stack: Installation):
@@ -58,7 +58,7 @@ def test_a_killed_part_comes_back(stack: Installation, part: Part):
     children = psutil.Process(before).children(recursive=True)
     os.kill(before, signal.SIGKILL)
     psutil.wait_procs(children, timeout=5)
-    assert not [child for child in children if child.is_running()]
+    assert alive(children) == []
     stack_commands.up(stack.settings)
     assert supervisor.states()[part.name].pid != before
 

@@ -22,7 +22,7 @@ from commands.supervision import Supervisor, orphans, short_path
 from modelyard.errors import StackFailed, StoreRefused
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from tests.conftest import Installation, new_installation
+from tests.conftest import Installation, alive, new_installation
 
 
 def test_a_wrong_secret_is_refused_at_once(store: Store, settings: Settings):
@@ -101,8 +101,8 @@ def test_down_ends_everything(own_installation: Installation):
     family = orphans(own_installation.home)
     assert {process.name() for process in family} >= {"weed"}
     stack_commands.down(own_installation.settings)
-    assert not [process for process in family if process.is_running()]
-    assert not socket.exists()
+    assert alive(family) == []
+    assert not list(socket.parent.glob(socket.name.replace("control.sock", "*")))
     stack_commands.down(own_installation.settings)
 
 
@@ -116,7 +116,7 @@ def test_down_ends_what_a_killed_supervisor_left(own_installation: Installation)
     daemon.wait(5)
     assert not supervisor.is_running()
     stack_commands.down(own_installation.settings)
-    assert not [process for process in family if process.is_running()]
+    assert alive(family) == []
     assert orphans(own_installation.home) == []
 
 

@@ -1,0 +1,101 @@
+"""Building a package: convert, check, measure, publish."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Attempt, Catalog
+from modelyard.compress.check import check_operators, check_parity, compare
+from modelyard.compress.config import CompressConfig
+from modelyard.compress.export import export_onnx
+from modelyard.compress.latency import median_milliseconds
+from modelyard.compress.mlmodel import mlmodel_yaml
+from modelyard.compress.quantize import apply_technique
+from modelyard.datasets import TARGET_FILE, Dataset
+from modelyard.errors import DataError
+from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
+from modelyard.models import load_model
+from modelyard.models.build import MODEL_FILE, WEIGHTS_FILE
+from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
+from modelyard.task_kinds import Target
+from modelyard.transform import FittedTransform
+
+
+def build_package(
+    catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig, attempt: Attempt
+) -> None:
+    """Fill an attempt with the package of a trained model (`modelyard.compress.stage.compress` says what it holds)."""
+    model_folder, package_folder = attempt.scratch / "model", attempt.scratch / "package"
+    package_folder.mkdir()
+    catalog.fetch(model_ref, model_folder, [MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE])
+    dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", ["validation"])
+    transform = FittedTransform.model_validate_json((model_folder / TRANSFORM_FILE).read_bytes())
+    model = load_model(model_folder)
+    spec = PackageSpec(
+        target=Target.model_validate_json((model_folder / TARGET_FILE).read_bytes()),
+        forms=_make_forms(model, transform.width, package_folder, config),
+        default_form=config.default_form,
+    )
+    _check_and_measure(attempt, model, spec, package_folder, rows=_Rows(dataset, transform), config=config)
+    for form in spec.forms.values():
+        attempt.add(form.file, package_folder / form.file)
+    attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
+    attempt.add(TRANSFORM_FILE, model_folder / TRANSFORM_FILE)
+    attempt.add_bytes(MLMODEL_FILE, mlmodel_yaml())
+
+
+def _make_forms(model: nn.Module, input_width: int, folder: Path, config: CompressConfig) -> dict[str, RuntimeSpec]:
+    """Write the float form, then each smaller one from it."""
+    forms = {FLOAT_FORM: RuntimeSpec(file=f"{FLOAT_FORM}.onnx", precision="fp32")}
+    export_onnx(model, input_width, folder / forms[FLOAT_FORM].file)
+    for technique in config.techniques:
+        spec = RuntimeSpec(file=f"{technique.form}.onnx", precision="int8")
+        apply_technique(folder / forms[FLOAT_FORM].file, folder / spec.file, technique)
+        forms[technique.form] = spec
+    return forms
+
+
+class _Rows:
+    """The validation rows as a model's own transform makes them."""
+
+    def __init__(self, dataset: Dataset, transform: FittedTransform) -> None:
+        missing = sorted(set(transform.columns) - set(dataset.transform.columns))
+        if missing:
+            raise DataError(f"the data set lacks columns that the model takes: {', '.join(missing[:8])}")
+        self._dataset, self._transform = dataset, transform
+
+    def batches(self) -> Iterator[np.ndarray]:
+        for frame in self._dataset.frames("validation"):
+            yield self._transform.apply_frame(frame)
+
+
+def _check_and_measure(
+    attempt: Attempt, model: nn.Module, spec: PackageSpec, folder: Path, *, rows: _Rows, config: CompressConfig
+) -> None:
+    sizes, operators = {}, {}
+    parities: dict[str, Any] = {}
+    latencies: dict[str, Any] = {}
+    for name, form in spec.forms.items():
+        sizes[name] = (folder / form.file).stat().st_size
+        operators[name] = check_operators(folder / form.file)
+        runtime = open_runtime(form, folder, config.measure.threads)
+        parity = compare(model, runtime, rows.batches())
+        if name == FLOAT_FORM:
+            check_parity(name, parity, config.parity_tolerance)
+        parities[name] = asdict(parity)
+        latencies[name] = _latencies(runtime, next(rows.batches()), config)
+    attempt.facts.update(size_bytes=sizes, operators=operators, default_form=spec.default_form)
+    attempt.measurements.update(latency_ms=latencies, parity=parities, threads=config.measure.threads)
+
+
+def _latencies(runtime: Runtime, features: np.ndarray, config: CompressConfig) -> dict[str, float]:
+    """Batch size -> median ms."""
+    measure = config.measure
+    return {str(batch): median_milliseconds(runtime, features, batch, measure.repeats) for batch in measure.batches}

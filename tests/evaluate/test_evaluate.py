@@ -1,0 +1,200 @@
+"""Verdicts over real packages of the digits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Attempt, Catalog, Product, Work
+from modelyard.compress import CompressConfig, MeasureConfig, compress
+from modelyard.datasets import Dataset
+from modelyard.errors import DataError, NotFound, Refused
+from modelyard.evaluate import EvaluateConfig, evaluate, refusal
+from modelyard.model_package import FLOAT_FORM, PACKAGE_FILE, TRANSFORM_FILE, ModelPackage, PackageSpec
+from modelyard.runtime import RuntimeSpec
+from modelyard.serve.probe import read_golden, refuse_unless_golden
+from modelyard.settings import Settings
+from modelyard.storage import Store
+from modelyard.task_kinds import Target
+from tests.test_model_package import save_linear
+from tests.workbench import ORIGIN, digits_dataset, own_catalog, quick_model
+
+QUICK = CompressConfig(measure=MeasureConfig(repeats=1))
+CONFIG = EvaluateConfig(floor=0.9, allowed_drop_against_float=0.02)
+
+
+class Bench:
+    """A data set, a good package and one that learned too little."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self.catalog = own_catalog(settings)
+        self.dataset_ref = digits_dataset(self.catalog)
+        self.good, self.weak = (self._package(epochs) for epochs in (40, 6))
+        self.dataset = Dataset.fetch(self.catalog, self.dataset_ref, folder, ["test"])
+
+    def _package(self, epochs: int) -> ArtifactRef:
+        model = quick_model(self.catalog, self.dataset_ref, epochs)
+        return compress(self.catalog, model, self.dataset_ref, QUICK, ORIGIN).ref
+
+    def judge(
+        self, candidate: ArtifactRef, champion: ArtifactRef | None = None, config: EvaluateConfig = CONFIG
+    ) -> Product:
+        return evaluate(self.catalog, candidate, self.dataset_ref, champion, config, ORIGIN)
+
+    def read(self, product: Product, name: str) -> dict:
+        return json.loads(self.catalog.read(product.ref, name))
+
+
+@pytest.fixture(scope="module")
+def bench(store: Store, settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    del store  # it runs
+    return Bench(settings, tmp_path_factory.mktemp("evaluate"))
+
+
+def test_a_good_candidate_passes(bench: Bench):
+    """Against the floor, its own float form and a weaker champion."""
+    product = bench.judge(bench.good, bench.weak)
+    assert refusal(product.manifest) is None
+    facts = product.manifest.content.facts
+    assert facts["passed"]
+    assert set(facts["metrics"]) == {"candidate", "float", "champion"}
+    assert facts["metrics"]["candidate"]["accuracy"] > facts["metrics"]["champion"]["accuracy"]
+    verdict = bench.read(product, "verdict.json")
+    assert [check["name"] for check in verdict["checks"]][1:] == [
+        "accuracy", "accuracy against float", "accuracy against champion",
+    ]  # fmt: skip
+    assert verdict["subject"] == str(bench.good)
+    assert verdict["inputs"]["champion"] == bench.weak.digest
+
+
+def test_a_weak_candidate_is_refused_with_its_reasons(bench: Bench):
+    """The refusal is a committed result; the exception made of it has every reason and the whole table."""
+    product = bench.judge(bench.weak, bench.good)
+    refused = refusal(product.manifest)
+    assert isinstance(refused, Refused)
+    assert len(refused.reasons) == 2
+    assert "below the floor 0.9000" in refused.reasons[0]
+    assert "against champion's" in refused.reasons[1]
+    assert [row["result"] for row in refused.table] == ["passed", "REFUSED", "passed", "REFUSED"]
+    assert bench.judge(bench.weak, bench.good).reused
+
+
+def test_without_a_champion_there_is_nothing_to_drop_from(bench: Bench):
+    """The first model of its name meets the other checks; with a champion it is other work."""
+    alone, against = bench.judge(bench.good), bench.judge(bench.good, bench.weak)
+    assert "champion" not in alone.manifest.content.facts["metrics"]
+    assert len(bench.read(alone, "verdict.json")["checks"]) == 3
+    assert alone.ref.uri != against.ref.uri
+
+
+def test_numbers_are_those_of_scikit_learn(bench: Bench, tmp_path: Path):
+    """Accuracy, F1, per class scores and the confusion matrix over the whole test split."""
+    product = bench.judge(bench.good)
+    bench.catalog.fetch(bench.good, tmp_path)
+    truth, predicted = [], []
+    for frame in bench.dataset.frames("test", CONFIG.batch_rows):
+        truth.extend(frame["label"])
+        predicted.extend(ModelPackage.open(tmp_path).predict(frame)["label"])
+    found = bench.read(product, "metrics.json")["candidate"]
+    precision, recall, f1, support = precision_recall_fscore_support(truth, predicted, labels=found["classes"])
+    assert found["rows"] == len(truth) == bench.dataset.num_rows("test")
+    assert found["accuracy"] == pytest.approx(accuracy_score(truth, predicted))
+    assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+    assert found["confusion"] == confusion_matrix(truth, predicted, labels=found["classes"]).tolist()
+    for name, expected in {"precision": precision, "recall": recall, "f1": f1, "support": support}.items():
+        np.testing.assert_allclose(found["per_class"][name], expected)
+
+
+def test_golden_rows_are_what_the_endpoint_probes_with(bench: Bench, tmp_path: Path):
+    """The same form answers them within the tolerance; another model does not."""
+    product = bench.judge(bench.good)
+    for name, ref in {"verdict": product.ref, "good": bench.good, "weak": bench.weak}.items():
+        bench.catalog.fetch(ref, tmp_path / name)
+    golden = read_golden(tmp_path / "verdict")
+    rows = np.array(golden.rows)
+    assert rows.shape == (16, 64)
+    assert len(np.unique(rows, axis=0)) == 16
+    assert golden.form == "int8"
+    refuse_unless_golden("x", golden, "int8", ModelPackage.open(tmp_path / "good").outputs(rows))
+    with pytest.raises(Refused, match="golden rows differ"):
+        refuse_unless_golden("x", golden, "int8", ModelPackage.open(tmp_path / "weak").outputs(rows))
+
+
+def test_another_form_can_be_judged(bench: Bench):
+    """Judging the float form compares it with itself; an unknown form is an error."""
+    product = bench.judge(bench.good, config=CONFIG.model_copy(update={"form": FLOAT_FORM}))
+    metrics = product.manifest.content.facts["metrics"]
+    assert metrics["candidate"] == metrics["float"]
+    assert bench.read(product, "golden.json")["form"] == FLOAT_FORM
+    with pytest.raises(NotFound, match="int8"):
+        bench.judge(bench.good, config=CONFIG.model_copy(update={"form": "int3"}))
+
+
+def test_the_same_work_has_the_same_digest(bench: Bench, settings: Settings):
+    """Judged again elsewhere, on copies, the verdict is the same artifact."""
+    product = bench.judge(bench.good)
+    elsewhere = own_catalog(settings)
+    copies = [_copy(bench.catalog, ref, elsewhere) for ref in (bench.good, bench.dataset_ref)]
+    again = evaluate(elsewhere, *copies, None, CONFIG, ORIGIN)
+    assert not again.reused
+    assert again.ref.digest == product.ref.digest
+
+
+def _copy(source: Catalog, ref: ArtifactRef, target: Catalog) -> ArtifactRef:
+    """An artifact carried to another catalog, file by file."""
+    manifest = source.manifest(ref)
+    uri = f"{target.store.root}/{ref.kind}"
+    for name in manifest.content.files:
+        target.store.put(f"{uri}/{manifest.file_path(name)}", source.read(ref, name))
+    target.store.put(f"{uri}/manifest.json", manifest.model_dump_json().encode())
+    return target.resolve(uri)
+
+
+def _package(bench: Bench, name: str, weight: np.ndarray, target: Target, columns: list[str]) -> ArtifactRef:
+    """A package of one matrix, for what no honest training produces."""
+    spec = PackageSpec(
+        target=target,
+        forms={FLOAT_FORM: RuntimeSpec(file="float.onnx", precision="fp32")},
+        default_form=FLOAT_FORM,
+    )
+    transform = bench.dataset.transform.model_dump()
+    for feature, column in zip(transform["features"], columns, strict=True):
+        feature["name"] = column
+
+    def build(attempt: Attempt) -> None:
+        save_linear(attempt.scratch / "float.onnx", weight)
+        attempt.add("float.onnx", attempt.scratch / "float.onnx")
+        attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
+        attempt.add_json(TRANSFORM_FILE, transform)
+
+    work = Work(kind="compressed", config={"name": name}, inputs={}, code_version="test")
+    return bench.catalog.produce(work, build, ORIGIN).ref
+
+
+def test_outputs_that_are_no_numbers_are_refused(bench: Bench):
+    """A network of NaN gets a verdict like any other, not a crash on the way to JSON."""
+    weight = np.full((64, 10), np.nan)
+    broken = _package(bench, "nan", weight, bench.dataset.target, bench.dataset.transform.columns)
+    product = bench.judge(broken)
+    refused = refusal(product.manifest)
+    assert refused is not None
+    assert "finite outputs 0.0000" in refused.reasons[0]
+    assert "loss" not in product.manifest.content.facts["metrics"]["candidate"]
+
+
+def test_a_champion_of_another_task_is_said_so(bench: Bench):
+    """Other classes or other columns: the two cannot be compared, and the sentence says why."""
+    columns, weight = bench.dataset.transform.columns, np.zeros((64, 3))
+    letters = _package(bench, "letters", weight, Target(column="letter", classes=["a", "b", "c"]), columns)
+    with pytest.raises(DataError, match=r"the champion cannot be judged .*'letter' as one of 3 classes \(a, b, c\)"):
+        bench.judge(bench.good, letters)
+    renamed = _package(
+        bench, "renamed", np.zeros((64, 10)), bench.dataset.target, [f"p{number}" for number in range(64)]
+    )
+    with pytest.raises(DataError, match=r"the champion cannot be judged .* columns that the set lacks: p0"):
+        bench.judge(bench.good, renamed)
