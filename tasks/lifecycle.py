@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
+from modelyard.artifacts import ArtifactRef
 from modelyard.presets import LifecycleConfig
 from modelyard.tracking import Point
 from tasks.results import LifecycleResult, RolloutResult, StageResult
@@ -57,10 +58,15 @@ class LifecycleRun:
             model_version=served.release.version,
             endpoint_url=served.release.endpoint_url,
             dataset_uri=self.config.dataset_uri,
-            artifacts={stage.ref.kind: stage.ref for stage in found},
+            artifacts={"snapshot": self._snapshot(found[0].ref), **{stage.ref.kind: stage.ref for stage in found}},
             metrics={"float": metrics["float"], "compressed": metrics["candidate"]},
             stages=self.stages,
         )
+
+    def _snapshot(self, dataset: ArtifactRef) -> ArtifactRef:
+        """What the data set was made from."""
+        made = self.session.catalog.manifest(dataset).provenance
+        return self.session.catalog.resolve(made.input_uris["snapshot"])
 
     def _publish_report(self) -> None:
         text = _markdown(self)

@@ -16,8 +16,8 @@ from torch import nn
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE, Dataset
-from modelyard.models import MlpConfig, build_model, save_model
-from modelyard.models.build import MODEL_FILE, WEIGHTS_FILE, ModelSpec
+from modelyard.models.build import build_model, save_model
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, MlpConfig, ModelSpec
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import digits_parquet
 from modelyard.settings import Settings

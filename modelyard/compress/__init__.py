@@ -11,7 +11,7 @@
 Evaluation decides whether the smaller form is good enough; this room only refuses what is broken.
 """
 
-from modelyard.compress.config import CompressConfig, DynamicInt8, MeasureConfig
+from modelyard.compress.config import CompressConfig, DynamicInt8, MeasureConfig, StaticInt8
 from modelyard.compress.stage import compress
 
-__all__ = ["CompressConfig", "DynamicInt8", "MeasureConfig", "compress"]
+__all__ = ["CompressConfig", "DynamicInt8", "MeasureConfig", "StaticInt8", "compress"]

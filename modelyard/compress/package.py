@@ -13,16 +13,16 @@ from torch import nn
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog
 from modelyard.compress.check import check_operators, check_parity, compare
-from modelyard.compress.config import CompressConfig
+from modelyard.compress.config import CompressConfig, StaticInt8
 from modelyard.compress.export import export_onnx
 from modelyard.compress.latency import median_milliseconds
 from modelyard.compress.mlmodel import mlmodel_yaml
-from modelyard.compress.quantize import apply_technique
-from modelyard.datasets import TARGET_FILE, Dataset
+from modelyard.compress.quantize import CalibrationRows, apply_technique
+from modelyard.datasets import TARGET_FILE, Dataset, Split
 from modelyard.errors import DataError
 from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
-from modelyard.models import load_model
-from modelyard.models.build import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.build import load_model
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target
 from modelyard.transform import FittedTransform
@@ -35,15 +35,18 @@ def build_package(
     model_folder, package_folder = attempt.scratch / "model", attempt.scratch / "package"
     package_folder.mkdir()
     catalog.fetch(model_ref, model_folder, [MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE])
-    dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", ["validation"])
+    calibrated = any(isinstance(technique, StaticInt8) for technique in config.techniques)
+    splits: list[Split] = ["train", "validation"] if calibrated else ["validation"]
+    dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", splits)
     transform = FittedTransform.model_validate_json((model_folder / TRANSFORM_FILE).read_bytes())
+    rows = _Rows(dataset, transform)
     model = load_model(model_folder)
     spec = PackageSpec(
         target=Target.model_validate_json((model_folder / TARGET_FILE).read_bytes()),
-        forms=_make_forms(model, transform.width, package_folder, config),
+        forms=_make_forms(model, transform.width, package_folder, config, rows.calibration),
         default_form=config.default_form,
     )
-    _check_and_measure(attempt, model, spec, package_folder, rows=_Rows(dataset, transform), config=config)
+    _check_and_measure(attempt, model, spec, package_folder, rows=rows, config=config)
     for form in spec.forms.values():
         attempt.add(form.file, package_folder / form.file)
     attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
@@ -51,19 +54,21 @@ def build_package(
     attempt.add_bytes(MLMODEL_FILE, mlmodel_yaml())
 
 
-def _make_forms(model: nn.Module, input_width: int, folder: Path, config: CompressConfig) -> dict[str, RuntimeSpec]:
+def _make_forms(
+    model: nn.Module, input_width: int, folder: Path, config: CompressConfig, calibration: CalibrationRows
+) -> dict[str, RuntimeSpec]:
     """Write the float form, then each smaller one from it."""
     forms = {FLOAT_FORM: RuntimeSpec(file=f"{FLOAT_FORM}.onnx", precision="fp32")}
     export_onnx(model, input_width, folder / forms[FLOAT_FORM].file)
     for technique in config.techniques:
         spec = RuntimeSpec(file=f"{technique.form}.onnx", precision="int8")
-        apply_technique(folder / forms[FLOAT_FORM].file, folder / spec.file, technique)
+        apply_technique(folder / forms[FLOAT_FORM].file, folder / spec.file, technique, calibration)
         forms[technique.form] = spec
     return forms
 
 
 class _Rows:
-    """The validation rows as a model's own transform makes them."""
+    """Rows of a data set as a model's own transform makes them."""
 
     def __init__(self, dataset: Dataset, transform: FittedTransform) -> None:
         missing = sorted(set(transform.columns) - set(dataset.transform.columns))
@@ -72,8 +77,26 @@ class _Rows:
         self._dataset, self._transform = dataset, transform
 
     def batches(self) -> Iterator[np.ndarray]:
+        """The validation split."""
         for frame in self._dataset.frames("validation"):
             yield self._transform.apply_frame(frame)
+
+    def calibration(self, num_rows: int) -> np.ndarray:
+        """At most that many rows (n, width) of the training split, spread evenly: it may be sorted.
+
+        Raises:
+            DataError: the training split is empty.
+        """
+        available = self._dataset.num_rows("train")
+        if not available:
+            raise DataError("the training split is empty: nothing to calibrate with")
+        chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
+        found, position = [], 0
+        for frame in self._dataset.frames("train"):
+            here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
+            found.append(self._transform.apply_frame(frame.iloc[here]))
+            position += len(frame)
+        return np.concatenate(found)
 
 
 def _check_and_measure(

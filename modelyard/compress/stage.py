@@ -12,6 +12,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig
+from modelyard.models.config import MODEL_FILE, CustomConfig, ModelSpec
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 
@@ -24,7 +25,8 @@ def compress(
     Args:
         catalog: holds both artifacts; takes the package.
         model_ref: a ``model`` artifact.
-        dataset_ref: the ``dataset`` whose validation rows the conversion is checked and timed on.
+        dataset_ref: the ``dataset`` whose training rows calibrate, and whose validation rows the conversion is
+            checked and timed on.
         config: see `CompressConfig`.
         origin: who asks.
 
@@ -34,11 +36,8 @@ def compress(
 
     Raises:
         ConversionFailed: the network cannot be exported, or computes something else afterwards.
-        DataError: the data set lacks columns that the model takes.
+        DataError: the data set lacks columns that the model takes, or rows to calibrate with.
     """
-    from modelyard.models.build import MODEL_FILE, ModelSpec
-    from modelyard.models.config import CustomConfig
-
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
     factories = [spec.model.factory] if isinstance(spec.model, CustomConfig) else []
     work = Work(

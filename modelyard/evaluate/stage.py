@@ -53,7 +53,7 @@ def evaluate(
         - ``metrics.json``: role -> accuracy, macro_f1, loss (nats), per class precision, recall, f1 and support, and
           the confusion matrix (row: truth);
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
-          that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each.
+          that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.
 
     Raises:
         DataError: the data set or the champion has another target or other columns.
@@ -123,7 +123,7 @@ def _count_all(dataset: Dataset, judged: list[Judged], config: EvaluateConfig) -
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
     kind, columns = task_kind(dataset.target.task), judged[0].package.transform.columns
     golden, position = [], 0
-    for frame in dataset.frames("test", config.batch_rows):
+    for frame in dataset.frames("test"):
         targets = kind.encode(dataset.target, frame[dataset.target.column])
         for one in judged:
             one.count(frame, targets)
@@ -164,9 +164,10 @@ def _verdict_json(verdict: gates.Verdict, work: Work, form: str, config: Evaluat
 
 def _golden_json(candidate: Judged, rows: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:
     outputs = np.nan_to_num(candidate.package.outputs(rows).astype(np.float64))
+    rounding = 10.0**-GOLDEN_DECIMALS
     return {
         "rows": rows.tolist(),
         "outputs": outputs.round(GOLDEN_DECIMALS).tolist(),
-        "tolerance": config.golden_tolerance,
+        "tolerance": max(float(config.golden_tolerance * np.abs(outputs).max()), rounding),
         "form": candidate.package.form,
     }

@@ -7,26 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CustomConfig, ModelConfig
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelConfig, ModelSpec
 from modelyard.models.mlp import Mlp
-
-MODEL_FILE = "model.json"
-WEIGHTS_FILE = "model.safetensors"
-
-
-class ModelSpec(Frozen):
-    """Everything needed to build the network again: `model.json` of a model artifact."""
-
-    model: ModelConfig
-    input_width: int = Field(ge=1)
-    output_width: int = Field(ge=1)
 
 
 def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.Module:

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 
+MODEL_FILE = "model.json"
+WEIGHTS_FILE = "model.safetensors"
+
 Activation = Literal["relu", "gelu", "tanh", "silu"]
 
 
@@ -33,3 +36,11 @@ class CustomConfig(Frozen):
 
 
 ModelConfig = Annotated[MlpConfig | CustomConfig, Field(discriminator="kind")]
+
+
+class ModelSpec(Frozen):
+    """Everything needed to build the network again: `model.json` of a model artifact."""
+
+    model: ModelConfig
+    input_width: int = Field(ge=1)
+    output_width: int = Field(ge=1)

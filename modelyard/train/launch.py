@@ -136,8 +136,16 @@ def launch_command(spec_file: Path, ranks: int, max_restarts: int) -> list[str]:
 
 
 def _rank_environment() -> dict[str, str]:
-    """Ours, plus what the launcher would otherwise warn about."""
-    return {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONUNBUFFERED": "1"}
+    """Ours, plus what the launcher needs."""
+    return {
+        "OMP_NUM_THREADS": "1",
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        # torch 2.13's launcher keeps one key-value store over restarts, and gloo its ranks' addresses there without a
+        # prefix: a restarted rank that reads a dead one's address waits for it (one restart in four hung). A store for
+        # each round ends that.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
 
 
 def _rank_error(event: RankEvent) -> PermanentError:

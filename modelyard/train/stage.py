@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
-from modelyard.models.config import CustomConfig
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelSpec
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent
@@ -80,7 +79,7 @@ def _add_model(
     catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, config: TrainConfig, checkpoints: str
 ) -> None:
     """Publish the kept epoch of the last checkpoint, with what is needed to use it."""
-    from modelyard.models.build import MODEL_FILE, WEIGHTS_FILE, ModelSpec, save_model
+    from modelyard.models.build import save_model
     from modelyard.train.checkpoints import Checkpoints
 
     shelf = Checkpoints(catalog.store, checkpoints)
@@ -88,7 +87,7 @@ def _add_model(
     assert pointer is not None, "ranks that finish have saved a checkpoint"
     history = shelf.load(pointer)["history"]
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
-    spec = _model_spec(ModelSpec, config, transform, target)
+    spec = _model_spec(config, transform, target)
     save_model(spec, history["best_weights"], attempt.scratch)
     for name in (MODEL_FILE, WEIGHTS_FILE):
         attempt.add(name, attempt.scratch / name)
@@ -104,9 +103,9 @@ def _add_model(
     )
 
 
-def _model_spec(spec_class: Any, config: TrainConfig, transform: bytes, target: bytes) -> Any:
+def _model_spec(config: TrainConfig, transform: bytes, target: bytes) -> ModelSpec:
     schema = Target.model_validate_json(target)
-    return spec_class(
+    return ModelSpec(
         model=config.model,
         input_width=FittedTransform.model_validate_json(transform).width,
         output_width=task_kind(schema.task).output_width(schema),

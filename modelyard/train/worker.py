@@ -20,7 +20,7 @@ from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
 from modelyard.datasets import Dataset
 from modelyard.errors import PermanentError
-from modelyard.models import build_model
+from modelyard.models.build import build_model
 from modelyard.settings import load_settings
 from modelyard.storage import Store
 from modelyard.task_kinds import task_kind

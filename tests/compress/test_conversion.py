@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from pydantic import ValidationError
 from torch import nn
 
-from modelyard.compress import CompressConfig, DynamicInt8
+from modelyard.compress import CompressConfig, DynamicInt8, StaticInt8
 from modelyard.compress.check import Parity, check_operators, check_parity, compare
 from modelyard.compress.export import anonymise_, export_onnx
 from modelyard.compress.latency import median_milliseconds
@@ -120,8 +120,8 @@ def test_latency_takes_any_batch():
     "wrong",
     [
         {"default_form": "int3"},
-        {"techniques": [DynamicInt8(), DynamicInt8(per_channel=False)]},
-        {"techniques": [DynamicInt8(form="float")]},
+        {"techniques": [StaticInt8(), DynamicInt8(form="int8")]},
+        {"techniques": [StaticInt8(form="float")]},
         {"techniques": [{"technique": "alchemy"}]},
         {"parity_tolerance": 0},
     ],

@@ -97,7 +97,7 @@ def test_numbers_are_those_of_scikit_learn(bench: Bench, tmp_path: Path):
     product = bench.judge(bench.good)
     bench.catalog.fetch(bench.good, tmp_path)
     truth, predicted = [], []
-    for frame in bench.dataset.frames("test", CONFIG.batch_rows):
+    for frame in bench.dataset.frames("test"):
         truth.extend(frame["label"])
         predicted.extend(ModelPackage.open(tmp_path).predict(frame)["label"])
     found = bench.read(product, "metrics.json")["candidate"]
@@ -120,7 +120,10 @@ def test_golden_rows_are_what_the_endpoint_probes_with(bench: Bench, tmp_path: P
     assert rows.shape == (16, 64)
     assert len(np.unique(rows, axis=0)) == 16
     assert golden.form == "int8"
+    assert golden.tolerance == pytest.approx(CONFIG.golden_tolerance * np.abs(golden.outputs).max())
     refuse_unless_golden("x", golden, "int8", ModelPackage.open(tmp_path / "good").outputs(rows))
+    alone = np.concatenate([ModelPackage.open(tmp_path / "good").outputs(row[None]) for row in rows])
+    refuse_unless_golden("x", golden.model_copy(update={"tolerance": 1e-6}), "int8", alone)  # whatever their company
     with pytest.raises(Refused, match="golden rows differ"):
         refuse_unless_golden("x", golden, "int8", ModelPackage.open(tmp_path / "weak").outputs(rows))
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modelyard.errors import ConfigError, DataError
-from modelyard.models import CustomConfig, MlpConfig, build_model, load_model, save_model
-from modelyard.models.build import ModelSpec
+from modelyard.models import CustomConfig, MlpConfig, ModelSpec
+from modelyard.models.build import build_model, load_model, save_model
 
 
 def test_784_128_10_has_the_parameters_of_784_128_10():

@@ -140,7 +140,7 @@ def test_published_weights_are_those_of_the_best_epoch(catalog: Catalog, dataset
     import torch
 
     from modelyard.datasets import Dataset
-    from modelyard.models import load_model
+    from modelyard.models.build import load_model
 
     product = train(catalog, dataset, config, Origin())
     catalog.fetch(product.ref, tmp_path / "model")

@@ -1,0 +1,69 @@
+"""Measure Modelyard against peers and limits, on a stack of its own.
+
+    python -m benchmarks [storage] [lifecycle] [endpoint] [--quick] [--json PATH]
+
+Without names all of them run. Results go to `benchmarks/results/`; a quick run only prints, and writes where
+``--json`` says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import report
+from benchmarks.figures import Findings
+from benchmarks.installation import Installation, own_installation
+
+NAMES = ("storage", "lifecycle", "endpoint")
+Benchmark = Callable[[Installation, bool], Findings]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _parser().parse_args(arguments)
+    command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
+    signal.signal(signal.SIGTERM, _leave)  # so that the stack is taken down
+    documents = []
+    with own_installation() as installation:
+        for name in options.names or NAMES:
+            print(f"{name} ...", flush=True)
+            began = time.monotonic()
+            findings = _load(name)(installation, options.quick)
+            document = report.as_json(name, findings, command=command, quick=options.quick)
+            documents.append(document)
+            if not options.quick:
+                report.write(document)
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+            installation.clean()
+    if options.json:
+        options.json.write_text(json.dumps(documents, indent=1) + "\n")
+    print(report.markdown(documents))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="tiny counts: tries the harness, measures nothing")
+    parser.add_argument("--json", type=Path, help="write the documents of this run there too")
+    return parser
+
+
+def _load(name: str) -> Benchmark:
+    """Its module's `run`; imported here, after this process became a client of its own stack."""
+    return importlib.import_module(f"benchmarks.{name}").run
+
+
+def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (the handler's signature)
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The harness works: it measures on a real store of its own, writes what it found, and leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import psutil
+import pytest
+
+from benchmarks.figures import Figure, take_turns
+from benchmarks.report import markdown
+from commands.environment import PROJECT
+
+RATIO_PARTS = {"median", "min", "max"}
+
+
+@pytest.fixture(scope="module")
+def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a quick run of the storage benchmark wrote."""
+    path = tmp_path_factory.mktemp("bench") / "quick.json"
+    command = [sys.executable, "-m", "benchmarks", "storage", "--quick", "--json", str(path)]
+    # A busy environment must not leak in: the run is to use its own store.
+    environment = os.environ | {"MODELYARD_S3_ENDPOINT_URL": "http://127.0.0.1:1"}
+    done = subprocess.run(
+        command, cwd=PROJECT, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (written,) = json.loads(path.read_text())
+    return written
+
+
+def test_every_figure_is_a_ratio(document: dict[str, Any]):
+    """Put, get, upload and download, each against every other client of the same run, with samples of both."""
+    assert document["benchmark"] == "storage"
+    assert document["machine"]["cores"]
+    assert document["versions"]["obstore"]
+    kinds = {figure["name"].split()[0] for figure in document["figures"]}
+    assert kinds >= {"put", "get", "upload", "download"}
+    for figure in document["figures"]:
+        assert figure["ratio"].keys() == RATIO_PARTS
+        assert figure["ratio"]["min"] > 0
+        assert len(figure["subject_samples"]) == len(figure["against_samples"]) > 0
+
+
+def test_the_table_says_what_was_promised(document: dict[str, Any]):
+    """Each promise stands in the table with its outcome, and a quick run says that it measured nothing."""
+    table = markdown([document])
+    promised = [figure for figure in document["figures"] if figure["target"] is not None]
+    assert len(promised) == 8
+    assert table.count("0.9 met") + table.count("0.9 **missed**") == 8
+    assert "nothing was measured" in table
+
+
+def test_nothing_is_left(document: dict[str, Any]):
+    """No process of the run's own stack outlives it."""
+    assert document["quick"]
+    lines = [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+    assert not [line for line in lines if "modelyard-bench-" in line and str(PROJECT) in line]
+
+
+def test_ratios_are_taken_round_by_round():
+    """A round in which everything is slow does not move the ratio, and the order turns from round to round."""
+    order: list[str] = []
+
+    def contestant(name: str, speed: float):
+        def sample() -> dict[str, float]:
+            order.append(name)
+            return {"rate": speed}
+
+        return sample
+
+    samples = take_turns({"a": contestant("a", 1), "b": contestant("b", 2)}, rounds=2, warmups=0)
+    assert order == ["a", "b", "b", "a"]
+    assert [sample["rate"] for sample in samples["b"]] == [2, 2]
+    figure = Figure(
+        name="", subject="", against="", unit="", better="more", values=[9, 90], reference=[10, 100], target=0.9
+    )
+    assert figure.ratios == [0.9, 0.9]
+    assert figure.is_met

@@ -1,0 +1,100 @@
+"""What is left of a killed run, and what the next one makes of it."""
+
+from __future__ import annotations
+
+import signal
+
+import psutil
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
+
+from commands.supervision import Supervisor
+from modelyard.storage import Store
+from tasks.results import LifecycleResult
+from tests.conftest import Installation
+from tests.e2e.driving import children, eventually, finished, trigger
+
+RANKS_GONE_SECONDS = 10
+CRASHED_SECONDS = 90
+# Slow epochs of two rows a step, so that there is time to kill the run in the midst of training.
+SLOW = ["train.seed=11", "train.batch_size=4", "train.max_epochs=8", "train.target=null", "evaluate.floor=0.5",
+        "evaluate.allowed_drop_against_champion=1"]  # fmt: skip
+
+
+def test_killed_flow_is_closed_and_its_work_is_gone_on_with(stack: Installation, digits: str, prefect_client):
+    """`kill -9` of the flow process during training: within 10 s no rank lives, the run and all its children become
+    Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
+    run = trigger(prefect_client, "lifecycle/digits", overrides=SLOW)
+    eventually(lambda: _checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
+    process = eventually(lambda: flow_process(stack, run), 5, "no process carries the flow run")
+    ranks = rank_processes(stack)
+    assert len(ranks) == 2
+    process.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(ranks, timeout=RANKS_GONE_SECONDS)
+    assert not alive
+
+    crashed = finished(prefect_client, run, 20)
+    assert crashed.state.is_crashed()
+    eventually(lambda: None if open_runs(prefect_client, run) else True, CRASHED_SECONDS, "children stayed open")
+    assert children(prefect_client, run)["train"].state.is_crashed()
+
+    again = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=SLOW))
+    assert again.state.is_completed(), again.state.message
+    result = LifecycleResult.model_validate(again.state.result())
+    assert result.stages[0].reused
+    assert not result.stages[1].reused
+    train = children(prefect_client, again)["train"]
+    logs = prefect_client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train.id])))
+    assert any("going on after epoch" in log.message for log in logs)
+
+
+def flow_process(stack: Installation, run: FlowRun) -> psutil.Process | None:
+    """The process that carries a flow run: a descendant of the worker whose environment names the run."""
+    worker = psutil.Process(Supervisor(stack.home).states()["worker"].pid)
+    for process in worker.children(recursive=True):
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run.id.hex:
+                return process
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def rank_processes(stack: Installation) -> list[psutil.Process]:
+    """Every training rank of this installation."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = process.cmdline()
+            mine = process.environ().get("MODELYARD_HOME") == str(stack.home)
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if mine and "modelyard.train.worker" in words and "modelyard.train.launcher" not in words:
+            found.append(process)
+    return found
+
+
+def open_runs(client, run: FlowRun) -> list[str]:
+    """Names of the flow and task runs below a run that have not ended."""
+    below = list(children(client, run).values())
+    ids = [run.id, *(child.id for child in below)]
+    tasks = client.read_task_runs(task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=ids)))
+    return [one.name for one in [*below, *tasks] if one.state is None or not one.state.is_final()]
+
+
+def _checkpoints(stack: Installation, client, run: FlowRun) -> list[str]:
+    """Checkpoints of a training that is still under way."""
+    train = children(client, run).get("train")
+    if train is None or not train.state.is_running():
+        return []
+    store = Store(stack.settings)
+    uncommitted: dict[str, list[str]] = {}
+    for info in store.list(f"{store.root}/artifacts/model"):
+        uncommitted.setdefault("/".join(info.uri.split("/")[:6]), []).append(info.uri)
+    return [
+        uri
+        for uris in uncommitted.values()
+        if not any(uri.endswith("/manifest.json") for uri in uris)
+        for uri in uris
+        if "/checkpoints/" in uri and uri.endswith(".json")
+    ]

@@ -1,0 +1,196 @@
+"""The whole way on the real stack: from files in the bucket to answers of the endpoint. Tests build on each other."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import httpx
+import mlflow
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from mlflow.tracking import MlflowClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+from commands.prediction import ask, held_out_rows
+from commands.supervision import Supervisor
+from modelyard.catalog import Catalog
+from modelyard.revisions import latest_revision
+from modelyard.storage import Store
+from tasks.results import LifecycleResult
+from tests.conftest import Installation
+from tests.e2e.driving import children, eventually, finished, modelyard, trigger
+
+STAGES = ["preprocess", "train", "compress", "evaluate", "rollout"]
+
+
+@pytest.fixture(scope="module")
+def last_run(stack: Installation, digits: str) -> dict:
+    """`modelyard run`, once for this module."""
+    ran = modelyard("run", "digits")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "prediction" in ran.stdout
+    return json.loads((stack.home / "last-run.json").read_text())
+
+
+def test_run_leads_from_files_to_a_served_model(stack: Installation, last_run: dict):
+    """`modelyard run` goes through every stage, and what it reports is what the endpoint and the bucket hold."""
+    assert [stage["stage"] for stage in last_run["stages"]] == STAGES
+    assert last_run["metrics"]["compressed"]["accuracy"] >= 0.93
+    assert last_run["prediction"]["version"] == last_run["model_version"]
+    assert last_run["prediction"]["digest"] == last_run["artifacts"]["compressed"]["digest"]
+    for ref in last_run["artifacts"].values():
+        assert Catalog(Store(stack.settings)).resolve(ref["digest"]).uri == ref["uri"]
+    train = last_run["stages"][1]["usage"]
+    assert train["device_seconds"] > 0
+    assert train["bytes_stored"] > 0
+
+
+# mlflow warns about its own type hints when its pyfunc module is imported.
+@pytest.mark.filterwarnings("ignore::UserWarning:mlflow", "ignore:Any type hint", "ignore::DeprecationWarning")
+def test_answers_of_the_endpoint_are_those_of_the_registered_version(stack: Installation, last_run: dict):
+    """`models:/digits@champion` loads through mlflow without a pickle and predicts what the endpoint predicts."""
+    catalog = Catalog(Store(stack.settings))
+    rows = held_out_rows(catalog, catalog.resolve(last_run["artifacts"]["dataset"]["digest"]), 50)
+    answer = ask(stack.settings, "digits", rows)
+    champion = mlflow.pyfunc.load_model("models:/digits@champion")
+    columns = json.loads(catalog.read(catalog.resolve(answer.digest), "transform.json"))["features"]
+    frame = pd.DataFrame(rows.values, columns=[column["name"] for column in columns])
+    assert champion.predict(frame)["label"].tolist() == answer.labels
+    assert np.mean(np.array(answer.labels) == np.array(rows.truths)) > 0.9
+
+
+def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installation, last_run: dict):
+    """Runs nest, carry the flow run and the artifact digests, and hold metrics, system metrics, data set and picture."""
+    client = MlflowClient()
+    parent = client.get_run(last_run["mlflow_run_id"])
+    assert parent.data.tags["prefect.flow_run_id"] == last_run["flow_run_id"]
+    nested = client.search_runs(
+        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
+    )
+    by_stage = {run.data.tags["modelyard.stage"]: run for run in nested}
+    assert set(by_stage) == {"snapshot", *STAGES}
+    assert {run.info.status for run in [parent, *nested]} == {"FINISHED"}
+    for stage, kind in [("train", "model"), ("compress", "compressed"), ("evaluate", "verdict")]:
+        assert by_stage[stage].data.tags["modelyard.digest"] == last_run["artifacts"][kind]["digest"]
+    train = by_stage["train"]
+    assert len(client.get_metric_history(train.info.run_id, "train_loss")) == train.data.metrics["epochs"]
+    eventually(
+        lambda: any(name.startswith("system/") for name in client.get_run(train.info.run_id).data.metrics) or None,
+        10,
+        "no system metrics arrived",
+    )
+    inputs = by_stage["preprocess"].inputs.dataset_inputs
+    assert json.loads(inputs[0].dataset.source)["digest"] == last_run["artifacts"]["snapshot"]["digest"]
+    pictures = client.list_artifacts(by_stage["evaluate"].info.run_id)
+    assert "confusion.png" in [picture.path for picture in pictures]
+
+
+def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client):
+    """The run has a report with its links, tables of rows, checks and confusion, and the progress of training."""
+    run = prefect_client.read_flow_run(last_run["flow_run_id"])
+    below = children(prefect_client, run)
+    assert list(sorted(below, key=lambda name: below[name].start_time)) == STAGES
+    ids = [run.id, *(child.id for child in below.values())]
+    found = prefect_client.read_artifacts(
+        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=ids))
+    )
+    kinds = {artifact.key: artifact.type for artifact in found}
+    assert kinds["lifecycle-report"] == "markdown"
+    assert kinds["training"] == "progress"
+    assert {"preprocess-rows", "compress-forms", "evaluate-checks", "evaluate-confusion"} <= set(kinds)
+    report = next(artifact.data for artifact in found if artifact.key == "lifecycle-report")
+    assert last_run["mlflow_run_id"] in report
+
+
+def test_trace_walks_from_an_answer_back_to_the_data(stack: Installation, last_run: dict):
+    """From the digest in a response header to version, revision, verdict, runs, snapshot and commit."""
+    told = modelyard("trace", last_run["prediction"]["digest"])
+    assert told.returncode == 0, told.stderr
+    expected = [last_run["artifacts"][kind]["digest"] for kind in ("compressed", "model", "dataset", "snapshot")]
+    for words in [*expected, "registered as digits version", "served by endpoint", "flow run", "MLflow run", "commit"]:
+        assert words in told.stdout
+
+
+def test_unchanged_second_run_finds_everything(stack: Installation, last_run: dict, prefect_client):
+    """Nothing is computed again, no version is added, and the stages' MLflow runs name those they were taken from."""
+    revision = latest_revision(Store(stack.settings), stack.settings.endpoint_name)
+    run = finished(prefect_client, trigger(prefect_client, "lifecycle/digits"))
+    assert run.state.is_completed(), run.state.message
+    result = LifecycleResult.model_validate(run.state.result())
+    assert all(stage.reused for stage in result.stages[:-1])
+    assert not result.stages[-1].release.changed
+    assert result.model_version == last_run["model_version"]
+    assert latest_revision(Store(stack.settings), stack.settings.endpoint_name) == revision
+    stage = MlflowClient().get_run(result.stages[1].mlflow_run_id)
+    assert stage.data.tags["reused_from"] == last_run["stages"][1]["mlflow_run_id"]
+
+
+def test_refused_gate_is_a_state_with_its_reasons(stack: Installation, last_run: dict, prefect_client):
+    """A candidate below the floor ends the run as Refused with the sentence; what serves goes on serving."""
+    run = trigger(prefect_client, "lifecycle/digits", min_score=0.9999)
+    run = finished(prefect_client, run)
+    assert run.state.name == "Refused"
+    assert "is below the floor 0.9999" in run.state.message
+    assert "rollout" not in children(prefect_client, run)
+    ready = httpx.get(f"{stack.settings.serving_url}/v2/models/digits/ready", trust_env=False)
+    assert ready.status_code == 200
+
+
+def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client):
+    """After a second version was rolled out, the rollback deployment has the first one answer again."""
+    overrides = ["train.seed=3", "train.target=0.9", "evaluate.floor=0.8", "evaluate.allowed_drop_against_champion=0.2"]
+    second = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=overrides))
+    assert second.state.is_completed(), second.state.message
+    assert second.state.result()["model_version"] != last_run["model_version"]
+    back = finished(prefect_client, trigger(prefect_client, "rollback/digits"))
+    assert back.state.is_completed(), back.state.message
+    answer = httpx.get(f"{stack.settings.serving_url}/v2/models/digits", trust_env=False)
+    assert answer.headers["Modelyard-Model-Version"] == last_run["model_version"]
+    champion = MlflowClient().get_model_version_by_alias("digits", "champion")
+    assert champion.version == last_run["model_version"]
+
+
+def test_killed_endpoint_comes_back_with_what_it_served(stack: Installation, last_run: dict):
+    """`kill -9` of the endpoint: the supervisor restarts it, and it answers with the same version."""
+    pid = Supervisor(stack.home).states()["endpoint"].pid
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+
+    def answer() -> str | None:
+        try:
+            response = httpx.get(f"{stack.settings.serving_url}/v2/models/digits", trust_env=False, timeout=2)
+        except httpx.HTTPError:
+            return None
+        return response.headers.get("Modelyard-Model-Version") if response.status_code == 200 else None
+
+    assert eventually(answer, 30, "the endpoint did not come back") == last_run["model_version"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "train.max_epochz=3"], "train.max_epochz"),
+        (["no-such-preset"], "no-such-preset"),
+        (["--dataset", "s3://modelyard/nothing/here/*.parquet"], "s3://modelyard/nothing/here"),
+    ],
+)
+def test_wrong_input_ends_the_command_with_its_name(stack: Installation, digits: str, arguments: list[str], words: str):
+    """A wrong key, preset or place is one sentence and exit status 1, not a stack trace."""
+    ran = modelyard("run", *arguments)
+    assert ran.returncode == 1
+    assert words in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_form_values_out_of_bounds_are_refused_before_anything_runs(stack: Installation, prefect_client):
+    """The API answers 409 and names the field; no run is created."""
+    found = prefect_client.read_deployment_by_name("lifecycle/digits")
+    response = httpx.post(
+        f"{stack.settings.api_url}/deployments/{found.id}/create_flow_run",
+        json={"parameters": {"ranks": 1000}},
+        trust_env=False,
+    )
+    assert response.status_code == 409
+    assert "ranks" in response.text

@@ -1,0 +1,27 @@
+"""What starting costs: a command line must be quick, and the endpoint small."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "onnx", "onnxruntime", "matplotlib", "mlflow", "prefect", "sklearn"}
+CONTROL_PLANE = {"boto3", "botocore", "s3fs"}
+
+
+@pytest.mark.parametrize(
+    ("module", "avoided"),
+    [
+        ("modelyard.presets", HEAVY | CONTROL_PLANE),
+        ("modelyard.serve.router", HEAVY | CONTROL_PLANE | {"pandas"}),
+        ("modelyard.serve.__main__", HEAVY | CONTROL_PLANE | {"pandas"}),
+        ("modelyard.serve.worker", HEAVY - {"onnxruntime"} | CONTROL_PLANE | {"pandas", "obstore"}),
+    ],
+)
+def test_an_import_stays_light(module: str, avoided: set[str]):
+    """Forms and presets are checked without what trains and converts; who serves needs neither frames nor boto3."""
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not avoided & set(loaded)
