@@ -30,28 +30,21 @@ def lifecycle(
     with tasks.parent_run(config, preset) as run:
         prepared = preprocess(preset, dataset_uri, settings, run.id)
         run.add(prepared)
-        trained = train(preset, dataset_uri, prepared.ref.digest, settings, run.id, wait_for=[prepared])
+        # `wait_for` draws the arrows of the graph in the UI; Prefect's type overloads leave it out.
+        data = prepared.ref.digest
+        trained = train(preset, dataset_uri, data, settings, run.id, wait_for=[prepared])  # ty: ignore[no-matching-overload]
         run.add(trained)
-        compressed = compress(
-            preset, dataset_uri, trained.ref.digest, prepared.ref.digest, settings, run.id, wait_for=[trained]
-        )
+        model = trained.ref.digest
+        compressed = compress(preset, dataset_uri, model, data, settings, run.id, wait_for=[trained])  # ty: ignore[no-matching-overload]
         run.add(compressed)
-        judged = evaluate(
-            preset,
-            dataset_uri,
-            compressed.ref.digest,
-            prepared.ref.digest,
-            settings,
-            run.id,
-            wait_for=[compressed],
-            return_state=True,
-        )
+        small = compressed.ref.digest
+        judged = evaluate(preset, dataset_uri, small, data, settings, run.id, wait_for=[compressed], return_state=True)  # ty: ignore[no-matching-overload]
         if judged.name == "Refused":
             run.refuse(judged.message or "refused")
             return Failed(name="Refused", message=judged.message)
         verdict = judged.result()
         run.add(verdict)
-        served = rollout(compressed.ref.digest, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])
+        served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[judged])  # ty: ignore[no-matching-overload]
         run.add(served)
         return run.report()
 

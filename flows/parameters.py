@@ -65,7 +65,10 @@ ParentRun = Annotated[
 
 def artifact_name(what: str) -> object:
     """Annotation of a parameter that names an artifact."""
-    return Field(description=f"Digest or URI of {what}; empty: what this preset gives, found or made", json_schema_extra={"position": 5})
+    return Field(
+        description=f"Digest or URI of {what}; empty: what this preset gives, found or made",
+        json_schema_extra={"position": 5},
+    )
 
 
 def load_config(preset: str, dataset_uri: str, overrides: list[str]) -> LifecycleConfig:

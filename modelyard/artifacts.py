@@ -113,9 +113,7 @@ class Manifest(Frozen):
 
 def canonical_json(value: Any) -> bytes:
     """One byte string for one value: sorted keys, no spaces, UTF-8, no NaN (RFC 8785 in spirit)."""
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
 def digest_of(value: Any) -> str:
@@ -123,9 +121,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
-def artifact_key(
-    kind: ArtifactKind, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: str
-) -> str:
+def artifact_key(kind: ArtifactKind, config: Mapping[str, Any], inputs: Mapping[str, str], code_version: str) -> str:
     """Name of the work itself: same stage, config, input digests and code give the same key."""
     identity = {
         "kind": kind,

@@ -245,9 +245,7 @@ class Catalog:
             measurements=attempt.measurements,
         )
         mine = Manifest(content=content, provenance=provenance)
-        created = self.store.put_new(
-            f"{attempt.uri}/manifest.json", mine.model_dump_json(indent=1).encode()
-        )
+        created = self.store.put_new(f"{attempt.uri}/manifest.json", mine.model_dump_json(indent=1).encode())
         # A retried put whose first reply was lost also reports "exists": whose attempt it names decides.
         standing = mine if created else self._manifest_at(attempt.uri)
         won = standing.provenance.attempt_id == attempt.attempt_id

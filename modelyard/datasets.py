@@ -1,10 +1,10 @@
 """Reading a preprocessed data set: the leaf that training, compression and evaluation share.
 
-    train/ validation/ test/   Parquet shards of clean, untransformed rows
-    rejected/                  the rows that were refused, each with its reason
-    transform.json             fitted on the training split
-    target.json                the fitted target schema
-    report.json                what went in, what came out, and why the rest did not
+train/ validation/ test/   Parquet shards of clean, untransformed rows
+rejected/                  the rows that were refused, each with its reason
+transform.json             fitted on the training split
+target.json                the fitted target schema
+report.json                what went in, what came out, and why the rest did not
 """
 
 from __future__ import annotations

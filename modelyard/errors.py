@@ -85,9 +85,7 @@ class PortTaken(PermanentError):
         self.setting = setting
         self.owner = owner
         held_by = f"held by {owner}" if owner else "held by another process"
-        super().__init__(
-            f"port {port} is {held_by}; stop it or choose another with {setting}=<port>"
-        )
+        super().__init__(f"port {port} is {held_by}; stop it or choose another with {setting}=<port>")
 
 
 class StackFailed(PermanentError):
@@ -98,9 +96,7 @@ class MissingExtra(PermanentError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str, needed_for: str) -> None:
-        super().__init__(
-            f"{needed_for} needs the package {package!r}: pip install 'modelyard[{extra}]'"
-        )
+        super().__init__(f"{needed_for} needs the package {package!r}: pip install 'modelyard[{extra}]'")
 
 
 class StoreRefused(PermanentError):
@@ -152,9 +148,7 @@ class Refused(PermanentError):
         table: every check, passed or not, as rows ready to be shown.
     """
 
-    def __init__(
-        self, subject: str, reasons: Sequence[str], table: Sequence[dict[str, object]] = ()
-    ) -> None:
+    def __init__(self, subject: str, reasons: Sequence[str], table: Sequence[dict[str, object]] = ()) -> None:
         self.subject = subject
         self.reasons = list(reasons)
         self.table = list(table)

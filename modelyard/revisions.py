@@ -128,9 +128,7 @@ def propose_revision(
         models = change(current)
         if models is None:
             return current
-        proposal = Revision(
-            number=current.number + 1, models=models, reason=reason, author=author, created_at=_now()
-        )
+        proposal = Revision(number=current.number + 1, models=models, reason=reason, author=author, created_at=_now())
         if _write(store, endpoint, proposal):
             return proposal
         time.sleep(0.05 * 2**turn)

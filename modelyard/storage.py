@@ -2,7 +2,7 @@
 
 Three clients, each where it is best (measured, see `benchmarks/storage.py`): obstore moves bytes, s3fs is
 handed to libraries whose contract is fsspec, boto3 does what is done once (buckets, stale uploads). The last two
-are imported where they are used: 0.3 s and 40 MB that a command line, a rank and the endpoint do without.
+are imported where they are used: 0.5 s and 30 MB that a command line, a rank and the endpoint do without.
 `Store.put_new` is the one conditional primitive that every commit in Modelyard rests on.
 """
 

@@ -64,7 +64,9 @@ class Classification:
 
     def fit_target(self, column: str, values: set[Any]) -> Target:
         if len(values) < 2:
-            raise DataError(f"target column {column!r} has {len(values)} distinct values; a classifier needs at least 2")
+            raise DataError(
+                f"target column {column!r} has {len(values)} distinct values; a classifier needs at least 2"
+            )
         plain = [int(value) if isinstance(value, int | np.integer) else str(value) for value in values]
         return Target(column=column, classes=sorted(plain, key=lambda value: (isinstance(value, str), value)))
 

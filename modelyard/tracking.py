@@ -10,7 +10,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -178,7 +178,7 @@ class Tracker:
             self._client.log_text(run_id, text, file)
 
     @contextmanager
-    def system_metrics(self, run_id: str) -> Iterator[None]:
+    def system_metrics(self, run_id: str) -> Generator[None]:
         """Sample the machine (CPU, memory, network; GPUs where there are any) into the run while the block runs."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
@@ -323,7 +323,7 @@ def _registered(version: Any) -> RegisteredVersion:
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
+def _translated(url: str) -> Generator[None]:
     """Turn mlflow's exceptions into ours."""
     from mlflow.exceptions import MlflowException, RestException
     from requests.exceptions import RequestException

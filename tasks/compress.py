@@ -17,9 +17,7 @@ from tasks.results import StageResult
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
       cache_policy=NO_CACHE)  # fmt: skip
-def compress(
-    model: ArtifactRef, dataset: ArtifactRef, config: CompressConfig, trail: Trail
-) -> State[StageResult]:
+def compress(model: ArtifactRef, dataset: ArtifactRef, config: CompressConfig, trail: Trail) -> State[StageResult]:
     """Convert to the serving runtime, make it small, measure both."""
     with recording("compress", config.model_dump(mode="json"), trail) as record:
         product = compress_core(record.session.catalog, model, dataset, config, record.origin)

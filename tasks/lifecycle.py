@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -39,7 +39,9 @@ class LifecycleRun:
     def report(self) -> LifecycleResult:
         """Write the report and the parent run's figures, and return what the run came to."""
         result = self._result()
-        points = [Point(f"{model}.{name}", value) for model, row in result.metrics.items() for name, value in row.items()]
+        points = [
+            Point(f"{model}.{name}", value) for model, row in result.metrics.items() for name, value in row.items()
+        ]
         self.session.tracker.log_metrics(self.id, points)
         tags = {f"modelyard.digest.{kind}": ref.digest for kind, ref in result.artifacts.items()}
         self.session.tracker.set_tags(self.id, {**tags, "modelyard.model_version": result.model_version})
@@ -70,13 +72,15 @@ class LifecycleRun:
 
     def _publish_report(self) -> None:
         text = _markdown(self)
-        create_markdown_artifact(key="lifecycle-report", markdown=text, description=f"Lifecycle of {self.config.model_name}")
+        create_markdown_artifact(
+            key="lifecycle-report", markdown=text, description=f"Lifecycle of {self.config.model_name}"
+        )
         create_link_artifact(key="mlflow-run", link=self.session.tracker.run_url(self.id), link_text="MLflow run")
         self.session.tracker.log_text(self.id, text, "report.md")
 
 
 @contextmanager
-def parent_run(config: LifecycleConfig, preset: str) -> Iterator[LifecycleRun]:
+def parent_run(config: LifecycleConfig, preset: str) -> Generator[LifecycleRun]:
     """The MLflow run that the stages' runs nest below; ended as failed when the block raises or the gate refuses."""
     now = session()
     flow_run_id = flow_run.get_id() or ""

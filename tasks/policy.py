@@ -16,7 +16,7 @@ BACKOFF = exponential_backoff(backoff_factor=2)
 JITTER = 0.5
 
 
-def is_transient(task: Task[..., Any], run: TaskRun, state: State[Any]) -> bool:
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Whether the failure of a task run may pass by itself."""
     failure = state.result(raise_on_failure=False)
     return isinstance(failure, TransientError)

@@ -29,9 +29,7 @@ def snapshot(dataset_uri: str, trail: Trail) -> State[StageResult]:
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
       cache_policy=NO_CACHE)  # fmt: skip
-def preprocess(
-    source: ArtifactRef, config: PreprocessConfig, dataset_uri: str, trail: Trail
-) -> State[StageResult]:
+def preprocess(source: ArtifactRef, config: PreprocessConfig, dataset_uri: str, trail: Trail) -> State[StageResult]:
     """Clean, split and write the shards and the fitted transform."""
     with recording("preprocess", config.model_dump(mode="json"), trail) as record:
         product = preprocess_core(record.session.catalog, source, config, record.origin)

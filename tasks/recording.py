@@ -7,7 +7,7 @@ is whole whether or not anything was computed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,16 +85,14 @@ class Record:
 
 
 @contextmanager
-def recording(stage: str, config: Mapping[str, Any], trail: Trail) -> Iterator[Record]:
+def recording(stage: str, config: Mapping[str, Any], trail: Trail) -> Generator[Record]:
     """An MLflow run around a stage, ended as failed when the stage raises."""
     now = session()
     flow_run_id = trail.flow_run_id or flow_run.get_id() or ""
     tags = {"modelyard.stage": stage, "prefect.flow_run_id": flow_run_id}
     if now.commit:
         tags["modelyard.commit"] = now.commit
-    run_id = now.tracker.start_run(
-        trail.model_name, stage, parent_run_id=trail.parent_run_id or None, tags=tags
-    )
+    run_id = now.tracker.start_run(trail.model_name, stage, parent_run_id=trail.parent_run_id or None, tags=tags)
     now.tracker.log_params(run_id, {stage: dict(config)})
     record = Record(
         stage=stage,

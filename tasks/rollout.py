@@ -23,9 +23,7 @@ ROLLOUT_TAG = "modelyard-rollout"
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
       cache_policy=NO_CACHE, tags={ROLLOUT_TAG})  # fmt: skip
-def rollout(
-    candidate: ArtifactRef, verdict: ArtifactRef, config: RolloutConfig, trail: Trail
-) -> State[RolloutResult]:
+def rollout(candidate: ArtifactRef, verdict: ArtifactRef, config: RolloutConfig, trail: Trail) -> State[RolloutResult]:
     """Register the candidate and have the endpoint take it over."""
 
     def act(record: Record) -> Release:
@@ -58,7 +56,9 @@ def rollback(config: RolloutConfig, trail: Trail) -> State[RolloutResult]:
     return _recorded("rollback", config, trail, act)
 
 
-def _recorded(stage: str, config: RolloutConfig, trail: Trail, act: Callable[[Record], Release]) -> State[RolloutResult]:
+def _recorded(
+    stage: str, config: RolloutConfig, trail: Trail, act: Callable[[Record], Release]
+) -> State[RolloutResult]:
     with recording(stage, config.model_dump(mode="json"), trail) as record:
         release = act(record)
         tags: dict[str, Any] = {

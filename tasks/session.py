@@ -32,9 +32,7 @@ def session() -> Session:
     """This process's session."""
     settings = load_settings()
     store = Store(settings)
-    return Session(
-        settings=settings, store=store, catalog=Catalog(store), tracker=Tracker(settings), commit=_commit()
-    )
+    return Session(settings=settings, store=store, catalog=Catalog(store), tracker=Tracker(settings), commit=_commit())
 
 
 def _commit() -> str | None:
@@ -45,7 +43,11 @@ def _commit() -> str | None:
     folder = Path(__file__).resolve().parent
     try:
         asked = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=GIT_SECONDS
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=GIT_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

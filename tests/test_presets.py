@@ -27,7 +27,9 @@ def test_every_preset_that_comes_with_modelyard_is_valid(offline: Store):
 
 def test_override_reaches_its_key_with_its_type(offline: Store):
     """Values are read as YAML, so numbers, lists and null arrive as such."""
-    config = load_preset("digits", offline, ["train.max_epochs=5", "train.model.hidden_sizes=[64, 32]", "train.target=null"])
+    config = load_preset(
+        "digits", offline, ["train.max_epochs=5", "train.model.hidden_sizes=[64, 32]", "train.target=null"]
+    )
     assert (config.train.max_epochs, config.train.model.hidden_sizes, config.train.target) == (5, (64, 32), None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Self
 
 import httpx
 
@@ -23,7 +24,7 @@ class EndpointClient:
         self.url = settings.serving_url
         self._client = httpx.Client(base_url=self.url, headers=headers, timeout=REQUEST_SECONDS, trust_env=False)
 
-    def __enter__(self) -> EndpointClient:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

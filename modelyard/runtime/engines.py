@@ -55,7 +55,7 @@ class OnnxRuntime:
         self.input_width = int(self._session.get_inputs()[0].shape[1])
 
     def run(self, features: np.ndarray) -> np.ndarray:
-        return self._session.run(self._output, {self._input: features})[0]
+        return np.asarray(self._session.run(self._output, {self._input: features})[0])
 
 
 ENGINES: dict[str, Callable[[Path, int], Runtime]] = {"onnxruntime": OnnxRuntime}

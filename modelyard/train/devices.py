@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.distributed as distributed
+from torch import distributed
 
 
 def rank_device() -> torch.device:

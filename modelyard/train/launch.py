@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import modelyard.errors
 from modelyard.errors import PermanentError, RankLost, TrainingFailed
@@ -44,7 +45,7 @@ class RankGroup:
         self._log_thread = threading.Thread(target=self._drain_log, daemon=True)
         self._log_thread.start()
 
-    def __enter__(self) -> RankGroup:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -106,7 +107,9 @@ class RankGroup:
             while True:
                 if not selector.select(self._silence_seconds):
                     self.stop()
-                    raise RankLost(f"no sign of life from any rank for {self._silence_seconds:g} s; the group was ended")
+                    raise RankLost(
+                        f"no sign of life from any rank for {self._silence_seconds:g} s; the group was ended"
+                    )
                 chunk = os.read(descriptor, 65536)
                 if not chunk:
                     return

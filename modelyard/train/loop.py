@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as distributed
-from torch import nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modelyard.errors import NonFiniteLoss, TargetNotReached

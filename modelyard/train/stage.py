@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
@@ -26,7 +25,7 @@ def train(
     dataset: ArtifactRef,
     config: TrainConfig,
     origin: Origin,
-    on_event: Callable[[RankEvent], None] = lambda event: None,
+    on_event: Callable[[RankEvent], None] = lambda _: None,
 ) -> Product:
     """Train the configured network on a data set, going on from the newest checkpoint of the same work.
 
@@ -75,9 +74,7 @@ def _run_ranks(
             on_event(event)
 
 
-def _add_model(
-    catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, config: TrainConfig, checkpoints: str
-) -> None:
+def _add_model(catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, config: TrainConfig, checkpoints: str) -> None:
     """Publish the kept epoch of the last checkpoint, with what is needed to use it."""
     from modelyard.models.build import save_model
     from modelyard.train.checkpoints import Checkpoints

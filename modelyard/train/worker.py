@@ -14,7 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as distributed
+from torch import distributed
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
@@ -51,7 +51,7 @@ def main() -> None:
     spec = RankSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     try:
         _train(spec, events)
-    except Exception as failure:
+    except Exception as failure:  # noqa: BLE001 - whatever it is, the launching process must hear of it
         traceback.print_exc()
         events.emit(_failed(failure))
         # Other ranks may sit in a collective with this one: no orderly teardown is possible.

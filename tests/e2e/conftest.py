@@ -26,7 +26,7 @@ def digits(stack: Installation) -> str:
 
 
 @pytest.fixture
-def prefect_client(stack: Installation) -> "Iterator[SyncPrefectClient]":
+def prefect_client(stack: Installation) -> Iterator[SyncPrefectClient]:
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:

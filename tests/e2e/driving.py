@@ -12,7 +12,6 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
 
-
 RUN_SECONDS = 150
 T = TypeVar("T")
 

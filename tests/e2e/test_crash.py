@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 
 import psutil
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 
@@ -21,7 +22,9 @@ SLOW = ["train.seed=11", "train.batch_size=4", "train.max_epochs=8", "train.targ
         "evaluate.allowed_drop_against_champion=1"]  # fmt: skip
 
 
-def test_killed_flow_is_closed_and_its_work_is_gone_on_with(stack: Installation, digits: str, prefect_client):
+def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
+    stack: Installation, digits: str, prefect_client: SyncPrefectClient
+):
     """`kill -9` of the flow process during training: within 10 s no rank lives, the run and all its children become
     Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
     run = trigger(prefect_client, "lifecycle/digits", overrides=SLOW)
@@ -74,7 +77,7 @@ def rank_processes(stack: Installation) -> list[psutil.Process]:
     return found
 
 
-def open_runs(client, run: FlowRun) -> list[str]:
+def open_runs(client: SyncPrefectClient, run: FlowRun) -> list[str]:
     """Names of the flow and task runs below a run that have not ended."""
     below = list(children(client, run).values())
     ids = [run.id, *(child.id for child in below)]
@@ -82,7 +85,7 @@ def open_runs(client, run: FlowRun) -> list[str]:
     return [one.name for one in [*below, *tasks] if one.state is None or not one.state.is_final()]
 
 
-def _checkpoints(stack: Installation, client, run: FlowRun) -> list[str]:
+def _checkpoints(stack: Installation, client: SyncPrefectClient, run: FlowRun) -> list[str]:
     """Checkpoints of a training that is still under way."""
     train = children(client, run).get("train")
     if train is None or not train.state.is_running():

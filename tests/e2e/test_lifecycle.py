@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 
@@ -12,6 +13,7 @@ import pandas as pd
 import psutil
 import pytest
 from mlflow.tracking import MlflowClient
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 
 from commands.prediction import ask, held_out_rows
@@ -67,9 +69,7 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
     client = MlflowClient()
     parent = client.get_run(last_run["mlflow_run_id"])
     assert parent.data.tags["prefect.flow_run_id"] == last_run["flow_run_id"]
-    nested = client.search_runs(
-        [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'"
-    )
+    nested = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     by_stage = {run.data.tags["modelyard.stage"]: run for run in nested}
     assert set(by_stage) == {"snapshot", *STAGES}
     assert {run.info.status for run in [parent, *nested]} == {"FINISHED"}
@@ -88,15 +88,14 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
     assert "confusion.png" in [picture.path for picture in pictures]
 
 
-def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client):
+def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
     """The run has a report with its links, tables of rows, checks and confusion, and the progress of training."""
     run = prefect_client.read_flow_run(last_run["flow_run_id"])
     below = children(prefect_client, run)
-    assert list(sorted(below, key=lambda name: below[name].start_time)) == STAGES
+    assert sorted(below, key=lambda name: str(below[name].start_time)) == STAGES
+    assert drawn_after(stack, run.id) == dict(itertools.pairwise(STAGES))
     ids = [run.id, *(child.id for child in below.values())]
-    found = prefect_client.read_artifacts(
-        artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=ids))
-    )
+    found = prefect_client.read_artifacts(artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=ids)))
     kinds = {artifact.key: artifact.type for artifact in found}
     assert kinds["lifecycle-report"] == "markdown"
     assert kinds["training"] == "progress"
@@ -114,7 +113,7 @@ def test_trace_walks_from_an_answer_back_to_the_data(stack: Installation, last_r
         assert words in told.stdout
 
 
-def test_unchanged_second_run_finds_everything(stack: Installation, last_run: dict, prefect_client):
+def test_unchanged_second_run_finds_everything(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
     """Nothing is computed again, no version is added, and the stages' MLflow runs name those they were taken from."""
     revision = latest_revision(Store(stack.settings), stack.settings.endpoint_name)
     run = finished(prefect_client, trigger(prefect_client, "lifecycle/digits"))
@@ -128,7 +127,9 @@ def test_unchanged_second_run_finds_everything(stack: Installation, last_run: di
     assert stage.data.tags["reused_from"] == last_run["stages"][1]["mlflow_run_id"]
 
 
-def test_refused_gate_is_a_state_with_its_reasons(stack: Installation, last_run: dict, prefect_client):
+def test_refused_gate_is_a_state_with_its_reasons(
+    stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
+):
     """A candidate below the floor ends the run as Refused with the sentence; what serves goes on serving."""
     run = trigger(prefect_client, "lifecycle/digits", min_score=0.9999)
     run = finished(prefect_client, run)
@@ -139,7 +140,7 @@ def test_refused_gate_is_a_state_with_its_reasons(stack: Installation, last_run:
     assert ready.status_code == 200
 
 
-def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client):
+def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
     """After a second version was rolled out, the rollback deployment has the first one answer again."""
     overrides = ["train.seed=3", "train.target=0.9", "evaluate.floor=0.8", "evaluate.allowed_drop_against_champion=0.2"]
     second = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=overrides))
@@ -184,7 +185,9 @@ def test_wrong_input_ends_the_command_with_its_name(stack: Installation, digits:
     assert "Traceback" not in ran.stderr
 
 
-def test_form_values_out_of_bounds_are_refused_before_anything_runs(stack: Installation, prefect_client):
+def test_form_values_out_of_bounds_are_refused_before_anything_runs(
+    stack: Installation, prefect_client: SyncPrefectClient
+):
     """The API answers 409 and names the field; no run is created."""
     found = prefect_client.read_deployment_by_name("lifecycle/digits")
     response = httpx.post(
@@ -194,3 +197,10 @@ def test_form_values_out_of_bounds_are_refused_before_anything_runs(stack: Insta
     )
     assert response.status_code == 409
     assert "ranks" in response.text
+
+
+def drawn_after(stack: Installation, flow_run_id: object) -> dict[str, str]:
+    """The arrows of a run's graph in the UI: stage -> the stage drawn behind it."""
+    graph = httpx.get(f"{stack.settings.api_url}/flow_runs/{flow_run_id}/graph-v2", trust_env=False).json()
+    names = {node_id: node["label"].partition(" ")[0] for node_id, node in graph["nodes"]}
+    return {names[node_id]: names[child["id"]] for node_id, node in graph["nodes"] for child in node["children"]}
