@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -10,65 +10,44 @@ from modelyard.presets import LifecycleConfig, load_preset
 from tasks.recording import Trail
 from tasks.session import session
 
+
+def explained(title: str, description: str, **bounds: Any) -> Any:
+    """Annotation of a parameter: its label and its help on the form, and its bounds.
+
+    Label and help go the long way round: Prefect, making the form, replaces those that the field itself has.
+    """
+    return Field(json_schema_extra={"title": title, "description": description}, **bounds)
+
+
+def artifact_name(what: str) -> Any:
+    """Annotation of a parameter that names an artifact."""
+    return explained(what.capitalize(), "Its digest or its URI; empty: what this preset gives, found or made")
+
+
 Preset = Annotated[
     str,
-    Field(
-        description="Name of a preset (digits), or path or s3:// URI of a YAML file with the whole configuration",
+    explained(
+        "Preset",
+        "Name of a preset (digits), or path or s3:// URI of a YAML file with the whole configuration",
         min_length=1,
-        json_schema_extra={"position": 0},
     ),
 ]
 DatasetUri = Annotated[
-    str,
-    Field(
-        description="Where the raw data lies, s3://bucket/folder/*.parquet; empty: the preset's",
-        json_schema_extra={"position": 1},
-    ),
+    str, explained("Dataset URI", "Where the raw data lies, s3://bucket/folder/*.parquet; empty: where the preset says")
 ]
 MaxEpochs = Annotated[
-    int,
-    Field(
-        description="Limit on training epochs; 0: the preset's",
-        ge=0,
-        le=100_000,
-        json_schema_extra={"position": 2},
-    ),
+    int, explained("Max epochs", "Limit on training epochs, to 100,000; 0: the preset's", ge=0, le=100_000)
 ]
-Ranks = Annotated[
-    int,
-    Field(description="Training processes; 0: the preset's", ge=0, le=64, json_schema_extra={"position": 3}),
-]
+Ranks = Annotated[int, explained("Ranks", "Training processes, to 64; 0: the preset's", ge=0, le=64)]
 MinScore = Annotated[
     float,
-    Field(
-        description="Lowest score on the test split that may be served; 0: the preset's",
-        ge=0,
-        le=1,
-        json_schema_extra={"position": 4},
-    ),
+    explained("Min score", "Lowest score on the test split that may be served, 0 to 1; 0: the preset's", ge=0, le=1),
 ]
 Overrides = Annotated[
     list[str],
-    Field(
-        description="Single keys of the preset, as dotted.key=value: train.optimizer.learning_rate=0.01",
-        json_schema_extra={"position": 9},
-    ),
+    explained("Overrides", "Single keys of the preset, as dotted.key=value: train.optimizer.learning_rate=0.01"),
 ]
-ParentRun = Annotated[
-    str,
-    Field(
-        description="MLflow run to nest below; empty for a stage that runs alone",
-        json_schema_extra={"position": 10},
-    ),
-]
-
-
-def artifact_name(what: str) -> object:
-    """Annotation of a parameter that names an artifact."""
-    return Field(
-        description=f"Digest or URI of {what}; empty: what this preset gives, found or made",
-        json_schema_extra={"position": 5},
-    )
+ParentRun = Annotated[str, explained("Parent run", "MLflow run to nest below; empty for a stage that runs alone")]
 
 
 def load_config(preset: str, dataset_uri: str, overrides: list[str]) -> LifecycleConfig:

@@ -11,8 +11,6 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterParentFlowRunId,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
     TaskRunFilter,
     TaskRunFilterState,
     TaskRunFilterStateType,
@@ -47,16 +45,14 @@ def end_tracking(flow_run_id: UUID) -> list[str]:
 
 def _end_below(client: SyncPrefectClient, flow_run_id: UUID, reason: str) -> int:
     ended = _end_tasks(client, flow_run_id, reason)
-    children = client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[flow_run_id]),
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=OPEN_STATES)),
-        )
-    )
-    for child in children:
-        client.set_flow_run_state(child.id, Crashed(message=reason), force=True)
-        get_run_logger().info("flow run %s ended", child.name)
-        ended += 1 + _end_below(client, child.id, reason)
+    parent = FlowRunFilterParentFlowRunId(any_=[flow_run_id])
+    # All children, not only open ones: the heartbeat automation may have ended a child and not the task below it.
+    for child in client.read_flow_runs(flow_run_filter=FlowRunFilter(parent_flow_run_id=parent)):
+        if child.state_type in OPEN_STATES:
+            client.set_flow_run_state(child.id, Crashed(message=reason), force=True)
+            get_run_logger().info("flow run %s ended", child.name)
+            ended += 1
+        ended += _end_below(client, child.id, reason)
     return ended
 
 

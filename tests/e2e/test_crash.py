@@ -28,7 +28,7 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     """`kill -9` of the flow process during training: within 10 s no rank lives, the run and all its children become
     Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
     run = trigger(prefect_client, "lifecycle/digits", overrides=SLOW)
-    eventually(lambda: _checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
+    eventually(lambda: checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
     process = eventually(lambda: flow_process(stack, run), 5, "no process carries the flow run")
     ranks = rank_processes(stack)
     assert len(ranks) == 2
@@ -85,7 +85,7 @@ def open_runs(client: SyncPrefectClient, run: FlowRun) -> list[str]:
     return [one.name for one in [*below, *tasks] if one.state is None or not one.state.is_final()]
 
 
-def _checkpoints(stack: Installation, client: SyncPrefectClient, run: FlowRun) -> list[str]:
+def checkpoints(stack: Installation, client: SyncPrefectClient, run: FlowRun) -> list[str]:
     """Checkpoints of a training that is still under way."""
     train = children(client, run).get("train")
     if train is None or not train.state.is_running():

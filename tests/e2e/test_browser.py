@@ -1,0 +1,142 @@
+"""The Prefect UI as a person meets it, in a headless Chromium that reaches nothing but this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
+
+from tests.conftest import Installation
+
+pytestmark = pytest.mark.browser
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox",  # CI is root in a container, where Chromium cannot make its own sandbox
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # a page that needs the internet fails here
+)
+PAGE_MILLISECONDS = 20_000
+RUN_MILLISECONDS = 90_000
+ENDED = re.compile(r"^(Completed|Failed|Crashed|Cancelled|Refused)$")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        missing = f"no Chromium is installed, none of: {', '.join(PROGRAMS)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    expect.set_options(timeout=PAGE_MILLISECONDS)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def requested(page: Page) -> list[str]:
+    """Every address the page has asked for, in order."""
+    urls: list[str] = []
+
+    def note(request: Request) -> None:
+        urls.append(request.url)
+
+    page.on("request", note)
+    return urls
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1280, "height": 1400})
+    page.set_default_timeout(PAGE_MILLISECONDS)
+    yield page
+    page.close()
+
+
+@pytest.fixture
+def form(stack: Installation, page: Page, requested: list[str]) -> Page:
+    """The deployment's page, then Run > Custom run."""
+    deployment = httpx.get(f"{stack.settings.api_url}/deployments/name/lifecycle/digits").raise_for_status().json()
+    page.goto(f"{stack.settings.api_url.removesuffix('/api')}/deployments/deployment/{deployment['id']}")
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_text("Custom run").click()
+    field(page, "Preset").wait_for()
+    assert outside(requested) == []
+    return page
+
+
+def test_the_form_explains_its_fields(stack: Installation, form: Page):
+    """Every parameter of the deployment is there in its order, with a label and a help text of its own."""
+    deployment = httpx.get(f"{stack.settings.api_url}/deployments/name/lifecycle/digits").raise_for_status().json()
+    described = deployment["parameter_openapi_schema"]["properties"]
+    labels = form.locator("form .schema-form-property__label").all_inner_texts()
+    assert [label.removesuffix(" (Optional)") for label in labels] == [
+        "Preset", "Dataset URI", "Max epochs", "Ranks", "Min score", "Overrides"
+    ]  # fmt: skip
+    shown = form.locator("form .schema-form-property__description").all_inner_texts()
+    assert [text.strip() for text in shown] == [parameter["description"] for parameter in described.values()]
+
+
+def test_a_bad_value_is_refused_on_the_form(stack: Installation, form: Page):
+    """A value out of bounds makes no flow run; the message names the field and the bound."""
+    name_run(form, "browser-refused")
+    field(form, "Ranks").fill("1000")
+    form.get_by_role("button", name="Submit").click()
+    expect(form.get_by_text("'ranks'").first).to_contain_text("1000 is greater than the maximum of 64")
+    assert form.url.endswith("/run")
+    runs = {"flow_runs": {"name": {"any_": ["browser-refused"]}}}
+    assert httpx.post(f"{stack.settings.api_url}/flow_runs/count", json=runs).raise_for_status().json() == 0
+
+
+@pytest.mark.usefixtures("digits")
+def test_a_lifecycle_started_from_the_form_completes(form: Page, requested: list[str]):
+    """Filled in, submitted and watched in the UI: the run completes, with its five stages and its report. All the while
+    the page asks nothing of another machine."""
+    name_run(form, "browser-started")
+    field(form, "Max epochs").fill("6")
+    for number, override in enumerate(["train.target=null", "evaluate.floor=0.5"]):
+        form.get_by_role("button", name="Add item").click()
+        field(form, "Overrides").nth(number).fill(override)
+    form.get_by_role("button", name="Submit").click()
+    form.get_by_role("button", name="View run").click()
+    form.wait_for_url("**/runs/flow-run/*")
+    expect(form.get_by_text("browser-started", exact=True).first).to_be_visible()
+    ended = form.get_by_text(ENDED).first
+    ended.wait_for(timeout=RUN_MILLISECONDS)
+    expect(ended).to_have_text("Completed")
+
+    form.get_by_text("Subflow Runs", exact=True).click()
+    for stage in ("preprocess", "train", "compress", "evaluate", "rollout"):
+        expect(form.get_by_text(stage, exact=True).first).to_be_visible()
+    form.get_by_text("Artifacts", exact=True).last.click()
+    expect(form.get_by_text("lifecycle-report").first).to_be_visible()
+    assert outside(requested) == []
+
+
+def field(page: Page, label: str) -> Locator:
+    """Inputs below a label; Prefect's form does not tie the two together."""
+    text = page.get_by_text(f"{label} (Optional)", exact=True)
+    return page.locator("form .schema-form-property", has=text).locator("input, textarea")
+
+
+def name_run(page: Page, name: str) -> None:
+    page.locator("form input").first.fill(name)
+
+
+def outside(urls: list[str]) -> list[str]:
+    """Addresses on another machine; `data:` and `blob:` have no host."""
+    return [url for url in urls if urlsplit(url).hostname not in {None, "127.0.0.1"}]

@@ -1,0 +1,158 @@
+"""Rollout and rollback against the real registry and the real endpoint."""
+
+from __future__ import annotations
+
+import json
+
+import httpx
+import pytest
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Attempt, Catalog, Origin, Work
+from modelyard.compress import CompressConfig, compress
+from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFailed
+from modelyard.evaluate import EvaluateConfig, evaluate
+from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
+from modelyard.revisions import latest_revision
+from modelyard.rollout import Release, RolloutConfig, rollback, rollout
+from modelyard.storage import Store
+from modelyard.tracking import Tracker
+from tests.conftest import Installation
+from tests.workbench import blobs, parquet_bytes, quick_model, upload
+
+NAME = "blobs"
+CONFIG = RolloutConfig(takeover_seconds=30)
+LENIENT = EvaluateConfig(floor=0.1, allowed_drop_against_float=1, allowed_drop_against_champion=1)
+
+
+class Bench:
+    """Candidates and verdicts in the bucket that the endpoint watches."""
+
+    def __init__(self, stack: Installation) -> None:
+        self.settings = stack.settings
+        self.catalog = Catalog(Store(stack.settings))
+        self.tracker = Tracker(stack.settings)
+        folder = upload(self.catalog.store, {"rows.parquet": parquet_bytes(blobs())})
+        source = snapshot(self.catalog, folder, Origin())
+        self.dataset = preprocess(self.catalog, source.ref, PreprocessConfig(target="kind"), Origin()).ref
+
+    def candidate(self, epochs: int) -> ArtifactRef:
+        model = quick_model(self.catalog, self.dataset, epochs)
+        return compress(self.catalog, model, self.dataset, CompressConfig(), Origin()).ref
+
+    def verdict(self, candidate: ArtifactRef, config: EvaluateConfig = LENIENT) -> ArtifactRef:
+        return evaluate(self.catalog, candidate, self.dataset, None, config, Origin()).ref
+
+    def forged_verdict(self, candidate: ArtifactRef) -> ArtifactRef:
+        """A pass whose golden outputs no model gives."""
+        honest = self.verdict(candidate)
+        golden = json.loads(self.catalog.read(honest, "golden.json"))
+        golden["outputs"] = [[value + 1 for value in row] for row in golden["outputs"]]
+
+        def build(attempt: Attempt) -> None:
+            attempt.add_json("golden.json", golden)
+            attempt.facts.update(passed=True, reasons=[])
+
+        work = Work(kind="verdict", config={"forged": 1}, inputs={"candidate": candidate}, code_version="test")
+        return self.catalog.produce(work, build, Origin()).ref
+
+    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef) -> Release:
+        return rollout(
+            self.catalog,
+            self.tracker,
+            self.settings,
+            model_name=NAME,
+            candidate=candidate,
+            verdict=verdict,
+            config=CONFIG,
+            origin=Origin(flow_run_id="test"),
+        )
+
+    def serving(self) -> str:
+        response = httpx.get(f"{self.settings.serving_url}/v2/models/{NAME}", trust_env=False)
+        return response.headers["Modelyard-Model-Version"]
+
+
+@pytest.fixture(scope="module")
+def bench(stack: Installation) -> Bench:
+    return Bench(stack)
+
+
+@pytest.fixture(scope="module")
+def first(bench: Bench) -> Release:
+    candidate = bench.candidate(epochs=20)
+    return bench.roll_out(candidate, bench.verdict(candidate))
+
+
+def test_first_rollout_serves_and_is_champion(bench: Bench, first: Release):
+    """The version is registered, answers, and carries both aliases."""
+    assert first.changed
+    assert bench.serving() == first.version
+    for alias in ("champion", "challenger"):
+        known = bench.tracker.version_by_alias(NAME, alias)
+        assert known is not None
+        assert (known.version, known.artifact) == (first.version, first.artifact)
+
+
+def test_rollout_of_what_serves_changes_nothing(bench: Bench, first: Release):
+    """Rolling out again registers no version and writes no revision."""
+    again = bench.roll_out(first.artifact, bench.verdict(first.artifact))
+    assert not again.changed
+    assert (again.version, again.revision) == (first.version, first.revision)
+
+
+def test_first_version_has_nothing_to_go_back_to(bench: Bench, first: Release):
+    """Going back is refused by name, and the version serves on."""
+    with pytest.raises(NotFound, match="no earlier version"):
+        rollback(bench.catalog, bench.tracker, bench.settings, model_name=NAME, config=CONFIG, origin=Origin())
+    with pytest.raises(NotFound, match="serves no model 'stranger'"):
+        rollback(bench.catalog, bench.tracker, bench.settings, model_name="stranger", config=CONFIG, origin=Origin())
+    assert bench.serving() == first.version
+
+
+def test_version_that_fails_its_golden_rows_never_serves(bench: Bench, first: Release):
+    """The endpoint refuses it, the old version serves on, the ledger says so again, and champion stays."""
+    candidate = bench.candidate(epochs=25)
+    with pytest.raises(RolloutFailed, match="golden"):
+        bench.roll_out(candidate, bench.forged_verdict(candidate))
+    assert bench.serving() == first.version
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    assert newest is not None
+    assert newest.models[NAME].versions[0].version == first.version
+    champion = bench.tracker.version_by_alias(NAME, "champion")
+    assert champion is not None
+    assert champion.version == first.version
+
+
+def test_without_a_pass_nothing_is_rolled_out(bench: Bench, first: Release):
+    """A refusal, or a pass that another candidate earned, stops a rollout before anything is registered."""
+    candidate = bench.candidate(epochs=1)
+    strict = bench.verdict(candidate, EvaluateConfig(floor=1.0))
+    with pytest.raises(Refused, match="below the floor"):
+        bench.roll_out(candidate, strict)
+    with pytest.raises(Refused, match="judged another model"):
+        bench.roll_out(candidate, bench.verdict(first.artifact))
+    assert candidate.digest not in [version.artifact.digest for version in bench.tracker.versions()]
+
+
+def test_endpoint_that_is_away_is_a_transient_error_and_the_next_try_finishes(bench: Bench, first: Release):
+    """The revision stands before the endpoint is asked, so a retry finds it and only waits for the endpoint."""
+    candidate = bench.candidate(epochs=30)
+    verdict = bench.verdict(candidate)
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    with pytest.raises(EndpointUnavailable):
+        rollout(
+            bench.catalog,
+            bench.tracker,
+            away,
+            model_name=NAME,
+            candidate=candidate,
+            verdict=verdict,
+            config=CONFIG,
+            origin=Origin(),
+        )
+    release = bench.roll_out(candidate, verdict)
+    assert not release.changed
+    assert bench.serving() == release.version
+    back = rollback(bench.catalog, bench.tracker, bench.settings, model_name=NAME, config=CONFIG, origin=Origin())
+    assert bench.serving() == back.version == first.version
