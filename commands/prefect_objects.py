@@ -78,14 +78,14 @@ async def apply(settings: Settings) -> None:
         for name, limit in LIMITS.items():
             await client.upsert_global_concurrency_limit_by_name(name, limit)
         await _automation(client, crash_silent_runs())
-    deploy()
+    deploy(settings)
     async with get_client() as client:
         deployment_id = await _deployment_id(client, RECONCILE_DEPLOYMENT)
         if deployment_id:
             await _automation(client, reconcile_crashed_runs(deployment_id))
 
 
-def deploy() -> None:
+def deploy(settings: Settings) -> None:
     """`prefect deploy --all`, as a person would type it.
 
     Raises:
@@ -95,7 +95,8 @@ def deploy() -> None:
         print("no prefect.yaml: nothing to deploy")
         return
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
-    done = subprocess.run(command, cwd=PROJECT, timeout=DEPLOY_SECONDS, check=False)
+    environment = {**os.environ, "MODELYARD_WORK_POOL": settings.work_pool}
+    done = subprocess.run(command, cwd=PROJECT, env=environment, timeout=DEPLOY_SECONDS, check=False)
     if done.returncode:
         raise StackFailed(f"`prefect deploy --all` ended with exit status {done.returncode}")
 
