@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
@@ -70,10 +71,15 @@ class Findings:
 
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, *, warmups: int = 1) -> Samples:
-    """A B C, C B A, A B C ...: whatever else the machine does meets all of them alike."""
+    """Every contestant once a round, in an order drawn anew for each: what else the machine does meets all alike.
+
+    Drawn, not reversed: who always came first or last took up to a quarter less, because one upload's pages are still
+    being written to disk during the next.
+    """
+    draw = random.Random(0)
     samples: Samples = {name: [] for name in contestants}
     for number in range(-warmups, rounds):
-        for name in list(contestants)[:: 1 if number % 2 == 0 else -1]:
+        for name in draw.sample(list(contestants), len(contestants)):
             sample = contestants[name]()
             if number >= 0:
                 samples[name].append(sample)

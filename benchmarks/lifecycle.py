@@ -54,7 +54,7 @@ def run(installation: Installation, quick: bool) -> Findings:
                 " name of its own, so that nothing is found in a first run and everything in the second."
             ),
             (
-                "The core is the same seven functions, with neither Prefect nor MLflow runs around them; the version is"
+                "The core is the same six functions, with neither Prefect nor MLflow runs around them; the version is"
                 " registered and the endpoint takes it over every time."
             ),
             "By the worker: from the trigger to the final state, against a process that imports and calls the core.",

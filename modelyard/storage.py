@@ -9,7 +9,9 @@ are imported where they are used: 0.5 s and 30 MB that a command line, a rank an
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -406,13 +408,32 @@ def _first_part(client: S3Store, key: str) -> tuple[bytes | obstore.Bytes, Any]:
 
 
 def _fetch_rest(client: S3Store, key: str, meta: Any, file: IO[bytes]) -> None:
-    """Everything behind the first part, several ranges at a time, all of the same version of the object."""
+    """Everything behind the first part: some ranges always under way, each written where it belongs as it arrives."""
+    same_version = {"if_match": meta["e_tag"]} if meta.get("e_tag") else {}
+
+    def fetch(start: int) -> None:
+        ranged = {"range": (start, min(start + PART_BYTES, meta["size"]))}
+        _write_at(file.fileno(), obstore.get(client, key, options={**ranged, **same_version}).bytes(), start)
+
     starts = range(PART_BYTES, meta["size"], PART_BYTES)
-    for begin in range(0, len(starts), PARALLEL_PARTS):
-        batch = starts[begin : begin + PARALLEL_PARTS]
-        lengths = [min(PART_BYTES, meta["size"] - start) for start in batch]
-        for part in obstore.get_ranges(client, key, starts=list(batch), lengths=lengths, coalesce=0):
-            file.write(part)
+    if not starts:
+        return
+    with ThreadPoolExecutor(min(PARALLEL_PARTS, len(starts))) as pool:
+        parts = [pool.submit(fetch, start) for start in starts]
+        try:
+            for part in parts:
+                part.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # the other ranges are of no use any more
+            raise
+
+
+def _write_at(descriptor: int, data: bytes | obstore.Bytes, position: int) -> None:
+    """All of it; the kernel may take less in one go."""
+    rest = memoryview(data)
+    while rest:
+        written = os.pwrite(descriptor, rest, position)
+        rest, position = rest[written:], position + written
 
 
 def _delete_keys(client: S3Store, keys: Sequence[str]) -> None:
