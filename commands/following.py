@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -32,23 +32,23 @@ from rich.text import Text
 
 from modelyard.errors import NotFound
 from modelyard.settings import Settings
-from tasks.results import LifecycleResult
 
 POLL_SECONDS = 0.5
 PICKUP_SECONDS = 60.0
 WARNING = 30
+ENGINE_WORDS = ("Encountered exception during execution", "Engine execution exited", "Finished in state")
 _EARLIEST = datetime.min.replace(tzinfo=UTC)
 STAGES = ("preprocess", "train", "compress", "evaluate", "rollout")
 
 
 @dataclass
 class Outcome:
-    """How a followed run ended. Exactly one of `result` and `problem` is set."""
+    """How a followed run ended: with what its flow returned, as JSON, or with a problem."""
 
     flow_run_url: str
     mlflow_run_url: str = ""
     seconds: float = 0.0
-    result: LifecycleResult | None = None
+    result: Any = None
     problem: str = ""
 
 
@@ -66,15 +66,16 @@ class _Stage:
 
 @dataclass
 class _View:
-    """What is on the screen."""
+    """What is on the screen: the stages to come, and those that began."""
 
+    expected: Sequence[str] = ()
     began: float = field(default_factory=time.monotonic)
     stages: dict[str, _Stage] = field(default_factory=dict)
     state: str = "Scheduled"
 
     def __rich__(self) -> Group:
         table = Table("stage", "state", "seconds", "result", box=None, pad_edge=False, header_style="dim")
-        for name in [*STAGES, *(name for name in self.stages if name not in STAGES)]:
+        for name in [*self.expected, *(name for name in self.stages if name not in self.expected)]:
             table.add_row(*_cells(name, self.stages.get(name)))
         elapsed = time.monotonic() - self.began
         return Group(table, Spinner("dots", Text(f"{self.state}, {elapsed:.0f} s")))
@@ -92,7 +93,7 @@ def follow(
         run = _trigger(client, deployment, parameters)
         url = f"{settings.api_url.removesuffix('/api')}/runs/flow-run/{run.id}"
         console.print(f"flow run [bold]{run.name}[/] {url}")
-        view, outcome = _View(), Outcome(flow_run_url=url)
+        view, outcome = _View(STAGES if deployment.startswith("lifecycle/") else ()), Outcome(flow_run_url=url)
         run = _watch(client, run, view, timeout, console)
         console.print(_final_table(view))
         outcome.seconds = time.monotonic() - view.began
@@ -101,8 +102,8 @@ def follow(
         elif not run.state.is_completed():
             outcome.problem = _problem(view, run, url)
         else:
-            outcome.result = LifecycleResult.model_validate(run.state.result())
-            outcome.mlflow_run_url = _mlflow_url(settings, outcome.result.mlflow_run_id)
+            outcome.result = run.state.result()
+            outcome.mlflow_run_url = _mlflow_url(settings, outcome.result["mlflow_run_id"])
         return outcome
 
 
@@ -115,14 +116,13 @@ def _trigger(client: SyncPrefectClient, deployment: str, parameters: dict[str, A
 
 
 def _watch(client: SyncPrefectClient, run: FlowRun, view: _View, timeout: float, console: Console) -> FlowRun:
-    logged_until, flows, warned = datetime.now(UTC), dict[UUID, Flow](), False
+    began, printed, flows, warned = datetime.now(UTC), set[UUID](), dict[UUID, Flow](), False
     with Live(view, console=console, refresh_per_second=8, transient=True):
         while True:
             run = client.read_flow_run(run.id)
             view.state = run.state_name or "Scheduled"
             _update_stages(client, run, view, flows)
-            logged_until = _print_warnings(client, [run, *(stage.run for stage in view.stages.values())],
-                                           logged_until, console)  # fmt: skip
+            _print_warnings(client, [run, *(stage.run for stage in view.stages.values())], printed, began, console)
             elapsed = time.monotonic() - view.began
             if (run.state and run.state.is_final()) or elapsed > timeout:
                 return run
@@ -153,7 +153,9 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
     if run.state and run.state.is_final():
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
         last = max(tasks, key=lambda task: task.start_time or _EARLIEST, default=None)
-        if last and last.state and run.state.is_completed():
+        if not run.state.is_completed():
+            stage.words = (run.state.message or "").partition("\n")[0]
+        elif last and last.state:
             stage.words, stage.state = last.state.message or "", last.state.name or stage.state
         return
     progress = client.read_artifacts(
@@ -165,19 +167,23 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
         stage.words = progress[0].description or ""
 
 
-def _print_warnings(client: SyncPrefectClient, runs: Iterable[FlowRun], since: datetime, console: Console) -> datetime:
+def _print_warnings(
+    client: SyncPrefectClient, runs: Iterable[FlowRun], printed: set[UUID], since: datetime, console: Console
+) -> None:
+    """Warnings and worse of these runs, each once. What Prefect says of an exception is in the run's state too."""
     logs = client.read_logs(
         LogFilter(
             level=LogFilterLevel(ge_=WARNING),
             flow_run_id=LogFilterFlowRunId(any_=[run.id for run in runs]),
             timestamp=LogFilterTimestamp(after_=since),
         ),
-        limit=50,
+        limit=200,
     )
     for log in sorted(logs, key=lambda log: log.timestamp):
-        console.print(f"[yellow]{log.timestamp:%H:%M:%S}[/] {log.message.splitlines()[0]}", markup=True)
-        since = max(since, log.timestamp)
-    return since
+        if log.id in printed or log.message.startswith(ENGINE_WORDS):
+            continue
+        printed.add(log.id)
+        console.print(f"{log.timestamp:%H:%M:%S} {log.message.splitlines()[0]}", style="yellow", markup=False)
 
 
 def _problem(view: _View, run: FlowRun, url: str) -> str:

@@ -13,6 +13,8 @@ from commands.clean import clean
 from commands.down import down
 from commands.logs import logs
 from commands.predict import predict
+from commands.put import put
+from commands.rollback import rollback
 from commands.run import run
 from commands.status import status
 from commands.trace import trace
@@ -46,6 +48,8 @@ app.command()(down)
 app.command()(status)
 app.command()(logs)
 app.command()(run)
+app.command()(rollback)
+app.command()(put)
 app.command()(predict)
 app.command()(trace)
 app.command()(clean)

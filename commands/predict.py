@@ -52,7 +52,7 @@ def _rows_of_file(settings: Settings, model: str, file: Path, count: int) -> Row
     if not file.is_file():
         raise NotFound(f"{file}: no such file")
     frame = (pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)).head(count)
-    columns = _metadata(settings, model)["inputs"][0]["parameters"]["columns"]
+    columns = _metadata(settings, model).json()["inputs"][0]["parameters"]["columns"]
     missing = [name for name in columns if name not in frame.columns]
     if missing:
         raise DataError(f"{file}: columns are missing: {', '.join(missing)}")
@@ -60,10 +60,11 @@ def _rows_of_file(settings: Settings, model: str, file: Path, count: int) -> Row
 
 
 def _served_digest(settings: Settings, model: str) -> str:
-    return str(_metadata(settings, model)["parameters"]["artifact_digest"])
+    return _metadata(settings, model).headers["Modelyard-Artifact-Digest"]
 
 
-def _metadata(settings: Settings, model: str) -> dict:
+def _metadata(settings: Settings, model: str) -> httpx.Response:
+    """What the endpoint says of a model; its headers name the version and artifact that serve."""
     url = f"{settings.serving_url}/v2/models/{model}"
     try:
         response = httpx.get(url, timeout=REQUEST_SECONDS, trust_env=False)
@@ -71,4 +72,4 @@ def _metadata(settings: Settings, model: str) -> dict:
         raise EndpointUnavailable(f"{url}: {failure or type(failure).__name__}; see `modelyard status`") from failure
     if response.status_code == 404:
         raise NotFound(f"the endpoint serves no model {model!r}; `modelyard run` rolls one out")
-    return response.json()
+    return response

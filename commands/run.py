@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +33,7 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="One key of the preset: train.max_epochs=5. May be repeated.")
     ] = None,
-    deployment: Annotated[str, typer.Option(help="The deployment to trigger.")] = "lifecycle/digits",
+    deployment: Annotated[str, typer.Option(help="The lifecycle deployment to trigger.")] = "lifecycle/digits",
     timeout: Annotated[float, typer.Option(help="Seconds to follow the run; it goes on without us.", min=1)] = 3600,
 ) -> None:
     """Run the whole lifecycle through the worker, and follow it to a served model."""
@@ -40,6 +42,7 @@ def run(
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
     _check(preset, dataset_uri, overrides or [], store)
+    preset = _within_reach(preset, store)
     if preset == SAMPLE_PRESET and not dataset_uri:
         _place_sample(store, console)
     from commands.following import follow  # imports Prefect: 2 s that a typing error need not wait for
@@ -48,8 +51,7 @@ def run(
     outcome = follow(settings, deployment, parameters, timeout, console)
     if outcome.problem:
         raise RunFailed(outcome.problem)
-    assert outcome.result is not None
-    report = outcome.result.model_dump(mode="json")
+    report = outcome.result
     prediction = _predict(settings, store, report)
     _write_last_run(settings, {**report, "seconds": round(outcome.seconds, 2), "prediction": prediction.as_json()})
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
@@ -61,6 +63,17 @@ def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store
 
     given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
     load_preset(preset, store, [*overrides, *given])
+
+
+def _within_reach(preset: str, store: Store) -> str:
+    """A preset file of this machine, put where any worker can read it; others are reached by name or URI already."""
+    path = Path(preset)
+    if preset.startswith("s3://") or not path.is_file():
+        return preset
+    body = path.read_bytes()
+    uri = f"{store.root}/presets/{hashlib.sha256(body).hexdigest()[:16]}.yaml"
+    store.put_new(uri, body)
+    return uri
 
 
 def _place_sample(store: Store, console: Console) -> None:

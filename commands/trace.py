@@ -37,10 +37,10 @@ def trace(
         tree.add(
             f"served by endpoint {endpoint}, revision {revision.number} ({revision.created_at[:19]}): {revision.reason}"
         )
-    _describe(tree, catalog, settings, ref, seen=set())
-    console = Console(highlight=False)
+    _describe(tree, catalog, tracker, settings, ref, set())
     # A pipe has no width: long lines must reach it whole.
-    console.print(tree, width=console.width if console.is_terminal else 400, crop=False)
+    width = None if Console().is_terminal else 400
+    Console(highlight=False, width=width).print(tree)
 
 
 def _resolve(catalog: Catalog, tracker: Tracker, name: str) -> ArtifactRef:
@@ -68,25 +68,27 @@ def _revisions_with(store: Store, ref: ArtifactRef) -> Iterator[tuple[str, Revis
             yield parts[-3], revision
 
 
-def _describe(tree: Tree, catalog: Catalog, settings: Settings, ref: ArtifactRef, seen: set[str]) -> None:
+def _describe(
+    tree: Tree, catalog: Catalog, tracker: Tracker, settings: Settings, ref: ArtifactRef, seen: set[str]
+) -> None:
     """An artifact's provenance, then its inputs below it; an input that was shown before is only named."""
     manifest = catalog.manifest(ref)
     seen.add(ref.digest)
-    for line in _provenance(manifest, settings):
+    for line in _provenance(manifest, settings, tracker):
         tree.add(f"[dim]{line}[/]")
     for role, digest in manifest.content.inputs.items():
         source = catalog.resolve(manifest.provenance.input_uris[role])
         if digest in seen:
             tree.add(f"{role}: {source.kind} {digest} (see above)")
         else:
-            _describe(tree.add(f"{role}: [bold]{source.kind}[/] {digest}"), catalog, settings, source, seen)
+            _describe(tree.add(f"{role}: [bold]{source.kind}[/] {digest}"), catalog, tracker, settings, source, seen)
 
 
-def _provenance(manifest: Manifest, settings: Settings) -> Iterator[str]:
+def _provenance(manifest: Manifest, settings: Settings, tracker: Tracker) -> Iterator[str]:
     told = manifest.provenance
     yield f"made {told.created_at} on {told.machine}, in {told.seconds} s, commit {told.commit or 'unknown'}"
     if told.flow_run_id:
         yield f"flow run {settings.api_url.removesuffix('/api')}/runs/flow-run/{told.flow_run_id}"
     if told.mlflow_run_id:
-        yield f"MLflow run {told.mlflow_run_id}"
+        yield f"MLflow run {tracker.run_url(told.mlflow_run_id)}"
     yield ", ".join(f"{name} {value}" for name, value in manifest.content.facts.items() if not isinstance(value, dict))

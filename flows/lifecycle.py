@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prefect import State, flow
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Failed
 
 import tasks.lifecycle as tasks
@@ -27,7 +28,8 @@ def lifecycle(
     """Preprocess, train, compress, evaluate, roll out. Cancel this run to cancel them all."""
     settings = [*overrides, *_as_overrides(max_epochs, ranks, min_score)]
     config = load_config(preset, dataset_uri, settings)
-    with tasks.parent_run(config, preset) as run:
+    # This run's own heartbeat speaks for its stages: the end of a flow with one of its own waits up to a second for it.
+    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tasks.parent_run(config, preset) as run:
         prepared = preprocess(preset, dataset_uri, settings, run.id)
         run.add(prepared)
         # `wait_for` draws the arrows of the graph in the UI; Prefect's type overloads leave it out.

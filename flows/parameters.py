@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from modelyard.presets import LifecycleConfig, load_preset
+from modelyard.train import require_factory
 from tasks.recording import Trail
 from tasks.session import session
 
@@ -57,7 +58,9 @@ def load_config(preset: str, dataset_uri: str, overrides: list[str]) -> Lifecycl
         ConfigError: names the field that is wrong.
     """
     given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
-    return load_preset(preset, session().store, [*overrides, *given])
+    config = load_preset(preset, session().store, [*overrides, *given])
+    require_factory(config.train)
+    return config
 
 
 def trail_of(config: LifecycleConfig, parent_run: str) -> Trail:

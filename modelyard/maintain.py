@@ -25,6 +25,9 @@ RETENTION: dict[ArtifactKind, timedelta] = {
     "compressed": timedelta(days=30),
     "verdict": timedelta(days=90),
 }
+# Where Prefect keeps what flows return: small, and of no use once nobody looks at the run.
+RESULTS_FOLDER = "prefect-results"
+RESULTS_KEPT = timedelta(days=90)
 # Longer than any attempt may take: a training run writes a checkpoint far more often than this.
 ABANDONED_AFTER = timedelta(days=2)
 
@@ -89,6 +92,14 @@ def plan_sweep(catalog: Catalog, registered: Iterable[ArtifactRef], now: datetim
             days = RETENTION[folder.kind].days
             reason = f"no registry version or endpoint revision reaches it, older than {days} days"
             _plan_removal(plan.artifacts, plan, "artifact", folder.uri, reason, folder.objects)
+    results = [
+        info
+        for info in catalog.store.list(f"{catalog.store.root}/{RESULTS_FOLDER}")
+        if now - info.modified > RESULTS_KEPT
+    ]
+    if results:
+        reason = f"results of flow runs older than {RESULTS_KEPT.days} days"
+        _plan_removal(plan.leftovers, plan, "results", f"{catalog.store.root}/{RESULTS_FOLDER}", reason, results)
     return plan
 
 

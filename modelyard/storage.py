@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 # Ranges of this size keep a 1 GB transfer within 0.9 of what the network gives, with a few of them in memory.
 PART_BYTES = 16 * 2**20
+REFUSALS = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden", "401 Unauthorized")
 PARALLEL_PARTS = 8
 # Stores that ignore If-None-Match and have a header of their own for "fail if it exists".
 CREATE_ONLY_HEADERS = {
@@ -476,6 +477,9 @@ def _translated(uri: str) -> Generator[None]:
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as failure:
         raise StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})") from failure
     except (BaseError, OSError) as failure:
+        # A listing that is refused arrives as a generic error with the answer in its text.
+        if any(word in str(failure) for word in REFUSALS):
+            raise StoreRefused(f"{uri}: the store refused the credentials") from failure
         raise StoreUnavailable(f"{uri}: {_first_line(failure)}") from failure
 
 

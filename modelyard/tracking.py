@@ -83,6 +83,7 @@ class Tracker:
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.tracking_url
+        self._experiments: dict[str, str] = {}
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -254,6 +255,11 @@ class Tracker:
     # -- details --------------------------------------------------------------------------------------
 
     def _experiment_id(self, name: str) -> str:
+        if name not in self._experiments:
+            self._experiments[name] = self._find_experiment(name)
+        return self._experiments[name]
+
+    def _find_experiment(self, name: str) -> str:
         known = self._client.get_experiment_by_name(name)
         if known:
             return known.experiment_id
@@ -264,7 +270,7 @@ class Tracker:
         except MlflowException as failure:
             if failure.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return self._experiment_id(name)  # another process was faster
+            return self._find_experiment(name)  # another process was faster
 
     def _ensure_model(self, model_name: str) -> None:
         from mlflow.exceptions import MlflowException

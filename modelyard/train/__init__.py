@@ -13,6 +13,6 @@ Ranks import neither Prefect nor MLflow.
 
 from modelyard.train.config import OptimizerConfig, TrainConfig
 from modelyard.train.events import RankEvent
-from modelyard.train.stage import train, training_work
+from modelyard.train.stage import require_factory, train, training_work
 
-__all__ = ["OptimizerConfig", "RankEvent", "TrainConfig", "train", "training_work"]
+__all__ = ["OptimizerConfig", "RankEvent", "TrainConfig", "require_factory", "train", "training_work"]

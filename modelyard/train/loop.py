@@ -49,6 +49,7 @@ class History:
     epochs: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_value: float = -math.inf
+    best_loss: float = math.inf
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -189,8 +190,10 @@ class Trainer:
 
     def _remember(self, epoch: int, metrics: dict[str, float]) -> None:
         self.history.epochs.append(metrics)
-        if metrics[self._headline] > self.history.best_value:
-            self.history.best_value, self.history.best_epoch = metrics[self._headline], epoch
+        # On a small validation split many epochs tie: of those the one with the lowest loss is kept.
+        if (metrics[self._headline], -metrics["loss"]) > (self.history.best_value, -self.history.best_loss):
+            self.history.best_value, self.history.best_loss = metrics[self._headline], metrics["loss"]
+            self.history.best_epoch = epoch
             weights = self.network.state_dict()
             self.history.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 from collections.abc import Callable
 
@@ -9,6 +10,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
+from modelyard.errors import ConfigError
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelSpec
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
@@ -45,6 +47,23 @@ def train(
         _add_model(catalog, attempt, dataset, config, checkpoints)
 
     return catalog.produce(work, build, origin)
+
+
+def require_factory(config: TrainConfig) -> None:
+    """Refuse a user's network that cannot be imported here, before anything is computed for it.
+
+    Raises:
+        ConfigError: names the preset key.
+    """
+    if not isinstance(config.model, CustomConfig):
+        return
+    module = config.model.factory.partition(":")[0]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        raise ConfigError("train.model.factory", f"no module {module!r} can be imported where flows run")
 
 
 def training_work(dataset: ArtifactRef, config: TrainConfig) -> Work:

@@ -18,7 +18,15 @@ import tasks.train
 from modelyard import errors
 from tasks.policy import is_transient
 
-MODULES = [tasks.preprocess, tasks.train, tasks.compress, tasks.evaluate, tasks.rollout, tasks.maintain, tasks.reconcile]
+MODULES = [
+    tasks.preprocess,
+    tasks.train,
+    tasks.compress,
+    tasks.evaluate,
+    tasks.rollout,
+    tasks.maintain,
+    tasks.reconcile,
+]
 TASKS = [value for module in MODULES for _, value in inspect.getmembers(module) if isinstance(value, Task)]
 ERRORS = [
     kind

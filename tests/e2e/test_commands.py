@@ -1,0 +1,68 @@
+"""The commands around a run, as a person types them, after `modelyard run` of the digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from modelyard.sample_data import digits_parquet
+from modelyard.storage import Store
+from tests.conftest import Installation
+from tests.e2e.driving import modelyard
+
+
+@pytest.fixture(scope="module")
+def served(stack: Installation, digits: str) -> None:
+    ran = modelyard("run")
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_predict_asks_about_held_out_rows_or_a_file(served: None, tmp_path: Path):
+    """Both show labels, the version that answered and the digest to trace."""
+    held_out = modelyard("predict", "digits", "--rows", "3")
+    assert held_out.returncode == 0, held_out.stderr
+    assert "truth" in held_out.stdout
+    assert "modelyard trace" in held_out.stdout
+    name, body = digits_parquet()[0]
+    (tmp_path / name).write_bytes(body)
+    of_file = modelyard("predict", "digits", str(tmp_path / name), "--rows", "2")
+    assert of_file.returncode == 0, of_file.stderr
+    assert "version" in of_file.stdout
+
+
+def test_predict_names_what_is_missing(served: None, tmp_path: Path):
+    """An unknown model, a missing file or column is one sentence."""
+    pd.DataFrame({"other": [1.0]}).to_csv(tmp_path / "rows.csv", index=False)
+    for arguments, words in [
+        (["nobody"], "serves no model 'nobody'"),
+        (["digits", str(tmp_path / "none.csv")], "no such file"),
+        (["digits", str(tmp_path / "rows.csv")], "columns are missing"),
+    ]:
+        asked = modelyard("predict", *arguments)
+        assert asked.returncode == 1
+        assert words in asked.stderr
+        assert "Traceback" not in asked.stderr
+
+
+def test_put_uploads_files_or_nothing(stack: Installation, tmp_path: Path):
+    """Files land below the folder under their names; one that is missing stops all of them."""
+    (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
+    done = modelyard("put", str(tmp_path / "rows.csv"), "--to", "raw/put")
+    assert done.returncode == 0, done.stderr
+    store = Store(stack.settings)
+    assert store.get(f"{store.root}/raw/put/rows.csv") == b"a,b\n1,2\n"
+    refused = modelyard("put", str(tmp_path / "rows.csv"), str(tmp_path / "none.csv"), "--to", "raw/nothing")
+    assert refused.returncode == 1
+    assert "none.csv" in refused.stderr
+    assert not list(store.list(f"{store.root}/raw/nothing"))
+
+
+def test_trace_gives_whole_lines_to_a_pipe(served: None):
+    """No digest and no address is cut where nobody sees a terminal's edge."""
+    told = modelyard("trace", "digits@champion")
+    assert told.returncode == 0, told.stderr
+    assert any(
+        "/runs/flow-run/" in line and len(line.rpartition("/")[2].strip()) == 36 for line in told.stdout.splitlines()
+    )
