@@ -142,7 +142,7 @@ def _check_modelyard(program: Any, arguments: list[str], store: Store) -> None:
         parts = given["parts"] if name == "up" else [given["part"]] if given["part"] else []
         named(parts or [])
     if name == "run":
-        assert "/" in given["preset"] or given["preset"] in preset_names()
+        assert given["preset"].endswith(".yaml") or given["preset"] in preset_names()
         assert given["deployment"] in _deployments()
         load_preset("digits", store, given["overrides"] or [])
 
