@@ -35,5 +35,6 @@ def evaluate(
     verdict = tasks.evaluate(subject, resolve(dataset), champion, config.evaluate, trail_of(config, parent_run))
     if verdict.name == "Refused":
         # A state of our own: the task's would count as "some task failed" and lose its name.
-        return Failed(name="Refused", message=verdict.message)
+        refusal = verdict.result(raise_on_failure=False)
+        return Failed(name="Refused", message=str(refusal), data=refusal)
     return verdict.result()

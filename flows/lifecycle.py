@@ -13,6 +13,7 @@ from flows.parameters import DatasetUri, MaxEpochs, MinScore, Overrides, Preset,
 from flows.preprocess import preprocess
 from flows.rollout import rollout
 from flows.train import train
+from modelyard.errors import Refused
 from tasks.results import LifecycleResult
 
 
@@ -40,13 +41,13 @@ def lifecycle(
         compressed = compress(preset, dataset_uri, model, data, settings, run.id, wait_for=[trained])  # ty: ignore[no-matching-overload]
         run.add(compressed)
         small = compressed.ref.digest
-        judged = evaluate(preset, dataset_uri, small, data, settings, run.id, wait_for=[compressed], return_state=True)  # ty: ignore[no-matching-overload]
-        if judged.name == "Refused":
-            run.refuse(judged.message or "refused")
-            return Failed(name="Refused", message=judged.message)
-        verdict = judged.result()
+        try:
+            verdict = evaluate(preset, dataset_uri, small, data, settings, run.id, wait_for=[compressed])  # ty: ignore[no-matching-overload]
+        except Refused as refusal:
+            run.refuse(str(refusal))
+            return Failed(name="Refused", message=str(refusal))
         run.add(verdict)
-        served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[judged])  # ty: ignore[no-matching-overload]
+        served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])  # ty: ignore[no-matching-overload]
         run.add(served)
         return run.report()
 

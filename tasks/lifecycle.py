@@ -43,6 +43,12 @@ class LifecycleRun:
             Point(f"{model}.{name}", value) for model, row in result.metrics.items() for name, value in row.items()
         ]
         self.session.tracker.log_metrics(self.id, points)
+        self.session.tracker.log_dataset(
+            self.id,
+            name=self.config.model_name,
+            uri=self.config.dataset_uri,
+            digest=result.artifacts["snapshot"].digest,
+        )
         tags = {f"modelyard.digest.{kind}": ref.digest for kind, ref in result.artifacts.items()}
         self.session.tracker.set_tags(self.id, {**tags, "modelyard.model_version": result.model_version})
         self._publish_report()
@@ -75,7 +81,10 @@ class LifecycleRun:
         create_markdown_artifact(
             key="lifecycle-report", markdown=text, description=f"Lifecycle of {self.config.model_name}"
         )
-        create_link_artifact(key="mlflow-run", link=self.session.tracker.run_url(self.id), link_text="MLflow run")
+        url = self.session.tracker.run_url(self.id)
+        create_link_artifact(
+            key="mlflow-run", link=url, link_text="MLflow run", description="Parameters, metrics, plots"
+        )
         self.session.tracker.log_text(self.id, text, "report.md")
 
 

@@ -87,6 +87,8 @@ def train(dataset: ArtifactRef, config: TrainConfig, trail: Trail) -> State[Stag
         if not product.reused:
             record.device_seconds = narrator.device_seconds
         facts = product.manifest.content.facts
-        numbers = {**facts["metrics"], "epochs": facts["epochs"], "parameters": facts["parameters"]}
+        # Under names of their own: `accuracy` is the curve over epochs that was reported while it trained.
+        best = {f"best_{name}": value for name, value in facts["metrics"].items()}
+        numbers = {**best, "epochs": facts["epochs"], "parameters": facts["parameters"]}
         headline = f"accuracy {facts['metrics']['accuracy']:.4f} after {facts['epochs']} epochs"
         return as_state(record.conclude(product, headline, numbers))
