@@ -10,13 +10,13 @@ from typing import Annotated
 from uuid import UUID
 
 from prefect import flow
-from pydantic import Field
 
 import tasks.reconcile as tasks
+from flows.parameters import explained
 
 
 @flow(name="reconcile")
-def reconcile(flow_run_id: Annotated[UUID, Field(description="The flow run that crashed")]) -> int:
+def reconcile(flow_run_id: Annotated[UUID, explained("Flow run", "Id of the flow run that crashed")]) -> int:
     """End everything below a crashed flow run; returns how many runs that were."""
     ended = tasks.end_children(flow_run_id)
     tasks.end_tracking(flow_run_id)

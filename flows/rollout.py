@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import flow
-from pydantic import Field
 
 import tasks.rollout as tasks
-from flows.parameters import Overrides, ParentRun, Preset, load_config, trail_of
+from flows.parameters import Overrides, ParentRun, Preset, explained, load_config, trail_of
 from tasks.recording import resolve
 from tasks.results import RolloutResult
 
 
 @flow(name="rollout")
 def rollout(
-    candidate: Annotated[str, Field(description="Digest or URI of a compressed model", min_length=8)],
-    verdict: Annotated[str, Field(description="Digest or URI of the verdict on it", min_length=8)],
+    candidate: Annotated[str, explained("Candidate", "Digest or URI of a compressed model", min_length=8)],
+    verdict: Annotated[str, explained("Verdict", "Digest or URI of the verdict on it", min_length=8)],
     preset: Preset = "digits",
     overrides: Overrides = [],
     parent_run: ParentRun = "",

@@ -199,7 +199,8 @@ class Tracker:
         """The page of a run, for people."""
         with _translated(self.url):
             run = self._client.get_run(run_id)
-        return f"{self.url}/#/experiments/{run.info.experiment_id}/runs/{run_id}"
+        # Without the query MLflow shows its GenAI side: the run counts as an "evaluation run" among traces and judges.
+        return f"{self.url}/#/experiments/{run.info.experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
     # -- registry -------------------------------------------------------------------------------------
 

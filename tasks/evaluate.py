@@ -74,6 +74,17 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
         {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
         for label, row in zip(classes, confusion, strict=True)
     ]
-    create_table_artifact(key="evaluate-confusion", table=rows, description="Candidate on the test split")
-    outcome = "refused" if refused else "passed"
-    create_table_artifact(key="evaluate-checks", table=checks, description=f"The candidate {outcome}")
+    create_table_artifact(
+        key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
+    )
+    table = [
+        {
+            "check": row["name"],
+            "value": round(row["value"], 4),
+            "limit": round(row["limit"], 4),
+            "passed": row["passed"],
+        }
+        for row in checks
+    ]
+    outcome = "was refused" if refused else "passed"
+    create_table_artifact(key="evaluate-checks", table=table, description=f"The candidate {outcome}")

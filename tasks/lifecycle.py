@@ -119,7 +119,7 @@ def _markdown(run: LifecycleRun) -> str:
         f"| {stage.stage} | {stage.headline} | {stage.usage.seconds:.1f} | {_artifact(stage)} |" for stage in run.stages
     ]
     served = [stage.release for stage in run.stages if isinstance(stage, RolloutResult)]
-    outcome = f"**Refused**: {run.refusal}" if run.refusal else "**Served**" if served else "Unfinished"
+    outcome = "refused" if run.refusal else "served" if served else "unfinished"
     links = [f"- [MLflow run]({run.session.tracker.run_url(run.id)})"]
     links += [
         f"- endpoint [{release.endpoint_url}]({release.endpoint_url}/v2/models/{release.model_name}), revision"
@@ -130,6 +130,7 @@ def _markdown(run: LifecycleRun) -> str:
         [
             f"# {run.config.model_name}: {outcome}",
             "",
+            *([run.refusal, ""] if run.refusal else []),
             f"Data: `{run.config.dataset_uri}`",
             "",
             "| stage | result | seconds | artifact |",

@@ -31,6 +31,7 @@ class Narrator:
         self._metrics = record.session.tracker.buffered_metrics(record.run_id)
         self._progress: UUID | None = None
         self._shown_at = 0.0
+        self._last = "Nothing was left to do"
         self._began = time.time()
         self._ranks = 1
 
@@ -51,7 +52,7 @@ class Narrator:
     def finish(self) -> None:
         self._metrics.flush()
         if self._progress:
-            update_progress_artifact(self._progress, progress=100.0)
+            update_progress_artifact(self._progress, progress=100.0, description=self._last)
 
     def _start(self, event: RankEvent) -> None:
         self._ranks = int(event.values["world_size"])
@@ -63,16 +64,22 @@ class Narrator:
             )
 
     def _show(self, event: RankEvent) -> None:
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items())
+        self._last = f"Epoch {event.epoch} of at most {self._max_epochs}: {numbers}"
         if time.monotonic() - self._shown_at < PROGRESS_SECONDS or self._progress is None:
             return
         self._shown_at = time.monotonic()
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-        self._log.info("epoch %s of at most %s: %s", event.epoch, self._max_epochs, numbers)
+        self._log.info("%s", self._last)
         update_progress_artifact(
             self._progress,
             progress=100.0 * event.epoch / self._max_epochs,
-            description=f"Epoch {event.epoch} of at most {self._max_epochs}: {numbers}",
+            description=self._last,
         )
+
+
+def _short(value: float) -> str:
+    """Four digits that matter, never an exponent where a person can read the number."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterParentFlowRunId
 from prefect.client.schemas.objects import FlowRun
+
+from modelyard.storage import Store
+from tests.conftest import Installation
 
 RUN_SECONDS = 150
 T = TypeVar("T")
@@ -35,6 +39,15 @@ def finished(client: SyncPrefectClient, run: FlowRun, seconds: float = RUN_SECON
         return now if now.state and now.state.is_final() else None
 
     return eventually(final, seconds, f"{run.name} did not end")
+
+
+def result_of(stack: Installation, run: FlowRun) -> dict[str, Any]:
+    """What a flow returned, read from the bucket: Prefect's own way leaves connections open in this process."""
+    store = Store(stack.settings)
+    record = json.loads(store.get(f"{store.root}/prefect-results/{run.state.data.storage_key}"))
+    # With the metadata beside it or around it, and the class named around the data: as Prefect's JSON serializer writes.
+    result = json.loads(record["result"]) if "result" in record else record
+    return result.get("data", result)
 
 
 def children(client: SyncPrefectClient, run: FlowRun) -> dict[str, FlowRun]:

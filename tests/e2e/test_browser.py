@@ -110,10 +110,12 @@ def test_a_lifecycle_started_from_the_form_completes(stack: Installation, form: 
     field(form, "Ranks").fill("1")
     field(form, "Min score").fill("0.5")
     # Under a name of its own it is held against no champion that another test made.
-    for number, override in enumerate(["train.target=null", "model_name=browser"]):
+    overrides = ["train.target=null", "model_name=browser"]
+    for number, override in enumerate(overrides):
         form.get_by_role("button", name="Add item").click()
         expect(field(form, "Overrides")).to_have_count(number + 1)
         field(form, "Overrides").nth(number).fill(override)
+    assert [item.input_value() for item in field(form, "Overrides").all()] == overrides
     with form.expect_response("**/create_flow_run") as answer:
         form.get_by_role("button", name="Submit").click()
     assert answer.value.ok, answer.value.text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 
 import psutil
-import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
@@ -14,10 +13,8 @@ from commands.supervision import Supervisor
 from modelyard.storage import Store
 from tasks.results import LifecycleResult
 from tests.conftest import Installation
-from tests.e2e.driving import children, eventually, finished, trigger
+from tests.e2e.driving import children, eventually, finished, result_of, trigger
 
-# Prefect reads a flow's result from the bucket through s3fs, in an event loop that it ends without closing connections.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 RANKS_GONE_SECONDS = 10
 CRASHED_SECONDS = 90
 # Slow epochs of two rows a step, so that there is time to kill the run in the midst of training.
@@ -46,7 +43,7 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
 
     again = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=SLOW))
     assert again.state.is_completed(), again.state.message
-    result = LifecycleResult.model_validate(again.state.result())
+    result = LifecycleResult.model_validate(result_of(stack, again))
     assert result.stages[0].reused
     assert not result.stages[1].reused
     train = children(prefect_client, again)["train"]

@@ -23,10 +23,8 @@ from modelyard.revisions import latest_revision
 from modelyard.storage import Store
 from tasks.results import LifecycleResult
 from tests.conftest import Installation
-from tests.e2e.driving import children, eventually, finished, modelyard, trigger
+from tests.e2e.driving import children, eventually, finished, modelyard, result_of, trigger
 
-# Prefect reads a flow's result from the bucket through s3fs, in an event loop that it ends without closing connections.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 # A network of this module's own, so that its first run is a first run whatever ran before on the same stack.
 OWN = ["train.seed=41"]
 STAGES = ["preprocess", "train", "compress", "evaluate", "rollout"]
@@ -122,7 +120,7 @@ def test_unchanged_second_run_finds_everything(stack: Installation, last_run: di
     revision = latest_revision(Store(stack.settings), stack.settings.endpoint_name)
     run = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=OWN))
     assert run.state.is_completed(), run.state.message
-    result = LifecycleResult.model_validate(run.state.result())
+    result = LifecycleResult.model_validate(result_of(stack, run))
     assert all(stage.reused for stage in result.stages[:-1])
     assert not result.stages[-1].release.changed
     assert result.model_version == last_run["model_version"]
@@ -149,7 +147,7 @@ def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_
     overrides = ["train.seed=3", "train.target=0.9", "evaluate.floor=0.8", "evaluate.allowed_drop_against_champion=0.2"]
     second = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=overrides))
     assert second.state.is_completed(), second.state.message
-    assert second.state.result()["model_version"] != last_run["model_version"]
+    assert result_of(stack, second)["model_version"] != last_run["model_version"]
     back = finished(prefect_client, trigger(prefect_client, "rollback/digits"))
     assert back.state.is_completed(), back.state.message
     answer = httpx.get(f"{stack.settings.serving_url}/v2/models/digits", trust_env=False)
