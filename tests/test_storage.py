@@ -156,3 +156,27 @@ def test_options_for_a_block_hold_no_secret(store: Store, settings: Settings):
 def _pattern(size: int) -> bytes:
     """Bytes that differ from part to part."""
     return b"".join(number.to_bytes(8, "big") for number in range(size // 8 + 1))[:size]
+
+
+def test_encryption_is_asked_for_with_every_write(store: Store, settings: Settings, tmp_path: Path):
+    """With the setting on, the store reports encryption at rest for bytes, files, created objects and s3fs alike."""
+    encrypted = Store(settings.model_copy(update={"s3_encryption": "AES256"}))
+    folder = f"{encrypted.root}/tests/encrypted-{uuid4().hex}"
+    (tmp_path / "file").write_bytes(b"secret")
+    encrypted.put(f"{folder}/put", b"secret")
+    encrypted.put_new(f"{folder}/put_new", b"secret")
+    encrypted.upload(tmp_path / "file", f"{folder}/upload")
+    with encrypted.filesystem().open(f"{folder}/s3fs", "wb") as file:
+        file.write(b"secret")
+    for name in ("put", "put_new", "upload", "s3fs"):
+        bucket, key = split_uri(f"{folder}/{name}")
+        assert encrypted._control().head_object(Bucket=bucket, Key=key)["ServerSideEncryption"] == "AES256", name
+        assert encrypted.get(f"{folder}/{name}") == b"secret"
+
+
+def test_listing_with_a_wrong_secret_is_refused_at_once(settings: Settings, store: Store):
+    """A refused listing is permanent like any other refusal, and its sentence names the place, not raw XML."""
+    stranger = Store(settings.model_copy(update={"s3_secret_key": SecretStr("wrong")}))
+    with pytest.raises(StoreRefused, match="refused the credentials") as refusal:
+        list(stranger.list(store.root))
+    assert "<" not in str(refusal.value)
