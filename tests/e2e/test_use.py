@@ -11,11 +11,12 @@ from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
 from tests.conftest import Installation
 from tests.e2e.driving import modelyard
+from tests.e2e.test_lifecycle import OWN
 
 
 @pytest.fixture(scope="module")
 def served(stack: Installation, digits: str) -> None:
-    ran = modelyard("run")
+    ran = modelyard("run", "digits", "--set", *OWN)  # found, where the lifecycle's tests ran before
     assert ran.returncode == 0, ran.stderr
 
 
