@@ -18,7 +18,8 @@ from botocore.config import Config
 from obstore.store import S3Store
 
 from modelyard.settings import Settings
-from modelyard.storage import PARALLEL_PARTS, PART_BYTES, Store
+from modelyard.storage import Store
+from modelyard.storage.transfer import PARALLEL_PARTS, PART_BYTES
 
 PARALLEL_REQUESTS = 16
 Objects = Mapping[str, bytes]

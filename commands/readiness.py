@@ -80,7 +80,7 @@ def _store(settings: Settings, _: datetime | None) -> None:
     # Cheaper to ask the port first: the S3 clients back off for seconds when nobody listens.
     socket.create_connection((address.hostname or "", port), timeout=REQUEST_SECONDS).close()
     store = Store(settings.model_copy(update={"s3_timeout_seconds": REQUEST_SECONDS}))
-    store.create_bucket()  # wrong credentials are refused here, and trying again would not help
+    store.control.create_bucket()  # wrong credentials are refused here, and trying again would not help
     try:
         store.probe()
     except StoreRefused as refused:

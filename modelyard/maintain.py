@@ -84,7 +84,7 @@ def plan_sweep(catalog: Catalog, registered: Iterable[ArtifactRef], now: datetim
     now = now or datetime.now(UTC)
     folders = list(_folders(catalog))
     live = _reachable(folders, [*registered, *_served(catalog.store)])
-    plan = Plan(uploads=list(catalog.store.stale_uploads(ABANDONED_AFTER)))
+    plan = Plan(uploads=list(catalog.store.control.stale_uploads(ABANDONED_AFTER)))
     for folder in folders:
         if folder.manifest is None or folder.uri in live or now - folder.youngest < RETENTION[folder.kind]:
             _plan_leftovers(plan, folder, now)
@@ -115,7 +115,7 @@ def sweep(catalog: Catalog, plan: Plan) -> int:
     for removal in plan.leftovers:
         removed += catalog.store.delete(plan.objects[removal.uri])
     for upload in plan.uploads:
-        catalog.store.abort_upload(upload)
+        catalog.store.control.abort_upload(upload)
     return removed + len(plan.uploads)
 
 

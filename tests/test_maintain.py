@@ -23,7 +23,7 @@ LATER = datetime.now(UTC) + timedelta(days=365)
 def catalog(store: Store, settings: Settings) -> Iterator[Catalog]:
     """A bucket of its own, so that a sweep meets only what the test put there."""
     own = Store(settings.model_copy(update={"bucket": f"sweep-{uuid4().hex[:8]}"}))
-    own.create_bucket()
+    own.control.create_bucket()
     yield Catalog(own)
     own.delete(info.uri for info in own.list(own.root))
 

@@ -13,6 +13,9 @@ from pydantic import SecretStr
 from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
 from modelyard.settings import Settings
 from modelyard.storage import Store, split_uri
+from modelyard.storage.clients import connect_control
+from modelyard.storage.failures import Translated
+from modelyard.storage.transfer import PART_BYTES, _fetch_rest, _first_part
 from tests.conftest import free_ports
 
 
@@ -53,6 +56,22 @@ def test_bytes_come_back_as_they_went(store: Store, folder: str, size: int):
     assert store.head(f"{folder}/object").size == size
 
 
+def test_an_object_replaced_while_it_is_read_is_refused(store: Store, folder: str, tmp_path: Path):
+    """Ranges of two versions are never put together: the read is said to have failed, and trying again may help."""
+    uri = f"{folder}/changing"
+    store.put(uri, _pattern(2 * PART_BYTES))
+    bucket, key = split_uri(uri)
+    client = store._client(bucket)
+    _, meta = _first_part(client, key)
+    store.put(uri, bytes(2 * PART_BYTES))
+    with (
+        (tmp_path / "file").open("wb") as file,
+        pytest.raises(StoreUnavailable, match=f"{uri}: the object was replaced"),
+        Translated(uri),
+    ):
+        _fetch_rest(client, key, meta, file)
+
+
 def test_a_missing_object_is_not_found(store: Store, folder: str, tmp_path: Path):
     """Every way to read says NotFound with the URI, and a failed download leaves no file."""
     uri = f"{folder}/nothing"
@@ -68,7 +87,12 @@ def test_a_wrong_secret_is_refused(store: Store, settings: Settings):
     """Neither client tries again: the sentence says that the credentials were refused."""
     stranger = Store(settings.model_copy(update={"s3_secret_key": SecretStr("wrong")}))
     uri = f"{store.root}/x"
-    for ask in (lambda: stranger.get(uri), lambda: stranger.put(uri, b""), stranger.probe, stranger.create_bucket):
+    for ask in (
+        lambda: stranger.get(uri),
+        lambda: stranger.put(uri, b""),
+        stranger.probe,
+        stranger.control.create_bucket,
+    ):
         with pytest.raises(StoreRefused, match="refused the credentials"):
             ask()
 
@@ -126,12 +150,14 @@ def test_delete_many(store: Store, folder: str):
 def test_a_stale_upload_is_found_and_aborted(store: Store, folder: str):
     """A multipart upload that nobody finished is listed once it is old enough, and gone after the abort."""
     bucket, key = split_uri(f"{folder}/huge")
-    store._control().create_multipart_upload(Bucket=bucket, Key=key)
-    assert not [upload for upload in store.stale_uploads(timedelta(hours=1)) if upload.uri == f"{folder}/huge"]
-    stale = [upload for upload in store.stale_uploads(timedelta(seconds=-5)) if upload.uri == f"{folder}/huge"]
+    connect_control(store._settings).create_multipart_upload(Bucket=bucket, Key=key)
+    assert not [upload for upload in store.control.stale_uploads(timedelta(hours=1)) if upload.uri == f"{folder}/huge"]
+    stale = [upload for upload in store.control.stale_uploads(timedelta(seconds=-5)) if upload.uri == f"{folder}/huge"]
     assert len(stale) == 1
-    store.abort_upload(stale[0])
-    assert not [upload for upload in store.stale_uploads(timedelta(seconds=-5)) if upload.uri == f"{folder}/huge"]
+    store.control.abort_upload(stale[0])
+    assert not [
+        upload for upload in store.control.stale_uploads(timedelta(seconds=-5)) if upload.uri == f"{folder}/huge"
+    ]
 
 
 def test_fsspec_sees_what_obstore_wrote(store: Store, folder: str):
@@ -170,7 +196,9 @@ def test_encryption_is_asked_for_with_every_write(store: Store, settings: Settin
         file.write(b"secret")
     for name in ("put", "put_new", "upload", "s3fs"):
         bucket, key = split_uri(f"{folder}/{name}")
-        assert encrypted._control().head_object(Bucket=bucket, Key=key)["ServerSideEncryption"] == "AES256", name
+        assert (
+            connect_control(encrypted._settings).head_object(Bucket=bucket, Key=key)["ServerSideEncryption"] == "AES256"
+        ), name
         assert encrypted.get(f"{folder}/{name}") == b"secret"
 
 

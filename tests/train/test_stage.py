@@ -67,7 +67,7 @@ def test_killed_process_leaves_no_rank_and_its_work_goes_on_bit_for_bit(
     assert next(event for event in events if event.kind == "started").values["resumed_epochs"] >= 3
 
     elsewhere = Catalog(Store(settings.model_copy(update={"bucket": "modelyard-twin"})))
-    elsewhere.store.create_bucket()
+    elsewhere.store.control.create_bucket()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELYARD_BUCKET", "modelyard-twin")
         unbroken = train(elsewhere, make_dataset(elsewhere), longer, Origin())

@@ -1,0 +1,67 @@
+"""The clients' exceptions as ours, with the URI in the sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import TracebackType
+
+from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
+
+from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
+
+REFUSALS = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden", "401 Unauthorized")
+
+
+class Translated:
+    """A context in which obstore's exceptions become ours. A class, as a generator costs 1 us for each object."""
+
+    __slots__ = ("_uri",)
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(failure, BaseError | OSError):
+            raise _translation(self._uri, failure) from failure
+
+
+def _translation(uri: str, failure: Exception) -> NotFound | StoreRefused | StoreUnavailable:
+    if isinstance(failure, FileNotFoundError):
+        if "NoSuchBucket" in str(failure):
+            return StoreRefused(f"{uri}: the bucket does not exist")
+        return NotFound(f"{uri}: no such object")
+    if isinstance(failure, PermissionDeniedError | UnauthenticatedError | PermissionError):
+        return StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})")
+    if isinstance(failure, PreconditionError):
+        return StoreUnavailable(f"{uri}: the object was replaced while it was read")
+    # A listing that is refused arrives as a generic error with the answer in its text.
+    if any(word in str(failure) for word in REFUSALS):
+        return StoreRefused(f"{uri}: the store refused the credentials")
+    return StoreUnavailable(f"{uri}: {_first_line(failure)}")
+
+
+@contextmanager
+def control_translated(uri: str) -> Generator[None]:
+    """A context in which botocore's exceptions become ours."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, OSError) as failure:
+        raise StoreUnavailable(f"{uri}: {_first_line(failure)}") from failure
+    except ClientError as failure:
+        status = failure.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        if status in (401, 403):
+            raise StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})") from failure
+        kind = StoreRefused if 400 <= status < 500 and status not in (408, 429) else StoreUnavailable
+        raise kind(f"{uri}: {_first_line(failure)}") from failure
+
+
+def _first_line(failure: BaseException) -> str:
+    return (str(failure).strip().splitlines() or [type(failure).__name__])[0]
