@@ -34,7 +34,7 @@ logs: $(INSTALLED) ## Show the last lines of every part's log
 
 .PHONY: test
 test: $(INSTALLED_FOR_TESTS) ## Run all tests on a stack of their own
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadscope
 
 .PHONY: check
 check: $(INSTALLED_FOR_TESTS) ## Format, lint, types, and who may import whom

@@ -5,19 +5,20 @@ user's. It is taken down at the end whatever happens.
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from commands import environment, secrets, stack
-from commands.parts import GRPC_OFFSET, PARTS, Part
+from commands.parts import PARTS, Part
+from commands.ports import free_ports
 from commands.stack import Report
 from modelyard.settings import ENV_PREFIX, Settings, load_settings
 
+# Below those of the tests, as are their gRPC twins: both may run at the same time.
+PORTS = range(12_000, 15_000)
 FOREIGN_PREFIXES = (ENV_PREFIX, "PREFECT_", "MLFLOW_", "AWS_")
 
 
@@ -57,7 +58,7 @@ def own_installation() -> Generator[Installation]:
     os.environ[ENV_PREFIX + "ENV_FILE"] = os.devnull
     folder = Path(tempfile.mkdtemp(prefix="modelyard-bench-", dir="/tmp"))
     fields = [field for field in Settings.model_fields if field.endswith("_port")]
-    ports = dict(zip(fields, free_ports(len(fields)), strict=True))
+    ports = dict(zip(fields, free_ports(len(fields), PORTS), strict=True))
     settings = load_settings(home=folder / "home", **ports)
     settings = secrets.ensure(settings, store_is_running=False)
     environment.apply(settings)
@@ -70,22 +71,3 @@ def own_installation() -> Generator[Installation]:
             installation.down()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now, whose gRPC twins are free too, below those the kernel hands out."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randint(15_000, 22_000)
-        if port not in found and _is_free(port) and _is_free(port + GRPC_OFFSET):
-            found.append(port)
-    return found
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

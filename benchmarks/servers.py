@@ -17,7 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from benchmarks.installation import free_ports
+from benchmarks.installation import PORTS, free_ports
 from benchmarks.peers.onnx_model import MODEL_VARIABLE
 from commands.environment import PROJECT
 
@@ -42,7 +42,7 @@ class Server:
 @contextmanager
 def uvicorn(app: str, model: Path, body: bytes, scratch: Path) -> Generator[Server]:
     """One of our minimal apps on the server that the endpoint uses, with the same switches."""
-    port = free_ports(1)[0]
+    port = free_ports(1, PORTS)[0]
     command = [
         str(SCRIPTS / "uvicorn"), "--factory", f"benchmarks.peers.{app}:app", "--port", str(port), "--http", "httptools",
         "--loop", "uvloop", "--no-access-log", "--log-level", "warning",
@@ -55,7 +55,7 @@ def uvicorn(app: str, model: Path, body: bytes, scratch: Path) -> Generator[Serv
 @contextmanager
 def trivial(body: bytes, scratch: Path) -> Generator[Server]:
     """The limit of the load generator."""
-    port, log = free_ports(1)[0], scratch / "trivial.log"
+    port, log = free_ports(1, PORTS)[0], scratch / "trivial.log"
     with _program([sys.executable, "-m", "benchmarks.peers.trivial_server", str(port)], {}, log):
         _await_answer(f"http://127.0.0.1:{port}/", log)
         yield Server(url=f"http://127.0.0.1:{port}/", body=body)
@@ -64,7 +64,7 @@ def trivial(body: bytes, scratch: Path) -> Generator[Server]:
 @contextmanager
 def mlflow_serve(model_uri: str, columns: Sequence[str], row: Sequence[float], scratch: Path) -> Generator[Server]:
     """`mlflow models serve` on a registered version, in this environment."""
-    port, log = free_ports(1)[0], scratch / "mlflow-serve.log"
+    port, log = free_ports(1, PORTS)[0], scratch / "mlflow-serve.log"
     command = [
         str(SCRIPTS / "mlflow"), "models", "serve", "-m", model_uri, "--env-manager", "local", "--port", str(port),
         "--workers", "1",
@@ -79,7 +79,7 @@ def mlflow_serve(model_uri: str, columns: Sequence[str], row: Sequence[float], s
 @contextmanager
 def mlserver(programs: Path, model: Path, body: bytes, scratch: Path) -> Generator[Server]:
     """MLServer with a custom runtime around the same file, in an environment of its own."""
-    http, grpc, metrics = free_ports(3)
+    http, grpc, metrics = free_ports(3, PORTS)
     folder, log = scratch / "mlserver", scratch / "mlserver.log"
     folder.mkdir(exist_ok=True)
     settings = {"http_port": http, "grpc_port": grpc, "metrics_port": metrics, "parallel_workers": 0, "debug": False}

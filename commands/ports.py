@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 import psutil
 
-from commands.parts import Part
+from commands.parts import GRPC_OFFSET, Part
 from modelyard.errors import ConfigError, PortTaken
 from modelyard.settings import Settings
 
@@ -29,6 +30,16 @@ def check_free(settings: Settings, parts: Iterable[Part]) -> None:
             wanted[port] = variable
             if not _is_free(settings.host, port):
                 raise PortTaken(port, variable, owner_of(port))
+
+
+def free_ports(count: int, among: Sequence[int]) -> list[int]:
+    """Different ports, drawn from ``among``, that nobody uses now and whose gRPC twins are free too."""
+    found: list[int] = []
+    while len(found) < count:
+        port = random.choice(among)
+        if port not in found and _is_free("127.0.0.1", port) and _is_free("127.0.0.1", port + GRPC_OFFSET):
+            found.append(port)
+    return found
 
 
 def owner_of(port: int) -> str | None:

@@ -7,26 +7,34 @@ when a fixture asks: `store` starts SeaweedFS alone, `stack` all of it, in the s
 from __future__ import annotations
 
 import os
-import random
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 
-from commands import environment, secrets
+from commands import environment, ports, secrets
 from commands import stack as stack_commands
-from commands.parts import GRPC_OFFSET, STORE
+from commands.parts import STORE
 from commands.supervision import orphans
 from modelyard.settings import ENV_PREFIX, Settings, load_settings
 from modelyard.storage import Store
 
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadScopeScheduling
+
 PORT_FIELDS = tuple(field for field in Settings.model_fields if field.endswith("_port"))
 INSTALLATION = pytest.StashKey["Installation"]()
+# Below the ports that the kernel hands out, and so are their gRPC twins.
+PORTS = range(15_000, 22_000)
+WORKERS = 4
+GIVEN: set[int] = set()
+# Tests of the whole stack: files and folders.
+NEED_STACK = ("tests/e2e/", "tests/commands/test_stack.py", "tests/rollout/", "tests/test_tracking.py")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,8 @@ class Installation:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.option.__dict__.get("numprocesses"):
+        return  # the tests run in processes of their own, each with its own installation
     for variable in [name for name in os.environ if name.startswith((ENV_PREFIX, "PREFECT_", "MLFLOW_", "AWS_"))]:
         del os.environ[variable]
     os.environ[ENV_PREFIX + "ENV_FILE"] = os.devnull
@@ -52,6 +62,25 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(installation.home, ignore_errors=True)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Where several processes share the tests, one takes all that need the whole stack, so that it is started once.
+    The others take the rest, a file at a time."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByStackThenFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "stack" if nodeid.startswith(NEED_STACK) else nodeid.partition("::")[0]
+
+    return ByStackThenFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(NEED_STACK):
+            raise pytest.UsageError(f"{item.nodeid} needs the stack: name its file or folder in {__name__}.NEED_STACK")
+
+
 def new_installation(home: Path | None = None) -> Installation:
     """A home folder with secrets and free ports; nothing runs yet. Its path is short: sockets live below it."""
     home = home or Path(tempfile.mkdtemp(prefix="modelyard-", dir="/tmp"))
@@ -60,12 +89,10 @@ def new_installation(home: Path | None = None) -> Installation:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody uses now, whose gRPC twins are free too, below those the kernel hands out."""
-    found: list[int] = []
-    while len(found) < count:
-        port = random.randint(15_000, 22_000)
-        if port not in found and _is_free(port) and _is_free(port + GRPC_OFFSET):
-            found.append(port)
+    """Ports that nobody uses, and that no other process of this test session draws from."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    found = ports.free_ports(count, [port for port in PORTS[worker % WORKERS :: WORKERS] if port not in GIVEN])
+    GIVEN.update(found)
     return found
 
 
@@ -79,15 +106,6 @@ def _is_alive(process: psutil.Process) -> bool:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @pytest.fixture(scope="session")

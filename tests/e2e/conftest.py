@@ -3,6 +3,7 @@ the test installation is set, and Prefect reads its settings at import."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,17 @@ def digits(stack: Installation) -> str:
     for name, body in digits_parquet():
         store.put(f"{store.root}/raw/digits/{name}", body)
     return f"{store.root}/raw/digits/*.parquet"
+
+
+@pytest.fixture(scope="session")
+def last_run(stack: Installation, digits: str) -> dict:
+    """What `modelyard run` left, of a network of its own: a first run whatever ran before on the same stack."""
+    from tests.e2e.driving import OWN, modelyard
+
+    ran = modelyard("run", "digits", "--set", *OWN)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "prediction" in ran.stdout
+    return json.loads((stack.home / "last-run.json").read_text())
 
 
 @pytest.fixture

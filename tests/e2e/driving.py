@@ -17,6 +17,8 @@ from modelyard.storage import Store
 from tests.conftest import Installation
 
 RUN_SECONDS = 150
+# Overrides of the run that most tests look at.
+OWN = ["train.seed=41"]
 T = TypeVar("T")
 
 

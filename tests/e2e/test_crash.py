@@ -18,7 +18,7 @@ from tests.e2e.driving import children, eventually, finished, result_of, trigger
 RANKS_GONE_SECONDS = 10
 CRASHED_SECONDS = 90
 # Slow epochs of two rows a step, so that there is time to kill the run in the midst of training.
-SLOW = ["train.seed=11", "train.batch_size=4", "train.max_epochs=8", "train.target=null", "evaluate.floor=0.5",
+SLOW = ["train.seed=11", "train.batch_size=4", "train.max_epochs=6", "train.target=null", "evaluate.floor=0.5",
         "evaluate.allowed_drop_against_champion=1"]  # fmt: skip
 
 

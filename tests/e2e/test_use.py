@@ -5,22 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
 from tests.conftest import Installation
 from tests.e2e.driving import modelyard
-from tests.e2e.test_lifecycle import OWN
 
 
-@pytest.fixture(scope="module")
-def served(stack: Installation, digits: str) -> None:
-    ran = modelyard("run", "digits", "--set", *OWN)  # found, where the lifecycle's tests ran before
-    assert ran.returncode == 0, ran.stderr
-
-
-def test_predict_asks_about_held_out_rows_or_a_file(served: None, tmp_path: Path):
+def test_predict_asks_about_held_out_rows_or_a_file(last_run: dict, tmp_path: Path):
     """Both show labels, the version that answered and the digest to trace."""
     held_out = modelyard("predict", "digits", "--rows", "3")
     assert held_out.returncode == 0, held_out.stderr
@@ -33,7 +25,7 @@ def test_predict_asks_about_held_out_rows_or_a_file(served: None, tmp_path: Path
     assert "version" in of_file.stdout
 
 
-def test_predict_names_what_is_missing(served: None, tmp_path: Path):
+def test_predict_names_what_is_missing(last_run: dict, tmp_path: Path):
     """An unknown model, a missing file or column is one sentence."""
     pd.DataFrame({"other": [1.0]}).to_csv(tmp_path / "rows.csv", index=False)
     for arguments, words in [
@@ -60,7 +52,7 @@ def test_put_uploads_files_or_nothing(stack: Installation, tmp_path: Path):
     assert not list(store.list(f"{store.root}/raw/nothing"))
 
 
-def test_trace_gives_whole_lines_to_a_pipe(served: None):
+def test_trace_gives_whole_lines_to_a_pipe(last_run: dict):
     """No digest and no address is cut where nobody sees a terminal's edge."""
     told = modelyard("trace", "digits@champion")
     assert told.returncode == 0, told.stderr
