@@ -13,8 +13,7 @@ from flows.parameters import DatasetUri, MaxEpochs, MinScore, Overrides, Preset,
 from flows.preprocess import preprocess
 from flows.rollout import rollout
 from flows.train import train
-from modelyard.errors import Refused
-from tasks.results import LifecycleResult
+from tasks.results import LifecycleResult, StageRefused
 
 
 @flow(name="lifecycle", retries=0, persist_result=True, result_serializer="json")
@@ -43,8 +42,8 @@ def lifecycle(
         small = compressed.ref.digest
         try:
             verdict = evaluate(preset, dataset_uri, small, data, settings, run.id, wait_for=[compressed])  # ty: ignore[no-matching-overload]
-        except Refused as refusal:
-            run.refuse(str(refusal))
+        except StageRefused as refusal:
+            run.refuse(refusal)
             return Failed(name="Refused", message=str(refusal))
         run.add(verdict)
         served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])  # ty: ignore[no-matching-overload]

@@ -16,7 +16,7 @@ from modelyard.evaluate import EvaluateConfig, confusion_figure, refusal
 from modelyard.evaluate import evaluate as evaluate_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
-from tasks.results import StageResult
+from tasks.results import StageRefused, StageResult
 from tasks.session import session
 
 
@@ -59,7 +59,7 @@ def evaluate(
         result = record.conclude(product, f"{headline}, {'refused' if refused else 'passed'}", numbers)
         _show_details(record, product, refused)
     if refused:
-        return Failed(name="Refused", message=str(refused), data=refused)
+        return Failed(name="Refused", message=str(refused), data=StageRefused(refused, result))
     return as_state(result)
 
 

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 from modelyard.artifacts import ArtifactRef
 from modelyard.presets import LifecycleConfig
 from modelyard.tracking import Point
-from tasks.results import LifecycleResult, RolloutResult, StageResult
+from tasks.results import LifecycleResult, RolloutResult, StageRefused, StageResult
 from tasks.session import Session, session
 
 
@@ -31,34 +31,17 @@ class LifecycleRun:
         """Count a stage that is done."""
         self.stages.append(result)
 
-    def refuse(self, reason: str) -> None:
-        """The gate said no: the report says so, and the MLflow run ends as failed."""
-        self.refusal = reason
-        self._publish_report()
+    def refuse(self, refusal: StageRefused) -> None:
+        """The gate said no: the report and the MLflow run, which ends as failed, say so with the scores."""
+        self.refusal = str(refusal)
+        self.add(refusal.result)
+        self._record()
 
     def report(self) -> LifecycleResult:
         """Write the report and the parent run's figures, and return what the run came to."""
-        result = self._result()
-        points = [
-            Point(f"{model}.{name}", value) for model, row in result.metrics.items() for name, value in row.items()
-        ]
-        self.session.tracker.log_metrics(self.id, points)
-        self.session.tracker.log_dataset(
-            self.id,
-            name=self.config.model_name,
-            uri=self.config.dataset_uri,
-            digest=result.artifacts["snapshot"].digest,
-        )
-        tags = {f"modelyard.digest.{kind}": ref.digest for kind, ref in result.artifacts.items()}
-        self.session.tracker.set_tags(self.id, {**tags, "modelyard.model_version": result.model_version})
-        self._publish_report()
-        return result
-
-    def _result(self) -> LifecycleResult:
+        self._record()
         served = next(stage for stage in self.stages if isinstance(stage, RolloutResult))
-        found = [stage for stage in self.stages if isinstance(stage, StageResult)]
-        verdict = next(stage for stage in found if stage.stage == "evaluate")
-        metrics = {role: _metrics_of(verdict, role) for role in ("float", "candidate")}
+        self.session.tracker.set_tags(self.id, {"modelyard.model_version": served.release.version})
         return LifecycleResult(
             flow_run_id=self.flow_run_id,
             mlflow_run_id=self.id,
@@ -66,10 +49,31 @@ class LifecycleRun:
             model_version=served.release.version,
             endpoint_url=served.release.endpoint_url,
             dataset_uri=self.config.dataset_uri,
-            artifacts={"snapshot": self._snapshot(found[0].ref), **{stage.ref.kind: stage.ref for stage in found}},
-            metrics={"float": metrics["float"], "compressed": metrics["candidate"]},
+            artifacts=self._artifacts(),
+            metrics=self._metrics(),
             stages=self.stages,
         )
+
+    def _record(self) -> None:
+        """The parent run's figures, data set and references, and the report."""
+        tracker, artifacts = self.session.tracker, self._artifacts()
+        points = [
+            Point(f"{model}.{name}", value) for model, row in self._metrics().items() for name, value in row.items()
+        ]
+        tracker.log_metrics(self.id, points)
+        config, digest = self.config, artifacts["snapshot"].digest
+        tracker.log_dataset(self.id, name=config.model_name, uri=config.dataset_uri, digest=digest)
+        tracker.set_tags(self.id, {f"modelyard.digest.{kind}": ref.digest for kind, ref in artifacts.items()})
+        self._publish_report()
+
+    def _artifacts(self) -> dict[str, ArtifactRef]:
+        found = [stage.ref for stage in self.stages if isinstance(stage, StageResult)]
+        return {"snapshot": self._snapshot(found[0]), **{ref.kind: ref for ref in found}}
+
+    def _metrics(self) -> dict[str, dict[str, float]]:
+        """Scores on the test split, of the float model and of its compressed form."""
+        verdict = next(stage for stage in self.stages if isinstance(stage, StageResult) and stage.stage == "evaluate")
+        return {"float": _metrics_of(verdict, "float"), "compressed": _metrics_of(verdict, "candidate")}
 
     def _snapshot(self, dataset: ArtifactRef) -> ArtifactRef:
         """What the data set was made from."""
@@ -94,7 +98,13 @@ def parent_run(config: LifecycleConfig, preset: str) -> Generator[LifecycleRun]:
     now = session()
     flow_run_id = flow_run.get_id() or ""
     name = flow_run.get_name() or "lifecycle"
-    tags = {"prefect.flow_run_id": flow_run_id, "modelyard.preset": preset, "modelyard.stage": "lifecycle"}
+    tags = {
+        "prefect.flow_run_id": flow_run_id,
+        "modelyard.preset": preset,
+        "modelyard.stage": "lifecycle",
+        # What MLflow shows as the run's description.
+        "mlflow.note.content": f"Lifecycle of preset `{preset}` over `{config.dataset_uri}`; the stages are nested below.",
+    }
     if now.commit:
         tags["modelyard.commit"] = now.commit
     run_id = now.tracker.start_run(config.model_name, name, tags=tags)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from modelyard.artifacts import ArtifactRef, Frozen
+from modelyard.errors import Refused
 from modelyard.rollout import Release
 
 
@@ -32,7 +33,6 @@ class StageResult(Frozen):
     Attributes:
         headline: one short phrase for a person: ``accuracy 0.969 after 12 epochs``.
         reused: the artifact was found, nothing was computed.
-        refusal: why a gate said no; empty where none did.
     """
 
     stage: str
@@ -42,7 +42,14 @@ class StageResult(Frozen):
     numbers: dict[str, float] = Field(default_factory=dict)
     mlflow_run_id: str | None = None
     usage: Usage = Usage()
-    refusal: list[str] = Field(default_factory=list)
+
+
+class StageRefused(Refused):
+    """A stage's gate said no; `result` is what the stage found all the same, for the report."""
+
+    def __init__(self, refusal: Refused, result: StageResult) -> None:
+        super().__init__(refusal.subject, refusal.reasons, refusal.table)
+        self.result = result
 
 
 class RolloutResult(Frozen):

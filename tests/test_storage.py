@@ -8,15 +8,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from botocore.exceptions import SSLError
 from pydantic import SecretStr
 
 from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
 from modelyard.settings import Settings
 from modelyard.storage import Store, split_uri
 from modelyard.storage.clients import connect_control
-from modelyard.storage.failures import Translated
+from modelyard.storage.failures import Translated, control_translated
 from modelyard.storage.transfer import PART_BYTES, _fetch_rest, _first_part
 from tests.conftest import free_ports
+from tests.fronts import front, private_authority
 
 
 @pytest.fixture
@@ -208,3 +210,37 @@ def test_listing_with_a_wrong_secret_is_refused_at_once(settings: Settings, stor
     with pytest.raises(StoreRefused, match="refused the credentials") as refusal:
         list(stranger.list(store.root))
     assert "<" not in str(refusal.value)
+
+
+def test_a_store_behind_a_private_authority(store: Store, settings: Settings, tmp_path: Path):
+    """With the authority's certificate as a setting every client talks TLS to it; without, the setting is named."""
+    authority, certificate = private_authority(tmp_path)
+    with front(settings.store_port, certificate) as tls:
+        address = {"s3_endpoint_url": f"https://127.0.0.1:{tls.port}"}
+        trusting = Store(settings.model_copy(update={**address, "s3_ca_bundle": authority}))
+        uri = f"{trusting.root}/tests/tls-{uuid4().hex}"
+        assert trusting.put_new(uri, b"over TLS")
+        assert trusting.get(uri) == b"over TLS"
+        trusting.control.create_bucket()
+        assert trusting.filesystem().cat_file(uri.removeprefix("s3://")) == b"over TLS"
+        wary = Store(settings.model_copy(update={**address, "s3_timeout_seconds": 0.5}))
+        with pytest.raises(StoreRefused, match="MODELYARD_S3_CA_BUNDLE"):
+            wary.get(uri)
+        with pytest.raises(StoreRefused, match="MODELYARD_S3_CA_BUNDLE"), control_translated(uri):
+            raise SSLError(endpoint_url=uri, error="certificate verify failed")  # boto3 takes 7 s to get there
+
+
+@pytest.mark.parametrize(("kind", "header"), [("oss", b"x-oss-forbid-overwrite"), ("cos", b"x-cos-forbid-overwrite")])
+def test_stores_with_a_header_of_their_own_are_asked_by_it(store: Store, settings: Settings, kind: str, header: bytes):
+    """The header goes with a create and with nothing else; a store that does not honour it is refused by the probe."""
+    with front(settings.store_port) as plain:
+        update = {"s3_endpoint_url": f"http://127.0.0.1:{plain.port}", "s3_create_only": kind}
+        other = Store(settings.model_copy(update=update))
+        uri = f"{other.root}/tests/{kind}-{uuid4().hex}"
+        other.put(uri, b"any")
+        assert header not in plain.heard.lower()
+        other.put_new(f"{uri}-new", b"new")
+        assert header + b": true" in plain.heard.lower()
+        assert b"if-none-match" not in plain.heard.lower()
+        with pytest.raises(StoreRefused, match="MODELYARD_S3_CREATE_ONLY"):
+            other.probe()

@@ -32,27 +32,29 @@ class Translated:
 
 
 def _translation(uri: str, failure: Exception) -> NotFound | StoreRefused | StoreUnavailable:
+    text = str(failure)
     if isinstance(failure, FileNotFoundError):
-        if "NoSuchBucket" in str(failure):
-            return StoreRefused(f"{uri}: the bucket does not exist")
-        return NotFound(f"{uri}: no such object")
-    if isinstance(failure, PermissionDeniedError | UnauthenticatedError | PermissionError):
-        return StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})")
+        absent = "NoSuchBucket" in text
+        return StoreRefused(f"{uri}: the bucket does not exist") if absent else NotFound(f"{uri}: no such object")
     if isinstance(failure, PreconditionError):
         return StoreUnavailable(f"{uri}: the object was replaced while it was read")
-    # A listing that is refused arrives as a generic error with the answer in its text.
-    if any(word in str(failure) for word in REFUSALS):
+    if isinstance(failure, PermissionDeniedError | UnauthenticatedError | PermissionError):
+        return StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})")
+    # What follows arrives as a generic error with the answer in its text: a listing that is refused, for one.
+    if any(word in text for word in REFUSALS):
         return StoreRefused(f"{uri}: the store refused the credentials")
-    return StoreUnavailable(f"{uri}: {_first_line(failure)}")
+    return _untrusted(uri) if "InvalidCertificate" in text else StoreUnavailable(f"{uri}: {_first_line(failure)}")
 
 
 @contextmanager
 def control_translated(uri: str) -> Generator[None]:
     """A context in which botocore's exceptions become ours."""
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, SSLError
 
     try:
         yield
+    except SSLError as failure:
+        raise _untrusted(uri) from failure
     except (BotoCoreError, OSError) as failure:
         raise StoreUnavailable(f"{uri}: {_first_line(failure)}") from failure
     except ClientError as failure:
@@ -61,6 +63,12 @@ def control_translated(uri: str) -> Generator[None]:
             raise StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})") from failure
         kind = StoreRefused if 400 <= status < 500 and status not in (408, 429) else StoreUnavailable
         raise kind(f"{uri}: {_first_line(failure)}") from failure
+
+
+def _untrusted(uri: str) -> StoreRefused:
+    return StoreRefused(
+        f"{uri}: the certificate of the store is not trusted; MODELYARD_S3_CA_BUNDLE names a file with its authority's"
+    )
 
 
 def _first_line(failure: BaseException) -> str:

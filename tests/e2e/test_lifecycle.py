@@ -14,7 +14,7 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
 from commands.prediction import ask, held_out_rows
 from commands.supervision import Supervisor
@@ -127,6 +127,12 @@ def test_refused_gate_is_a_state_with_its_reasons(
     assert run.state.name == "Refused"
     assert "is below the floor 0.9999" in run.state.message
     assert "rollout" not in children(prefect_client, run)
+    wanted = ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=["lifecycle-report"])
+    )
+    (report,) = prefect_client.read_artifacts(artifact_filter=wanted)
+    assert "is below the floor 0.9999" in report.data
+    assert "| evaluate | accuracy 0." in report.data
     ready = httpx.get(f"{stack.settings.serving_url}/v2/models/digits/ready", trust_env=False)
     assert ready.status_code == 200
 
