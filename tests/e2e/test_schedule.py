@@ -17,7 +17,7 @@ def test_scheduled_run_appears_and_finishes(stack: Installation, prefect_client:
     """A schedule creates a run by itself, and the worker carries it out."""
     deployment = prefect_client.read_deployment_by_name("maintain/nightly")
     began = datetime.now(UTC)
-    soon = IntervalSchedule(interval=timedelta(minutes=1), anchor_date=began + timedelta(seconds=10))
+    soon = IntervalSchedule(interval=timedelta(minutes=1), anchor_date=began + timedelta(seconds=20))
     schedules = f"/deployments/{deployment.id}/schedules"
     # The synchronous client has no methods for schedules.
     body = [{"schedule": soon.model_dump(mode="json"), "active": True, "parameters": {"dry_run": True}}]
