@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from modelyard.artifacts import Frozen
@@ -12,22 +13,22 @@ class Check(Frozen):
 
     Attributes:
         name: what was checked.
-        value: what was measured.
-        limit: what it was held against.
+        value: what was measured; None where it could not be computed, which never passes.
+        limit: what it was held against; None in the same way.
         passed: whether it kept within the limit.
         sentence: the same for a person.
     """
 
     name: str
-    value: float
-    limit: float
+    value: float | None
+    limit: float | None
     passed: bool
     sentence: str
 
     def row(self) -> dict[str, object]:
         """As a row of a table."""
         result = "passed" if self.passed else "REFUSED"
-        return {"check": self.name, "value": round(self.value, 6), "limit": round(self.limit, 6), "result": result}
+        return {"check": self.name, "value": _rounded(self.value), "limit": _rounded(self.limit), "result": result}
 
 
 class Verdict(Frozen):
@@ -53,13 +54,14 @@ def floor(name: str, value: float, limit: float) -> Check:
     """The value must reach the limit. NaN never does."""
     passed = value >= limit
     relation = "reaches" if passed else "is below"
-    return Check(
-        name=name,
-        value=value,
-        limit=limit,
-        passed=passed,
-        sentence=f"{name} {value:.4f} {relation} the floor {limit:.4f}",
-    )
+    return _check(name, value, limit, passed, f"{name} {_short(value)} {relation} the floor {_short(limit)}")
+
+
+def ceiling(name: str, value: float, limit: float) -> Check:
+    """The value may reach the limit, not pass it. NaN never keeps within."""
+    passed = value <= limit
+    relation = "keeps within" if passed else "is above"
+    return _check(name, value, limit, passed, f"{name} {_short(value)} {relation} the limit {_short(limit)}")
 
 
 def allowed_drop(name: str, value: float, reference: float, drop: float, *, against: str) -> Check:
@@ -68,10 +70,28 @@ def allowed_drop(name: str, value: float, reference: float, drop: float, *, agai
     # Sums of exact fractions such as 0.95 - 0.01 must not refuse a candidate that sits on the limit.
     passed = value >= limit - 1e-12
     relation = "keeps within" if passed else "exceeds"
-    return Check(
-        name=f"{name} against {against}",
-        value=value,
-        limit=limit,
-        passed=passed,
-        sentence=f"{name} {value:.4f} against {against}'s {reference:.4f} {relation} the allowed drop of {drop:.4f}",
+    sentence = (
+        f"{name} {_short(value)} against {against}'s {_short(reference)} {relation} the allowed drop of {drop:.4f}"
     )
+    return _check(f"{name} against {against}", value, limit, passed, sentence)
+
+
+def _check(name: str, value: float, limit: float, passed: bool, sentence: str) -> Check:
+    if math.isfinite(value) and math.isfinite(limit):
+        return Check(name=name, value=value, limit=limit, passed=passed, sentence=sentence)
+    return Check(
+        name=name,
+        value=value if math.isfinite(value) else None,
+        limit=limit if math.isfinite(limit) else None,
+        passed=False,
+        sentence=f"{name} could not be computed, so it cannot pass",
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _short(value: float) -> str:
+    """Four decimals, or none where the number is large: bytes."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"

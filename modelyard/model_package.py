@@ -66,7 +66,11 @@ class ModelPackage:
 
     def outputs(self, rows: np.ndarray) -> np.ndarray:
         """Raw feature rows (n, width) to raw network outputs (n, k), float32."""
-        return self._runtime.run(self.transform.apply(rows))
+        return self.run(self.transform.apply(rows))
+
+    def run(self, inputs: np.ndarray) -> np.ndarray:
+        """Network input (n, width), as the transform gives it, to raw network outputs (n, k), float32."""
+        return self._runtime.run(inputs)
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Raw outputs (n, k) as named answers, each of length n."""

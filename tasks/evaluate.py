@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from prefect import task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed, State
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
 from modelyard.errors import Refused
-from modelyard.evaluate import EvaluateConfig, confusion_figure, refusal
+from modelyard.evaluate import REPORT_FILE, EvaluateConfig, confusion_figure, refusal
 from modelyard.evaluate import evaluate as evaluate_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
@@ -55,21 +56,38 @@ def evaluate(
         scores = product.manifest.content.facts["metrics"]
         numbers = {f"{model}.{name}": value for model, row in scores.items() for name, value in row.items()}
         refused = refusal(product.manifest)
-        headline = f"{config.metric} {scores['candidate'][config.metric]:.4f}"
-        result = record.conclude(product, f"{headline}, {'refused' if refused else 'passed'}", numbers)
+        result = record.conclude(product, _headline(product, config.metric, refused), numbers)
         _show_details(record, product, refused)
     if refused:
         return Failed(name="Refused", message=str(refused), data=StageRefused(refused, result))
     return as_state(result)
 
 
+def _headline(product: Product, metric: str, refused: Refused | None) -> str:
+    """``accuracy 0.9667 (0.9444 to 0.9852), passed``."""
+    facts = product.manifest.content.facts
+    score, interval = facts["metrics"]["candidate"][metric], facts["interval"]
+    sure = f" ({interval['low']:.4f} to {interval['high']:.4f})" if interval else ""
+    override = facts["override"]
+    outcome = "refused" if refused else f"let through by {override['by']}" if override else "passed"
+    return f"{metric} {score:.4f}{sure}, {outcome}"
+
+
 def _show_details(record: Record, product: Product, refused: Refused | None) -> None:
-    """The confusion matrix as a picture in MLflow and numbers in Prefect, and the table of checks."""
+    """The report as a page in MLflow with a link in Prefect, the confusion matrix in both, and the table of checks."""
     catalog, ref = record.session.catalog, product.ref
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
     classes, confusion = candidate["classes"], candidate["confusion"]
-    record.session.tracker.log_figure(record.run_id, confusion_figure(confusion, classes), "confusion.png")
+    tracker = record.session.tracker
+    tracker.log_text(record.run_id, catalog.read(ref, REPORT_FILE).decode(), REPORT_FILE)
+    create_link_artifact(
+        key="evaluate-report",
+        link=f"{tracker.run_url(record.run_id)}/artifacts/{REPORT_FILE}",
+        link_text="Report of the verdict",
+        description="Checks, intervals, slices, disturbances, confusion and calibration, as a page in MLflow",
+    )
+    tracker.log_figure(record.run_id, confusion_figure(confusion, classes), "confusion.png")
     rows = [
         {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
         for label, row in zip(classes, confusion, strict=True)
@@ -77,14 +95,12 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
     create_table_artifact(
         key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
     )
-    table = [
-        {
-            "check": row["name"],
-            "value": round(row["value"], 4),
-            "limit": round(row["limit"], 4),
-            "passed": row["passed"],
-        }
-        for row in checks
-    ]
+    table = [{"check": row["name"], **_shown(row)} for row in checks]
     outcome = "was refused" if refused else "passed"
     create_table_artifact(key="evaluate-checks", table=table, description=f"The candidate {outcome}")
+
+
+def _shown(check: dict[str, Any]) -> dict[str, object]:
+    """Value and limit of a check with four decimals; a dash where one could not be computed."""
+    numbers = {key: "-" if check[key] is None else round(check[key], 4) for key in ("value", "limit")}
+    return {**numbers, "passed": check["passed"]}

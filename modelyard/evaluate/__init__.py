@@ -5,11 +5,12 @@ A refusal is a result like any other, and committed as one; `refusal` turns it i
 
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.plots import confusion_figure
-from modelyard.evaluate.stage import GOLDEN_FILE, METRICS_FILE, VERDICT_FILE, evaluate, refusal
+from modelyard.evaluate.stage import GOLDEN_FILE, METRICS_FILE, REPORT_FILE, VERDICT_FILE, evaluate, refusal
 
 __all__ = [
     "GOLDEN_FILE",
     "METRICS_FILE",
+    "REPORT_FILE",
     "VERDICT_FILE",
     "EvaluateConfig",
     "confusion_figure",

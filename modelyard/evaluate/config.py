@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
+
+# Fewer rows prove nothing about a slice: it is shown with its interval, and no gate looks at it.
+MIN_SLICE_ROWS = 30
 
 
 class EvaluateConfig(Frozen):
@@ -17,6 +20,21 @@ class EvaluateConfig(Frozen):
         floor: what the candidate must reach.
         allowed_drop_against_float: how far it may lie below its own float form.
         allowed_drop_against_champion: how far it may lie below what serves now.
+        probability_better: how likely it must be, by the paired bootstrap, that the candidate beats what serves now;
+            None: it need not be better.
+        slices: columns whose values (or quarters) are judged apart.
+        slice_floor: what each slice of at least `MIN_SLICE_ROWS` rows must reach.
+        allowed_drop_in_slices: how far each of them may lie below what serves now.
+        max_calibration_error: largest expected calibration error, 0 to 1.
+        max_size_bytes: largest size of the judged form's file.
+        robustness_rows: test rows that are answered again with noise, gaps and shuffled columns; 0: none.
+        allowed_drop_when_disturbed: how far the score may fall by any of these disturbances.
+        resamples: of the bootstrap.
+        confidence: of the intervals.
+        seed: of resamples and disturbances.
+        override_by: the person who lets the candidate pass whatever the checks say; it needs a reason, and both are
+            recorded in the verdict.
+        override_reason: why.
         form: which of the candidate's forms is judged; None: its default one.
         golden_rows: test rows kept, with the candidate's outputs, for the endpoint to prove itself with.
         golden_tolerance: how far any output of a golden row may lie from the kept one on another machine, as a
@@ -30,7 +48,32 @@ class EvaluateConfig(Frozen):
     floor: float = Field(0.9, ge=0, le=1)
     allowed_drop_against_float: float = Field(0.01, ge=0, le=1)
     allowed_drop_against_champion: float = Field(0.01, ge=0, le=1)
+    probability_better: float | None = Field(None, gt=0, lt=1)
+    slices: tuple[str, ...] = ()
+    slice_floor: float | None = Field(None, ge=0, le=1)
+    allowed_drop_in_slices: float | None = Field(None, ge=0, le=1)
+    max_calibration_error: float | None = Field(None, ge=0, le=1)
+    max_size_bytes: int | None = Field(None, ge=1)
+    robustness_rows: int = Field(2000, ge=0)
+    allowed_drop_when_disturbed: float | None = Field(None, ge=0, le=1)
+    resamples: int = Field(2000, ge=200, le=100_000)
+    confidence: float = Field(0.95, gt=0.5, lt=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    override_by: str = ""
+    override_reason: str = ""
     form: str | None = None
     golden_rows: int = Field(16, ge=1, le=1024)
     golden_tolerance: float = Field(0.005, gt=0, lt=1)
     threads: int = Field(1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _override_is_whole(self) -> EvaluateConfig:
+        if bool(self.override_by.strip()) != bool(self.override_reason.strip()):
+            raise ValueError("an override needs both override_by (a person) and override_reason")
+        return self
+
+    @model_validator(mode="after")
+    def _slice_gates_have_slices(self) -> EvaluateConfig:
+        if not self.slices and (self.slice_floor is not None or self.allowed_drop_in_slices is not None):
+            raise ValueError("slice_floor and allowed_drop_in_slices need columns in slices")
+        return self

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from modelyard.errors import DataError
+from modelyard.evaluate.scores import Calibration, Ranking
 from modelyard.metrics import ClassificationMetrics
 from modelyard.model_package import ModelPackage
 from modelyard.task_kinds import Target, task_kind
@@ -26,6 +29,10 @@ class Judged:
         self.package = package
         self._metric = task_kind(package.spec.target.task).metric(package.spec.target)
         self._num_rows = self._num_finite = 0
+        self.calibration = Calibration()
+        num_classes = len(package.spec.target.classes)
+        self._ranking = Ranking(num_classes)
+        self.slices: dict[str, ClassificationMetrics] = defaultdict(lambda: ClassificationMetrics(num_classes))
 
     def check_fits(self, target: Target, columns: list[str]) -> None:
         """Make sure that this model answers the question that the data set asks.
@@ -46,13 +53,41 @@ class Judged:
                 f" {', '.join(missing[:8])}"
             )
 
-    def count(self, frame: pd.DataFrame, targets: np.ndarray) -> None:
-        """Answer rows and compare with their encoded targets (n,)."""
+    def count(self, frame: pd.DataFrame, targets: np.ndarray, groups: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Answer rows and compare with their encoded targets (n,).
+
+        Args:
+            groups: for each column of slices the name of every row's slice, (n,).
+
+        Returns:
+            The raw outputs, (n, k).
+        """
         rows = frame[self.package.transform.columns].to_numpy(dtype=np.float64)
         outputs = self.package.outputs(rows)
         self._num_rows += len(rows)
         self._num_finite += int(np.isfinite(outputs).all(axis=1).sum())
         self._metric.update(outputs, targets)
+        if self.is_classifier:
+            self.calibration.update(outputs, targets)
+            self._ranking.update(outputs, targets)
+            for names in groups:
+                self._count_slices(names, outputs, targets)
+        return outputs
+
+    def _count_slices(self, names: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> None:
+        for name in np.unique(names.astype(str)):
+            mine = names == name
+            self.slices[name].update(outputs[mine], targets[mine])
+
+    @property
+    def is_classifier(self) -> bool:
+        return isinstance(self._metric, ClassificationMetrics)
+
+    @property
+    def confusion(self) -> np.ndarray:
+        """(k, k) counts, row: truth."""
+        assert isinstance(self._metric, ClassificationMetrics)
+        return self._metric.confusion
 
     @property
     def finite_fraction(self) -> float:
@@ -61,7 +96,16 @@ class Judged:
 
     def headline(self) -> dict[str, float]:
         """The named metrics, without any that is no finite number (JSON has no NaN)."""
-        return {name: value for name, value in self._metric.compute().items() if np.isfinite(value)}
+        found = self._metric.compute()
+        if self.is_classifier:
+            found |= {"roc_auc": self._ranking.area, "calibration_error": self.calibration.error}
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def score_of(self, inputs: np.ndarray, targets: np.ndarray, metric: str) -> float:
+        """One metric of the answers to network input (n, width); nothing is counted."""
+        fresh = task_kind(self.package.spec.target.task).metric(self.package.spec.target)
+        fresh.update(self.package.run(inputs), targets)
+        return fresh.compute()[metric]
 
     def value(self, metric: str) -> float:
         return self._metric.compute()[metric]
@@ -71,6 +115,7 @@ class Judged:
         (in the classes' order) and the confusion matrix (row: truth)."""
         found: dict[str, Any] = {**self.headline(), "rows": self._num_rows}
         if isinstance(self._metric, ClassificationMetrics):
+            found["calibration"] = self.calibration.curve()
             found["classes"] = self.package.spec.target.classes
             found["per_class"] = {name: values.tolist() for name, values in self._metric.per_class().items()}
             found["confusion"] = self._metric.confusion.tolist()

@@ -13,17 +13,19 @@ from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import Dataset
-from modelyard.errors import DataError, Refused
+from modelyard.errors import Refused
+from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.report import report
 from modelyard.model_package import FLOAT_FORM, ModelPackage
-from modelyard.task_kinds import task_kind
 
-LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow")
+LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow", "scipy")
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
-CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
+REPORT_FILE = "report.html"
 GOLDEN_DECIMALS = 6
 
 
@@ -49,9 +51,11 @@ def evaluate(
     Returns:
         A ``verdict`` artifact, whether the candidate passed or not (`refusal` tells):
 
-        - ``verdict.json``: every check, and who was judged;
-        - ``metrics.json``: role -> accuracy, macro_f1, loss (nats), per class precision, recall, f1 and support, and
-          the confusion matrix (row: truth);
+        - ``verdict.json``: every check and who was judged; the gated metric with its bootstrap interval, the paired
+          comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
+        - ``metrics.json``: role -> accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the calibration curve,
+          per class precision, recall, f1 and support, and the confusion matrix (row: truth);
+        - ``report.html``: all of it as one page for people;
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
           that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.
 
@@ -70,7 +74,7 @@ def evaluate(
 
 
 def refusal(manifest: Manifest) -> Refused | None:
-    """The exception that a verdict amounts to; None where the candidate passed."""
+    """The exception that a verdict amounts to; None where the candidate passed, or a person let it pass."""
     facts = manifest.content.facts
     if facts["passed"]:
         return None
@@ -82,19 +86,25 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     judged = _open_all(catalog, work, config, attempt.scratch)
     for one in judged.values():
         one.check_fits(dataset.target, dataset.transform.columns)
-    golden = _count_all(dataset, list(judged.values()), config)
-    verdict = _judge(str(work.inputs["candidate"]), judged, config)
-    form = judged[CANDIDATE].package.form
-    attempt.add_json(VERDICT_FILE, _verdict_json(verdict, work, form, config))
-    attempt.add_json(METRICS_FILE, {role: one.details() for role, one in judged.items()})
-    attempt.add_json(GOLDEN_FILE, _golden_json(judged[CANDIDATE], golden, config))
+    evidence = gather(dataset, judged, config)
+    package = judged[CANDIDATE].package
+    size_bytes = (attempt.scratch / CANDIDATE / package.spec.forms[package.form].file).stat().st_size
+    verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config)
+    document = _verdict_json(verdict, evidence, work, config)
+    metrics = {role: one.details() for role, one in judged.items()}
+    attempt.add_json(VERDICT_FILE, document)
+    attempt.add_json(METRICS_FILE, metrics)
+    attempt.add_json(GOLDEN_FILE, _golden_json(judged[CANDIDATE], evidence.golden, config))
+    attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
     attempt.facts.update(
         subject=verdict.subject,
-        passed=verdict.passed,
+        passed=verdict.passed or bool(document["override"]),
         reasons=verdict.reasons,
         checks=verdict.table(),
-        form=form,
+        form=package.form,
         metrics={role: one.headline() for role, one in judged.items()},
+        interval=document["scores"].get(CANDIDATE),
+        override=document["override"],
     )
 
 
@@ -115,49 +125,21 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
     return opened
 
 
-def _count_all(dataset: Dataset, judged: list[Judged], config: EvaluateConfig) -> np.ndarray:
-    """One pass over the test split; returns the raw feature rows to keep, (golden_rows, width), spread evenly."""
-    num_rows = dataset.num_rows("test")
-    if not num_rows:
-        raise DataError("the test split is empty")
-    chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
-    kind, columns = task_kind(dataset.target.task), judged[0].package.transform.columns
-    golden, position = [], 0
-    for frame in dataset.frames("test"):
-        targets = kind.encode(dataset.target, frame[dataset.target.column])
-        for one in judged:
-            one.count(frame, targets)
-        here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
-        position += len(frame)
-    return np.concatenate(golden)
-
-
-def _judge(subject: str, judged: dict[str, Judged], config: EvaluateConfig) -> gates.Verdict:
-    metric, candidate = config.metric, judged[CANDIDATE]
-    value = candidate.value(metric)
-    checks = [
-        gates.floor("fraction of rows with finite outputs", candidate.finite_fraction, 1.0),
-        gates.floor(metric, value, config.floor),
-        gates.allowed_drop(
-            metric, value, judged[FLOAT].value(metric), config.allowed_drop_against_float, against=FLOAT
-        ),
-    ]
-    if CHAMPION in judged:
-        reference = judged[CHAMPION].value(metric)
-        checks.append(
-            gates.allowed_drop(metric, value, reference, config.allowed_drop_against_champion, against=CHAMPION)
-        )
-    return gates.Verdict(subject=subject, checks=checks)
-
-
-def _verdict_json(verdict: gates.Verdict, work: Work, form: str, config: EvaluateConfig) -> dict[str, Any]:
+def _verdict_json(verdict: gates.Verdict, evidence: Evidence, work: Work, config: EvaluateConfig) -> dict[str, Any]:
+    comparison = evidence.comparison
+    override = {"by": config.override_by, "reason": config.override_reason} if config.override_by else None
     return {
         **verdict.model_dump(mode="json"),
         "passed": verdict.passed,
+        "override": override,
         "reasons": verdict.reasons,
         "metric": config.metric,
-        "form": form,
+        "form": evidence.candidate.package.form,
+        "scores": {role: score.model_dump() for role, score in evidence.scores.items()},
+        "comparison": comparison.model_dump() if comparison else None,
+        "slices": [{**one.model_dump(), "is_decisive": one.is_decisive} for one in evidence.slices],
+        "disturbed": evidence.disturbed,
+        "notes": evidence.notes,
         "inputs": {role: ref.digest for role, ref in work.inputs.items()},
     }
 

@@ -110,6 +110,59 @@ def test_numbers_are_those_of_scikit_learn(bench: Bench, tmp_path: Path):
         np.testing.assert_allclose(found["per_class"][name], expected)
 
 
+def test_a_verdict_says_how_sure_it_is(bench: Bench):
+    """Every score has an interval around it, and the better of two models is better with a probability."""
+    verdict = bench.read(bench.judge(bench.good, bench.weak), "verdict.json")
+    for role, score in verdict["scores"].items():
+        assert score["low"] <= score["value"] <= score["high"], role
+        assert score["low"] < score["high"]
+    assert verdict["comparison"]["probability_better"] > 0.99
+    assert verdict["comparison"]["difference"]["low"] > 0
+    backwards = bench.read(bench.judge(bench.weak, bench.good), "verdict.json")["comparison"]
+    assert backwards["probability_better"] < 0.01
+    calm = verdict["disturbed"].pop("undisturbed")
+    assert set(verdict["disturbed"]) == {"noise", "missing", "shuffled"}
+    disturbed = [scores["candidate"] for scores in verdict["disturbed"].values()]
+    assert 0.1 < min(disturbed) < calm["candidate"]
+
+
+def test_slices_show_for_whom_it_is_wrong(bench: Bench):
+    """Rows add up, the worst comes first with its interval, and a bound on slices names the one that broke it."""
+    column = bench.dataset.transform.columns[20]
+    config = CONFIG.model_copy(update={"slices": (column,), "slice_floor": 0.999})
+    product = bench.judge(bench.good, bench.weak, config)
+    slices = bench.read(product, "verdict.json")["slices"]
+    assert sum(one["rows"] for one in slices) == bench.dataset.num_rows("test")
+    assert [one["score"]["value"] for one in slices] == sorted(one["score"]["value"] for one in slices)
+    worst = next(one for one in slices if one["is_decisive"])
+    assert worst["score"]["low"] < worst["score"]["value"] < worst["score"]["high"]
+    (reason,) = refusal(product.manifest).reasons
+    assert worst["name"] in reason
+
+
+def test_slices_of_few_rows_are_shown_and_prove_nothing(bench: Bench):
+    """Twenty-seven rows a label: each has its interval, the reader is told, and a bound on slices cannot be met."""
+    config = CONFIG.model_copy(update={"slices": ("label",), "slice_floor": 0.1})
+    product = bench.judge(bench.good, config=config)
+    verdict = bench.read(product, "verdict.json")
+    assert {one["is_decisive"] for one in verdict["slices"]} == {False}
+    assert "fewer than 30 rows" in verdict["notes"][0]
+    assert "could not be computed" in refusal(product.manifest).reasons[0]
+
+
+def test_an_override_lets_pass_and_stays_on_record(bench: Bench):
+    """The verdict keeps its reasons, and names the person and the reason; the stage no longer refuses."""
+    update = {"override_by": "Ada Lovelace", "override_reason": "a demonstration on a closed network"}
+    product = bench.judge(bench.weak, bench.good, CONFIG.model_copy(update=update))
+    assert refusal(product.manifest) is None
+    verdict = bench.read(product, "verdict.json")
+    assert not verdict["passed"]
+    assert len(verdict["reasons"]) == 2
+    assert verdict["override"] == {"by": "Ada Lovelace", "reason": "a demonstration on a closed network"}
+    page = bench.catalog.read(product.ref, "report.html").decode()
+    assert "Let through by Ada Lovelace" in page
+
+
 def test_golden_rows_are_what_the_endpoint_probes_with(bench: Bench, tmp_path: Path):
     """The same form answers them within the tolerance; another model does not."""
     product = bench.judge(bench.good)

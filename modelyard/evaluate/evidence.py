@@ -1,0 +1,152 @@
+"""Everything a verdict rests on: one pass over the test split, then arithmetic on what was counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from modelyard.artifacts import Frozen
+from modelyard.datasets import Dataset
+from modelyard.errors import DataError
+from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
+from modelyard.evaluate.intervals import STATISTICS, Comparison, Interval, compare, interval
+from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.pairs import Pairs
+from modelyard.evaluate.robustness import DISTURBANCES
+from modelyard.evaluate.slices import Slicer
+from modelyard.task_kinds import Target, task_kind
+
+CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
+
+
+class SliceScore(Frozen):
+    """One slice: its rows, the candidate's score with its interval, and the champion's score."""
+
+    name: str
+    rows: int
+    score: Interval
+    champion: float | None = None
+
+    @property
+    def is_decisive(self) -> bool:
+        """Whether there are rows enough for a gate to look at it."""
+        return self.rows >= MIN_SLICE_ROWS
+
+
+@dataclass
+class Evidence:
+    """What was found out about the models under judgement.
+
+    Attributes:
+        golden: raw feature rows kept for the endpoint, (golden_rows, width).
+        scores: role -> the gated metric with its interval.
+        disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
+        notes: what a reader must know, as sentences.
+    """
+
+    judged: Mapping[str, Judged]
+    golden: np.ndarray
+    scores: dict[str, Interval] = field(default_factory=dict)
+    comparison: Comparison | None = None
+    slices: list[SliceScore] = field(default_factory=list)
+    disturbed: dict[str, dict[str, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def candidate(self) -> Judged:
+        return self.judged[CANDIDATE]
+
+
+def gather(dataset: Dataset, judged: Mapping[str, Judged], config: EvaluateConfig) -> Evidence:
+    """Answer the test split with every model, and work out intervals, slices, comparison and disturbances.
+
+    Raises:
+        DataError: the test split is empty.
+        ConfigError: a column to slice by that the data set lacks.
+    """
+    if not dataset.num_rows("test"):
+        raise DataError("the test split is empty")
+    slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
+    pairs = Pairs()
+    golden, first = _pass_over(dataset, judged, slicers, pairs, config)
+    evidence = Evidence(judged=judged, golden=golden)
+    if evidence.candidate.is_classifier:
+        _work_out(evidence, pairs, config)
+        evidence.disturbed = _disturb(judged, first, config)
+        evidence.notes = _notes(evidence, dataset.target)
+    return evidence
+
+
+def _pass_over(
+    dataset: Dataset, judged: Mapping[str, Judged], slicers: Sequence[Slicer], pairs: Pairs, config: EvaluateConfig
+) -> tuple[np.ndarray, tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Returns the golden rows, spread evenly, and the first rows as each model's network input, with their targets."""
+    num_rows = dataset.num_rows("test")
+    chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
+    kind, columns = task_kind(dataset.target.task), judged[CANDIDATE].package.transform.columns
+    golden, inputs, truths, position = [], {role: [] for role in judged}, [], 0
+    for frame in dataset.frames("test"):
+        targets = kind.encode(dataset.target, frame[dataset.target.column])
+        groups = [slicer.names(frame) for slicer in slicers]
+        outputs = {role: one.count(frame, targets, groups) for role, one in judged.items()}
+        if CHAMPION in judged and judged[CANDIDATE].is_classifier:
+            pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
+        here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
+        golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
+        wanted = frame.iloc[: max(0, config.robustness_rows - position)]
+        for role, one in judged.items():
+            inputs[role].append(one.package.transform.apply_frame(wanted))
+        truths.append(targets[: len(wanted)])
+        position += len(frame)
+    first = {role: np.concatenate(parts) for role, parts in inputs.items()}
+    return np.concatenate(golden), (first, np.concatenate(truths))
+
+
+def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
+    """Intervals of the scores and slices, and the comparison with the champion."""
+    statistic, rng = STATISTICS[config.metric], np.random.default_rng(config.seed)
+    options = {"resamples": config.resamples, "confidence": config.confidence}
+    for role, one in evidence.judged.items():
+        evidence.scores[role] = interval(one.confusion, statistic, rng, **options)
+    if len(pairs.joint):
+        evidence.comparison = compare(pairs.joint, statistic, rng, **options)
+    champion = evidence.judged.get(CHAMPION)
+    for name, counted in sorted(evidence.candidate.slices.items()):
+        other = champion.slices[name].compute()[config.metric] if champion else None
+        score = interval(counted.confusion, statistic, rng, **options)
+        evidence.slices.append(SliceScore(name=name, rows=int(counted.confusion.sum()), score=score, champion=other))
+    evidence.slices.sort(key=lambda one: one.score.value)
+
+
+def _disturb(
+    judged: Mapping[str, Judged], first: tuple[dict[str, np.ndarray], np.ndarray], config: EvaluateConfig
+) -> dict[str, dict[str, float]]:
+    """The score of every model over the first rows, as they are and disturbed, the same way for each model."""
+    inputs, targets = first
+    if not len(targets):
+        return {}
+    found: dict[str, dict[str, float]] = {}
+    for number, (name, disturb) in enumerate([("undisturbed", None), *DISTURBANCES.items()]):
+        found[name] = {}
+        for role, one in judged.items():
+            rng = np.random.default_rng([config.seed, number])
+            rows = disturb(inputs[role], rng) if disturb else inputs[role]
+            found[name][role] = one.score_of(rows, targets, config.metric)
+    return found
+
+
+def _notes(evidence: Evidence, target: Target) -> list[str]:
+    rows = evidence.candidate.confusion.sum(axis=1)
+    absent = [str(label) for label, count in zip(target.classes, rows, strict=True) if not count]
+    notes = []
+    if len(absent) == len(target.classes) - 1:
+        notes.append("the test split holds a single class: it cannot tell a good model from one that always answers it")
+    elif absent:
+        notes.append(f"no row of the test split is of class {', '.join(absent)}: nothing is known about it")
+    few = [one.name for one in evidence.slices if not one.is_decisive]
+    if few:
+        shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+        notes.append(f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}")
+    return notes

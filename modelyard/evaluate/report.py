@@ -1,0 +1,112 @@
+"""A verdict as one page of HTML, made from its JSON documents alone, so that the same verdict gives the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from modelyard.evaluate.report_template import INTERVALS, TEMPLATE
+
+WIDTH = 300.0  # of a bar, in the units of the drawing
+ORIGIN_X, ORIGIN_Y, SIDE = 40.0, 250.0, 240.0  # of the calibration plot
+
+
+def report(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """The page for `verdict.json` and `metrics.json` as Python values. Opens offline, asks for nothing."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["short"] = _short
+    bars = environment.from_string(INTERVALS)
+    page = environment.from_string(TEMPLATE)
+    candidate = metrics["candidate"]
+    is_released = verdict["passed"] or bool(verdict["override"])
+    points = _calibration_points(candidate)
+    return page.render(
+        verdict=verdict,
+        metrics=metrics,
+        is_released=is_released,
+        outcome="Passed" if verdict["passed"] else "Passed by override" if is_released else "Refused",
+        intervals=lambda rows: Markup(bars.render(rows=rows)),  # noqa: S704 (rendered with escaping)
+        score_rows=_bars((role, score, "", None) for role, score in verdict["scores"].items()),
+        slice_rows=_bars(_slice(one) for one in verdict["slices"]),
+        score_names=[name for name, value in candidate.items() if isinstance(value, float)],
+        confusion_rows=_confusion_rows(candidate),
+        class_rows=_class_rows(candidate),
+        calibration_points=points,
+        calibration_line=" ".join(f"{point['x']},{point['y']}" for point in points),
+    )
+
+
+def _slice(one: Mapping[str, Any]) -> tuple[str, Mapping[str, float], str, float | None]:
+    remark = f"{one['rows']:,} rows" + ("" if one["is_decisive"] else ", too few to judge")
+    if one["champion"] is not None:
+        remark += f"; champion {_short(one['champion'])}"
+    return one["name"], one["score"], remark, one["champion"]
+
+
+def _bars(rows: Iterable[tuple[str, Mapping[str, float], str, float | None]]) -> list[dict[str, Any]]:
+    """Rows of a picture: values and where they lie between the lowest end of any interval and 1."""
+    found = list(rows)
+    ends = [
+        value for _, score, _, other in found for value in (score["low"], score["high"], other) if value is not None
+    ]
+    low, high = (min(ends), max(1.0, *ends)) if ends else (0.0, 1.0)
+    span = (high - low) or 1.0
+
+    def place(value: float) -> float:
+        return round(6 + (value - low) / span * (WIDTH - 12), 1)
+
+    return [
+        {
+            "name": name,
+            **{key: score[key] for key in ("value", "low", "high")},
+            "x": place(score["value"]),
+            "x_low": place(score["low"]),
+            "x_high": place(score["high"]),
+            "x_champion": None if other is None else place(other),
+            "remark": remark,
+        }
+        for name, score, remark, other in found
+    ]
+
+
+def _confusion_rows(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for label, counts in zip(candidate.get("classes", []), candidate.get("confusion", []), strict=True):
+        total = max(sum(counts), 1)
+        rows.append({"label": label, "cells": [{"count": n, "share": round(n / total, 3)} for n in counts]})
+    return rows
+
+
+def _class_rows(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
+    per_class = candidate.get("per_class")
+    if not per_class:
+        return []
+    columns: Sequence[Sequence[float]] = [per_class[name] for name in ("precision", "recall", "f1", "support")]
+    return [
+        {"label": label, "precision": precision, "recall": recall, "f1": f1, "rows": int(support)}
+        for label, precision, recall, f1, support in zip(candidate["classes"], *columns, strict=True)
+    ]
+
+
+def _calibration_points(candidate: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Where the bins of the calibration curve lie in the drawing, larger with more rows."""
+    curve = candidate.get("calibration", [])
+    most = max((point["rows"] for point in curve), default=1)
+    return [
+        {
+            "x": round(ORIGIN_X + SIDE * point["confidence"], 1),
+            "y": round(ORIGIN_Y - SIDE * point["accuracy"], 1),
+            "radius": round(2 + 5 * (point["rows"] / most) ** 0.5, 1),
+        }
+        for point in curve
+    ]
+
+
+def _short(value: float | None) -> str:
+    """Four decimals, or none where the number is large: bytes; a dash for what could not be computed."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"

@@ -1,0 +1,119 @@
+"""The page of a verdict. Everything it shows is in it: it opens without a network, and prints."""
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ outcome }}: {{ verdict.subject }}</title>
+<style>
+:root { --ink: #1d2530; --soft: #667085; --line: #e4e7ec; --good: #157347; --bad: #b42318; --blue: #2563eb; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem; }
+h1 { font-size: 1.6rem; margin: 0 0 .25rem; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .6rem; }
+p { margin: .4rem 0; } .soft { color: var(--soft); } code { font-size: .85em; overflow-wrap: anywhere; }
+.good { color: var(--good); } .bad { color: var(--bad); } .mark { font-weight: 600; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
+th { font-weight: 600; color: var(--soft); font-size: .85rem; } td.number, th.number { text-align: right; }
+.confusion { width: auto; } .confusion td { text-align: center; min-width: 2.6rem; border: 1px solid white; }
+.confusion th { text-align: center; border: 0; } svg { display: block; max-width: 100%; }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 2rem; }
+@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr, svg { break-inside: avoid; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
+</style>
+</head>
+<body>
+<h1 class="{{ 'good' if is_released else 'bad' }}">{{ outcome }}</h1>
+<p><code>{{ verdict.subject }}</code>, form <b>{{ verdict.form }}</b>, judged by {{ verdict.metric }}
+on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
+{% if verdict.override %}<p class="mark">Let through by {{ verdict.override.by }}: {{ verdict.override.reason }}</p>{% endif %}
+{% for reason in verdict.reasons %}<p class="bad">{{ reason }}</p>{% endfor %}
+{% for note in verdict.notes %}<p class="soft">Note: {{ note }}.</p>{% endfor %}
+
+<h2>Checks</h2>
+<table>
+<tr><th>check</th><th class="number">value</th><th class="number">limit</th><th>result</th></tr>
+{% for check in verdict.checks %}<tr><td>{{ check.name }}</td><td class="number">{{ check.value | short }}</td>
+<td class="number">{{ check.limit | short }}</td>
+<td class="mark {{ 'good' if check.passed else 'bad' }}">{{ 'passed' if check.passed else 'refused' }}</td></tr>
+{% endfor %}</table>
+
+{% if verdict.scores %}
+<h2>{{ verdict.metric }}, with {{ "%g" % (100 * verdict.scores.candidate.confidence) }} % intervals</h2>
+{{ intervals(score_rows) }}
+{% if verdict.comparison %}{% set c = verdict.comparison %}
+<p>Against the champion, row by row: {{ "%+.4f" % c.difference.value }}
+({{ "%+.4f" % c.difference.low }} to {{ "%+.4f" % c.difference.high }}). The candidate is better with probability
+<b>{{ "%.3f" % c.probability_better }}</b>. It alone is right on {{ c.only_candidate_right }} rows, the champion alone on
+{{ c.only_champion_right }} (McNemar p = {{ "%.3g" % c.p_value }}).</p>{% endif %}
+{% endif %}
+
+<h2>Scores</h2>
+<table>
+<tr><th>model</th>{% for name in score_names %}<th class="number">{{ name }}</th>{% endfor %}</tr>
+{% for role, found in metrics.items() %}<tr><td>{{ role }}</td>
+{% for name in score_names %}<td class="number">{{ found[name] | short if name in found else "" }}</td>{% endfor %}</tr>
+{% endfor %}</table>
+
+{% if verdict.slices %}
+<h2>Slices, worst first</h2>
+{{ intervals(slice_rows) }}
+{% endif %}
+
+{% if verdict.disturbed %}
+<h2>When disturbed</h2>
+<table>
+<tr><th></th>{% for role in metrics %}<th class="number">{{ role }}</th>{% endfor %}</tr>
+{% for name, scores in verdict.disturbed.items() %}<tr><td>{{ name }}</td>
+{% for role in metrics %}<td class="number">{{ scores[role] | short }}</td>{% endfor %}</tr>{% endfor %}
+</table>
+<p class="soft">Noise of a tenth of each column's deviation; a tenth of the values missing; a tenth of the columns
+exchanged among the rows. No gradients are used: the form is judged as it will be served.</p>
+{% endif %}
+
+{% if metrics.candidate.confusion %}
+<div class="columns"><div>
+<h2>Confusion (rows: truth)</h2>
+{% if metrics.candidate.classes | length <= 25 %}
+<table class="confusion"><tr><th></th>{% for label in metrics.candidate.classes %}<th>{{ label }}</th>{% endfor %}</tr>
+{% for row in confusion_rows %}<tr><th>{{ row.label }}</th>
+{% for cell in row.cells %}<td style="background: rgba(37, 99, 235, {{ cell.share }}); color: {{ 'white' if cell.share > 0.5 else 'inherit' }}">
+{{ cell.count or "" }}</td>{% endfor %}</tr>{% endfor %}</table>
+{% else %}<p class="soft">{{ metrics.candidate.classes | length }} classes: the numbers are in metrics.json.</p>{% endif %}
+</div><div>
+<h2>Calibration</h2>
+<svg viewBox="0 0 300 300" width="300" height="300" role="img" aria-label="confidence against accuracy">
+<rect x="40" y="10" width="240" height="240" fill="none" stroke="#e4e7ec"/>
+<line x1="40" y1="250" x2="280" y2="10" stroke="#98a2b3" stroke-dasharray="4 4"/>
+<polyline fill="none" stroke="#2563eb" stroke-width="2" points="{{ calibration_line }}"/>
+{% for point in calibration_points %}<circle cx="{{ point.x }}" cy="{{ point.y }}" r="{{ point.radius }}" fill="#2563eb"/>{% endfor %}
+<text x="160" y="285" text-anchor="middle" font-size="12" fill="#667085">confidence</text>
+<text x="14" y="130" text-anchor="middle" font-size="12" fill="#667085" transform="rotate(-90 14 130)">accuracy</text>
+</svg>
+</div></div>
+{% if metrics.candidate.per_class %}
+<h2>Per class</h2>
+<table><tr><th>class</th><th class="number">precision</th><th class="number">recall</th><th class="number">F1</th>
+<th class="number">rows</th></tr>
+{% for row in class_rows %}<tr><td>{{ row.label }}</td><td class="number">{{ row.precision | short }}</td>
+<td class="number">{{ row.recall | short }}</td><td class="number">{{ row.f1 | short }}</td>
+<td class="number">{{ row.rows }}</td></tr>{% endfor %}</table>{% endif %}
+{% endif %}
+
+<h2>What was judged</h2>
+<table>{% for role, digest in verdict.inputs.items() %}<tr><td>{{ role }}</td><td><code>{{ digest }}</code></td></tr>{% endfor %}</table>
+</body>
+</html>
+"""
+
+INTERVALS = """<table>
+{% for row in rows %}<tr><td>{{ row.name }}</td><td class="number">{{ row.value | short }}</td>
+<td class="number soft">{{ row.low | short }} to {{ row.high | short }}</td>
+<td><svg viewBox="0 0 300 18" width="300" height="18" role="img" aria-label="{{ row.name }}">
+<line x1="0" y1="9" x2="300" y2="9" stroke="#e4e7ec"/>
+<line x1="{{ row.x_low }}" y1="9" x2="{{ row.x_high }}" y2="9" stroke="#2563eb" stroke-width="4" stroke-linecap="round"/>
+{% if row.x_champion is not none %}<line x1="{{ row.x_champion }}" y1="2" x2="{{ row.x_champion }}" y2="16" stroke="#b54708" stroke-width="2"/>{% endif %}
+<circle cx="{{ row.x }}" cy="9" r="5" fill="#1d2530"/></svg></td>
+<td class="soft">{{ row.remark }}</td></tr>
+{% endfor %}</table>"""

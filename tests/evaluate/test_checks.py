@@ -1,0 +1,125 @@
+"""Each bound of the config: at it, just inside, just outside, and where its number is missing."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from modelyard.evaluate import EvaluateConfig
+from modelyard.evaluate.checks import judge
+from modelyard.evaluate.config import MIN_SLICE_ROWS
+from modelyard.evaluate.evidence import Evidence, SliceScore
+from modelyard.evaluate.intervals import Comparison, Interval
+
+LENIENT = {"floor": 0.0, "allowed_drop_against_float": 1.0, "allowed_drop_against_champion": 1.0}
+
+
+def judged(accuracy: float, **headline: float) -> Any:
+    """What `judge` asks of a judged model: a score, other scores, and how many rows were numbers."""
+    return SimpleNamespace(
+        value=lambda _: accuracy, finite_fraction=1.0, headline=lambda: {"accuracy": accuracy, **headline}
+    )
+
+
+def evidence(candidate: float = 0.9, reference: float = 0.9, champion: float = 0.9, **more: Any) -> Evidence:
+    headline = more.pop("headline", {})
+    models = {
+        "candidate": judged(candidate, **headline),
+        "float": judged(reference),
+        "champion": judged(champion),
+    }
+    found = Evidence(judged=models, golden=None)
+    for name, value in more.items():
+        setattr(found, name, value)
+    return found
+
+
+def slice_score(value: float, rows: int = MIN_SLICE_ROWS, champion: float | None = None) -> SliceScore:
+    score = Interval(value=value, low=value - 0.1, high=value + 0.1, confidence=0.95)
+    return SliceScore(name=f"slice at {value}", rows=rows, score=score, champion=champion)
+
+
+def likely(probability: float) -> Comparison:
+    zero = Interval(value=0, low=0, high=0, confidence=0.95)
+    return Comparison(
+        difference=zero, probability_better=probability, only_candidate_right=0, only_champion_right=0, p_value=1
+    )
+
+
+def disturbed(value: float) -> dict[str, dict[str, float]]:
+    return {"undisturbed": {"candidate": 0.9}, "noise": {"candidate": value}, "missing": {"candidate": 0.9}}
+
+
+BOUNDS = [
+    ({"floor": 0.9}, lambda value: evidence(candidate=value), 0.9, 1),
+    ({"allowed_drop_against_float": 0.25}, lambda value: evidence(candidate=value, reference=1.0), 0.75, 1),
+    ({"allowed_drop_against_champion": 0.25}, lambda value: evidence(candidate=value, champion=1.0), 0.75, 1),
+    ({"probability_better": 0.95}, lambda value: evidence(comparison=likely(value)), 0.95, 1),
+    (
+        {"slices": ("x",), "slice_floor": 0.8},
+        lambda value: evidence(slices=[slice_score(0.99), slice_score(value)]),
+        0.8,
+        1,
+    ),
+    (
+        {"slices": ("x",), "allowed_drop_in_slices": 0.25},
+        lambda value: evidence(slices=[slice_score(0.2, champion=0.2), slice_score(value, champion=1.0)]),
+        0.75,
+        1,
+    ),
+    ({"allowed_drop_when_disturbed": 0.4}, lambda value: evidence(disturbed=disturbed(value)), 0.5, 1),
+    (
+        {"max_calibration_error": 0.05},
+        lambda value: evidence(headline={"calibration_error": value} if math.isfinite(value) else {}),
+        0.05,
+        -1,
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("bound", "make", "limit", "towards"), BOUNDS, ids=[next(reversed(case[0])) for case in BOUNDS]
+)
+def test_a_bound_holds_to_the_last_digit(bound: dict[str, Any], make: Any, limit: float, towards: int):
+    """On the limit and just inside it passes; just outside, or where the number could not be computed, it refuses."""
+    config = EvaluateConfig(**{**LENIENT, **bound})
+    inside, outside = limit + towards * 1e-9, limit - towards * 1e-9
+    assert judge("x", make(limit), 1, config).passed
+    assert judge("x", make(inside), 1, config).passed
+    assert not judge("x", make(outside), 1, config).passed
+    assert not judge("x", make(math.nan), 1, config).passed
+
+
+@pytest.mark.parametrize(("size_bytes", "passed"), [(999, True), (1000, True), (1001, False)])
+def test_size_is_a_bound_too(size_bytes: int, passed: bool):
+    """In bytes of the form that will be served."""
+    config = EvaluateConfig(**LENIENT, max_size_bytes=1000)
+    assert judge("x", evidence(), size_bytes, config).passed is passed
+
+
+def test_small_slices_decide_nothing():
+    """A slice of 29 rows neither refuses nor counts as proof: where all are small the bound refuses."""
+    config = EvaluateConfig(**LENIENT, slices=("x",), slice_floor=0.8)
+    small = slice_score(0.1, rows=MIN_SLICE_ROWS - 1)
+    assert judge("x", evidence(slices=[small, slice_score(0.9)]), 1, config).passed
+    alone = judge("x", evidence(slices=[small]), 1, config)
+    assert not alone.passed
+    assert "no slice has rows enough" in alone.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"override_by": "Ada"}, "override_reason"),
+        ({"override_reason": "because"}, "override_by"),
+        ({"slice_floor": 0.5}, "slices"),
+    ],
+)
+def test_half_a_wish_is_refused(fields: dict[str, Any], words: str):
+    """An override without a person or a reason, a bound on slices without columns."""
+    with pytest.raises(ValidationError, match=words):
+        EvaluateConfig(**fields)

@@ -1,0 +1,78 @@
+"""The page of a verdict, as a browser shows it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from modelyard.evaluate.report import report
+
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+SCORE = {"value": 0.95, "low": 0.93, "high": 0.97, "confidence": 0.95}
+METRICS = {
+    "rows": 400, "accuracy": 0.95, "macro_f1": 0.94, "classes": ["<b>no</b>", "yes"],
+    "per_class": {"precision": [0.9, 1.0], "recall": [1.0, 0.9], "f1": [0.94, 0.95], "support": [200, 200]},
+    "confusion": [[200, 0], [20, 180]],
+    "calibration": [{"rows": 300, "accuracy": 0.97, "confidence": 0.98}, {"rows": 100, "accuracy": 0.6, "confidence": 0.7}],
+}  # fmt: skip
+VERDICT = {
+    "subject": "compressed:abc", "passed": False, "override": None, "metric": "accuracy", "form": "int8",
+    "reasons": ["accuracy 0.9500 is below the floor 0.9900"], "notes": ["fewer than 30 rows: city = Bern"],
+    "checks": [{"name": "accuracy", "value": 0.95, "limit": 0.99, "passed": False, "sentence": ""}],
+    "scores": {"candidate": SCORE, "float": SCORE, "champion": SCORE},
+    "comparison": {"difference": {**SCORE, "value": 0.01}, "probability_better": 0.9, "only_candidate_right": 9,
+                   "only_champion_right": 5, "p_value": 0.42},
+    "slices": [{"name": "city = Bern", "rows": 12, "score": SCORE, "champion": 0.9, "is_decisive": False}],
+    "disturbed": {"undisturbed": {"candidate": 0.95, "float": 0.95, "champion": 0.9},
+                  "noise": {"candidate": 0.9, "float": 0.9, "champion": 0.8}},
+    "inputs": {"candidate": "abc", "dataset": "def"},
+}  # fmt: skip
+MODELS = {"candidate": METRICS, "float": METRICS, "champion": METRICS}
+
+
+def test_names_of_classes_are_text():
+    """What a data set calls its classes cannot become markup."""
+    assert "<b>no</b>" not in report(VERDICT, MODELS)
+
+
+def test_an_override_names_who_and_why():
+    """The page of a candidate that was let through says so at its head."""
+    page = report({**VERDICT, "override": {"by": "Ada", "reason": "demo on Monday"}}, MODELS)
+    assert "Passed by override" in page
+    assert "Let through by Ada: demo on Monday" in page
+
+
+@pytest.mark.browser
+def test_the_page_opens_offline_and_prints(tmp_path: Path):
+    """No request leaves the page, nothing goes to the console, every part is visible, and it becomes a PDF."""
+    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    if program is None:
+        missing = f"no Chromium is installed, none of: {', '.join(PROGRAMS)}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    file = tmp_path / "report.html"
+    file.write_text(report(VERDICT, MODELS))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page()
+        said: list[str] = []
+        asked: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(file.as_uri())
+        headings = page.locator("h1, h2").all_inner_texts()
+        printed = page.pdf()
+        browser.close()
+    assert said == []
+    assert asked == [file.as_uri()]
+    assert headings == [
+        "Refused", "Checks", "accuracy, with 95 % intervals", "Scores", "Slices, worst first", "When disturbed",
+        "Confusion (rows: truth)", "Calibration", "Per class", "What was judged",
+    ]  # fmt: skip
+    assert printed.startswith(b"%PDF")
