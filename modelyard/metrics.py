@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+# Of every other metric more is better.
+LOWER_IS_BETTER = frozenset({"loss", "train_loss", "mae", "rmse"})
+
 
 class Metric(Protocol):
     """An accumulator whose whole state is one float64 array; states of parts add up to the state of the whole."""
