@@ -71,6 +71,36 @@ class ClassificationMetrics:
         }
 
 
+class RegressionMetrics:
+    """Errors of a predictor of one number.
+
+    The state is the number of rows and the sums of absolute error, squared error, target and squared target, all in
+    the network's units; ``scale`` brings ``mae`` and ``rmse`` back to the target's own.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.state = np.zeros(5)
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        wide, truth = outputs.astype(np.float64).reshape(-1), targets.astype(np.float64).reshape(-1)
+        error = wide - truth
+        self.state += [len(truth), np.abs(error).sum(), (error**2).sum(), truth.sum(), (truth**2).sum()]
+
+    def compute(self) -> dict[str, float]:
+        """``r2`` is the share of the target's variance that is explained: 0 where the target does not vary, as for
+        scikit-learn; ``loss`` is the mean squared error in the network's units."""
+        rows, absolute, squared, total, total_squared = self.state.tolist()
+        rows = max(rows, 1.0)
+        variation = total_squared - total**2 / rows
+        return {
+            "r2": 1.0 - squared / variation if variation > 0 else float(squared == 0 and self.state[0] > 0),
+            "mae": absolute / rows * self.scale,
+            "rmse": float(np.sqrt(squared / rows)) * self.scale,
+            "loss": squared / rows,
+        }
+
+
 def softmax(outputs: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis, from raw outputs."""
     shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 from prefect import task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -64,19 +65,12 @@ def evaluate(
 
 
 def _show_details(record: Record, product: Product, refused: Refused | None) -> None:
-    """The confusion matrix as a picture in MLflow and numbers in Prefect, and the table of checks."""
+    """A classifier's confusion matrix as a picture in MLflow and numbers in Prefect, and the table of checks."""
     catalog, ref = record.session.catalog, product.ref
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
-    classes, confusion = candidate["classes"], candidate["confusion"]
-    record.session.tracker.log_figure(record.run_id, confusion_figure(confusion, classes), "confusion.png")
-    rows = [
-        {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
-        for label, row in zip(classes, confusion, strict=True)
-    ]
-    create_table_artifact(
-        key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
-    )
+    if "confusion" in candidate:
+        _show_confusion(record, candidate["classes"], candidate["confusion"])
     table = [
         {
             "check": row["name"],
@@ -88,3 +82,14 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
     ]
     outcome = "was refused" if refused else "passed"
     create_table_artifact(key="evaluate-checks", table=table, description=f"The candidate {outcome}")
+
+
+def _show_confusion(record: Record, classes: list[str | int], confusion: list[list[int]]) -> None:
+    record.session.tracker.log_figure(record.run_id, confusion_figure(np.array(confusion), classes), "confusion.png")
+    rows = [
+        {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
+        for label, row in zip(classes, confusion, strict=True)
+    ]
+    create_table_artifact(
+        key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
+    )

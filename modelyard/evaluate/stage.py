@@ -17,7 +17,6 @@ from modelyard.errors import DataError, Refused
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.judge import Judged
 from modelyard.model_package import FLOAT_FORM, ModelPackage
-from modelyard.task_kinds import task_kind
 
 LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow")
 VERDICT_FILE = "verdict.json"
@@ -50,8 +49,8 @@ def evaluate(
         A ``verdict`` artifact, whether the candidate passed or not (`refusal` tells):
 
         - ``verdict.json``: every check, and who was judged;
-        - ``metrics.json``: role -> accuracy, macro_f1, loss (nats), per class precision, recall, f1 and support, and
-          the confusion matrix (row: truth);
+        - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), per class precision, recall, f1
+          and support, and the confusion matrix (row: truth); for a regression r2, mae, rmse and loss;
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
           that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.
 
@@ -121,12 +120,11 @@ def _count_all(dataset: Dataset, judged: list[Judged], config: EvaluateConfig) -
     if not num_rows:
         raise DataError("the test split is empty")
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
-    kind, columns = task_kind(dataset.target.task), judged[0].package.transform.columns
+    columns = judged[0].package.transform.columns
     golden, position = [], 0
     for frame in dataset.frames("test"):
-        targets = kind.encode(dataset.target, frame[dataset.target.column])
         for one in judged:
-            one.count(frame, targets)
+            one.count(frame)
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
         golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
         position += len(frame)

@@ -6,6 +6,7 @@ ranks and on the passes of accumulation.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ from modelyard.train.schedules import rate_fraction
 
 def mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Sum over rows of each row's mean squared error over its outputs."""
-    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="none").flatten(1).mean(1).sum()
+    width = math.prod(targets.shape[1:])
+    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="sum") / width
 
 
 def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
