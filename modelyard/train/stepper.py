@@ -159,7 +159,7 @@ class Stepper:
                 with self.precision.autocast():
                     outputs = self.parallel(features)
                 summed = self._loss(outputs.float(), targets)
-                self.precision.backward(summed * scale)
+                self.precision.backward(summed, scale)
             total += summed.detach().double()
         return total
 
