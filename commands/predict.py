@@ -29,10 +29,12 @@ def predict(
     settings = load_settings()
     asked = _rows_of_file(settings, model, file, rows) if file else _held_out(settings, model, rows)
     answer = ask(settings, model, asked)
-    table = Table("row", "label", "probability", *(["truth"] if answer.truths else []))
-    for number, (label, probability) in enumerate(zip(answer.labels, answer.probabilities, strict=True)):
+    likely = ["probability"] if answer.probabilities else []
+    table = Table("row", "label" if likely else "value", *likely, *(["truth"] if answer.truths else []))
+    for number, label in enumerate(answer.labels):
+        probability = [f"{answer.probabilities[number]:.4f}"] if likely else []
         truth = [str(answer.truths[number])] if answer.truths else []
-        table.add_row(str(number), str(label), f"{probability:.4f}", *truth)
+        table.add_row(str(number), str(label), *probability, *truth)
     console = Console(soft_wrap=True, highlight=False)
     console.print(table)
     console.print(f"{model} version {answer.version}, artifact {answer.digest}")

@@ -30,7 +30,7 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What the endpoint answered, and which version it was."""
+    """What the endpoint answered, and which version it was. A regression's answers are numbers without probabilities."""
 
     labels: list[Any]
     probabilities: list[float]
@@ -71,8 +71,8 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
         raise PermanentError(f"{url}: HTTP {response.status_code}: {response.text[:300]}")
     outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
     return Prediction(
-        labels=outputs["label"],
-        probabilities=outputs["probability"],
+        labels=outputs["label"] if "label" in outputs else outputs["value"],
+        probabilities=outputs.get("probability", []),
         truths=rows.truths,
         version=response.headers["Modelyard-Model-Version"],
         digest=response.headers["Modelyard-Artifact-Digest"],

@@ -113,8 +113,9 @@ def _conclude(
     console.print(f"MLflow run   {mlflow_url}")
     console.print(f"endpoint     {settings.serving_url}/v2/models/{report['model_name']}")
     truth = f", the truth is {prediction.truths[0]}" if prediction.truths else ""
+    likely = f" with probability {prediction.probabilities[0]:.4f}" if prediction.probabilities else ""
     console.print(
-        f"prediction   {prediction.labels[0]} with probability {prediction.probabilities[0]:.4f}{truth}"
+        f"prediction   {prediction.labels[0]}{likely}{truth}"
         f" (version {prediction.version}, {prediction.milliseconds:.1f} ms)"
     )
     console.print(f"all of it    {settings.home / 'last-run.json'}")

@@ -6,6 +6,8 @@
     │   ├── TrackerUnavailable    the same for MLflow
     │   ├── EndpointUnavailable   the same for the serving endpoint
     │   ├── RankLost              a training process died or hung without saying why
+    │   ├── CheckpointFailed      a checkpoint could not be saved within its time
+    │   ├── Preempted             the machine asked a rank to end; its state is saved
     │   └── LostRace              another writer moved what this one was about to move
     └── PermanentError            trying again gives the same answer: said at once
         ├── ConfigError           a setting, preset key or flow parameter; names the field
@@ -18,7 +20,8 @@
         ├── DataError             the data set itself: schema, types, emptiness, too many bad rows
         ├── TrainingFailed        a rank raised; carries the rank's own error
         │   ├── NonFiniteLoss
-        │   └── TargetNotReached
+        │   ├── TargetNotReached
+        │   └── TrainingTakenOver a newer group of ranks works on the same training
         ├── ConversionFailed      a converted model that does not compute what its parent does
         ├── Refused               a gate said no; carries its table
         └── RolloutFailed         the endpoint did not take the new version; the old one serves
@@ -57,6 +60,14 @@ class EndpointUnavailable(TransientError):
 
 class RankLost(TransientError):
     """A training process ended or went silent without naming a reason."""
+
+
+class CheckpointFailed(TransientError):
+    """A checkpoint could not be made durable, or not within its bound; the one before it stands."""
+
+
+class Preempted(TransientError):
+    """A rank was asked to end (SIGTERM), saved the state of its group, and did."""
 
 
 class LostRace(TransientError):
@@ -128,11 +139,15 @@ class TrainingFailed(PermanentError):
 
 
 class NonFiniteLoss(TrainingFailed):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite, or rose above the bound that counts as diverged."""
 
 
 class TargetNotReached(TrainingFailed):
     """The epoch limit came before the target metric did."""
+
+
+class TrainingTakenOver(TrainingFailed):
+    """A newer group of ranks works on the same training, so this one must not publish."""
 
 
 class ConversionFailed(PermanentError):

@@ -9,6 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
+# Of every other metric more is better.
+LOWER_IS_BETTER = frozenset({"loss", "train_loss", "mae", "rmse"})
+
 
 class Metric(Protocol):
     """An accumulator whose whole state is one float64 array; states of parts add up to the state of the whole."""
@@ -65,6 +68,36 @@ class ClassificationMetrics:
             "recall": hits / np.maximum(support, 1),
             "f1": 2 * hits / np.maximum(predicted + support, 1),
             "support": support,
+        }
+
+
+class RegressionMetrics:
+    """Errors of a predictor of one number.
+
+    The state is the number of rows and the sums of absolute error, squared error, target and squared target, all in
+    the network's units; ``scale`` brings ``mae`` and ``rmse`` back to the target's own.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.scale = scale
+        self.state = np.zeros(5)
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        wide, truth = outputs.astype(np.float64).reshape(-1), targets.astype(np.float64).reshape(-1)
+        error = wide - truth
+        self.state += [len(truth), np.abs(error).sum(), (error**2).sum(), truth.sum(), (truth**2).sum()]
+
+    def compute(self) -> dict[str, float]:
+        """``r2`` is the share of the target's variance that is explained: 0 where the target does not vary, as for
+        scikit-learn; ``loss`` is the mean squared error in the network's units."""
+        rows, absolute, squared, total, total_squared = self.state.tolist()
+        rows = max(rows, 1.0)
+        variation = total_squared - total**2 / rows
+        return {
+            "r2": 1.0 - squared / variation if variation > 0 else float(squared == 0 and self.state[0] > 0),
+            "mae": absolute / rows * self.scale,
+            "rmse": float(np.sqrt(squared / rows)) * self.scale,
+            "loss": squared / rows,
         }
 
 

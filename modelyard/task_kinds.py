@@ -13,20 +13,33 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.metrics import ClassificationMetrics, Metric, softmax
+from modelyard.metrics import ClassificationMetrics, Metric, RegressionMetrics, softmax
 
 if TYPE_CHECKING:
     import pandas as pd  # only where frames are; the endpoint decodes without it
 
-TaskName = Literal["classification"]
+TaskName = Literal["classification", "regression"]
 
 
 class Target(Frozen):
-    """The fitted target schema: which column, and for classification which classes in which order."""
+    """The fitted target schema.
+
+    Attributes:
+        classes: for classification, in the order of the network's outputs.
+        mean, scale: for regression: the network predicts (value - mean) / scale, so that a rate that suits one data
+            set suits another whatever its units.
+    """
 
     task: TaskName = "classification"
     column: str
     classes: list[str | int] = Field(default_factory=list)
+    mean: float = 0.0
+    scale: float = Field(1.0, gt=0)
+
+    @property
+    def question(self) -> tuple[object, ...]:
+        """What is asked of a model; two models with the same question can be compared."""
+        return (self.task, self.column, tuple(self.classes))
 
 
 class TaskKind(Protocol):
@@ -35,8 +48,8 @@ class TaskKind(Protocol):
     loss: str
     headline: str
 
-    def fit_target(self, column: str, values: set[Any]) -> Target:
-        """The schema for the values seen in the training split."""
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:
+        """The schema for what the training split holds: its classes, or the mean and deviation of its numbers."""
         ...
 
     def output_width(self, target: Target) -> int:
@@ -44,7 +57,7 @@ class TaskKind(Protocol):
         ...
 
     def encode(self, target: Target, values: pd.Series) -> np.ndarray:
-        """A target column as the loss wants it."""
+        """A target column (n,) as the loss wants it: int64 class numbers, or float32."""
         ...
 
     def metric(self, target: Target) -> Metric:
@@ -62,7 +75,7 @@ class Classification:
     loss = "cross_entropy"
     headline = "accuracy"
 
-    def fit_target(self, column: str, values: set[Any]) -> Target:
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
         if len(values) < 2:
             raise DataError(
                 f"target column {column!r} has {len(values)} distinct values; a classifier needs at least 2"
@@ -91,7 +104,34 @@ class Classification:
         return {"label": labels[best], "probability": probabilities.max(axis=1)}
 
 
-TASK_KINDS: dict[str, TaskKind] = {"classification": Classification()}
+class Regression:
+    """One number per row, standardised for the network and given back in its own units."""
+
+    loss = "mean_squared_error"
+    headline = "r2"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        if not deviation > 0:
+            raise DataError(f"target column {column!r} has the same value in every training row: nothing to predict")
+        return Target(task="regression", column=column, mean=mean, scale=deviation)
+
+    def output_width(self, target: Target) -> int:  # noqa: ARG002
+        return 1
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:
+        numbers = values.to_numpy(dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            raise DataError(f"target column {target.column!r} has values that are no finite numbers")
+        return ((numbers - target.mean) / target.scale).astype(np.float32)
+
+    def metric(self, target: Target) -> RegressionMetrics:
+        return RegressionMetrics(target.scale)
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:
+        return {"value": outputs.astype(np.float64).reshape(-1) * target.scale + target.mean}
+
+
+TASK_KINDS: dict[str, TaskKind] = {"classification": Classification(), "regression": Regression()}
 
 
 def task_kind(name: str) -> TaskKind:

@@ -202,6 +202,11 @@ class Tracker:
         # Without the query MLflow shows its GenAI side: the run counts as an "evaluation run" among traces and judges.
         return f"{self.url}/#/experiments/{run.info.experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
+    def artifact_url(self, run_id: str, file: str) -> str:
+        """Where people see one file of a run."""
+        page, _, query = self.run_url(run_id).partition("?")
+        return f"{page}/artifacts/{file}?{query}"
+
     # -- registry -------------------------------------------------------------------------------------
 
     def register(

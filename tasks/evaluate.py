@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
@@ -74,27 +75,20 @@ def _headline(product: Product, metric: str, refused: Refused | None) -> str:
 
 
 def _show_details(record: Record, product: Product, refused: Refused | None) -> None:
-    """The report as a page in MLflow with a link in Prefect, the confusion matrix in both, and the table of checks."""
+    """The report as a page in MLflow with a link in Prefect, a classifier's confusion matrix, and the table of checks."""
     catalog, ref = record.session.catalog, product.ref
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
-    classes, confusion = candidate["classes"], candidate["confusion"]
     tracker = record.session.tracker
     tracker.log_text(record.run_id, catalog.read(ref, REPORT_FILE).decode(), REPORT_FILE)
     create_link_artifact(
         key="evaluate-report",
-        link=f"{tracker.run_url(record.run_id)}/artifacts/{REPORT_FILE}",
+        link=tracker.artifact_url(record.run_id, REPORT_FILE),
         link_text="Report of the verdict",
         description="Checks, intervals, slices, disturbances, confusion and calibration, as a page in MLflow",
     )
-    tracker.log_figure(record.run_id, confusion_figure(confusion, classes), "confusion.png")
-    rows = [
-        {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
-        for label, row in zip(classes, confusion, strict=True)
-    ]
-    create_table_artifact(
-        key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
-    )
+    if "confusion" in candidate:
+        _show_confusion(record, candidate["classes"], candidate["confusion"])
     table = [{"check": row["name"], **_shown(row)} for row in checks]
     outcome = "was refused" if refused else "passed"
     create_table_artifact(key="evaluate-checks", table=table, description=f"The candidate {outcome}")
@@ -104,3 +98,14 @@ def _shown(check: dict[str, Any]) -> dict[str, object]:
     """Value and limit of a check with four decimals; a dash where one could not be computed."""
     numbers = {key: "-" if check[key] is None else round(check[key], 4) for key in ("value", "limit")}
     return {**numbers, "passed": check["passed"]}
+
+
+def _show_confusion(record: Record, classes: list[str | int], confusion: list[list[int]]) -> None:
+    record.session.tracker.log_figure(record.run_id, confusion_figure(np.array(confusion), classes), "confusion.png")
+    rows = [
+        {"true": str(label), **{f"as {other}": count for other, count in zip(classes, row, strict=True)}}
+        for label, row in zip(classes, confusion, strict=True)
+    ]
+    create_table_artifact(
+        key="evaluate-confusion", table=rows, description="Candidate on the test split: rows are the truth"
+    )

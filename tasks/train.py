@@ -20,13 +20,18 @@ from tasks.results import StageResult
 # Held by a concurrency limit of the same tag: two trainings on one machine would only slow each other.
 TRAINING_TAG = "modelyard-training"
 PROGRESS_SECONDS = 1.0
+WHERE = {"step", "epoch"}  # said in words
 
 
 class Narrator:
-    """Turns the ranks' events into a progress bar and log lines in Prefect, and into metrics in MLflow."""
+    """Turns the ranks' events into a progress bar and log lines in Prefect, and into metrics in MLflow.
 
-    def __init__(self, record: Record, max_epochs: int) -> None:
-        self._max_epochs = max_epochs
+    In MLflow ``train_loss``, ``accuracy`` and the like are validations; ``progress/...`` is what steps report on the
+    way. Both are drawn over optimizer steps.
+    """
+
+    def __init__(self, record: Record, config: TrainConfig) -> None:
+        self._config = config
         self._log = get_run_logger()
         self._metrics = record.session.tracker.buffered_metrics(record.run_id)
         self._progress: UUID | None = None
@@ -38,9 +43,14 @@ class Narrator:
     def __call__(self, event: RankEvent) -> None:
         if event.kind == "started":
             self._start(event)
-        elif event.kind == "epoch":
-            self._metrics.add(event.values, event.epoch)
-            self._show(event)
+        elif event.kind == "progress" and event.values:
+            self._metrics.add({f"progress/{name}": value for name, value in event.values.items()}, event.step)
+            self._show(event, f"Step {event.step}")
+        elif event.kind == "validation":
+            self._metrics.add(event.values, event.step)
+            self._show(event, f"Epoch {event.values['epoch']:.4g} of at most {self._config.max_epochs}")
+        elif event.kind == "warning":
+            self._log.warning("%s", event.message)
         elif event.kind == "failed":
             self._log.warning("rank %s: %s: %s", event.rank, event.error, event.message)
 
@@ -56,25 +66,27 @@ class Narrator:
 
     def _start(self, event: RankEvent) -> None:
         self._ranks = int(event.values["world_size"])
-        resumed = int(event.values["resumed_epochs"])
-        self._log.info("%s%s", event.message, f", going on after epoch {resumed}" if resumed else "")
+        epochs, steps = int(event.values["resumed_epochs"]), int(event.values["resumed_steps"])
+        self._log.info("%s%s", event.message, f", going on after epoch {epochs}, step {steps}" if steps else "")
         if self._progress is None:
             self._progress = create_progress_artifact(  # ty: ignore[invalid-assignment]
-                progress=100.0 * resumed / self._max_epochs, key="training", description="Epochs, of at most as many"
+                progress=self._percent(event), key="training", description="Epochs, of at most as many"
             )
 
-    def _show(self, event: RankEvent) -> None:
-        numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items())
-        self._last = f"Epoch {event.epoch} of at most {self._max_epochs}: {numbers}"
+    def _show(self, event: RankEvent, where: str) -> None:
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items() if name not in WHERE)
+        self._last = f"{where}: {numbers}"
         if time.monotonic() - self._shown_at < PROGRESS_SECONDS or self._progress is None:
             return
         self._shown_at = time.monotonic()
         self._log.info("%s", self._last)
-        update_progress_artifact(
-            self._progress,
-            progress=100.0 * event.epoch / self._max_epochs,
-            description=self._last,
-        )
+        update_progress_artifact(self._progress, progress=self._percent(event), description=self._last)
+
+    def _percent(self, event: RankEvent) -> float:
+        """How far towards the nearer of the two limits."""
+        of_epochs = event.epoch / self._config.max_epochs
+        of_steps = event.step / self._config.stop.max_steps if self._config.stop.max_steps else 0.0
+        return min(100.0 * max(of_epochs, of_steps), 100.0)
 
 
 def _short(value: float) -> str:
@@ -87,15 +99,19 @@ def _short(value: float) -> str:
 def train(dataset: ArtifactRef, config: TrainConfig, trail: Trail) -> State[StageResult]:
     """Train on a data set, with one process a rank."""
     with recording("train", config.model_dump(mode="json"), trail) as record:
-        narrator = Narrator(record, config.max_epochs)
-        with record.session.tracker.system_metrics(record.run_id):
+        narrator = Narrator(record, config)
+        tracker = record.session.tracker
+        tracker.log_dataset(record.run_id, name=trail.model_name, uri=dataset.uri, digest=dataset.digest)
+        with tracker.system_metrics(record.run_id):
             product = train_core(record.session.catalog, dataset, config, record.origin, narrator)
         narrator.finish()
         if not product.reused:
             record.device_seconds = narrator.device_seconds
         facts = product.manifest.content.facts
-        # Under names of their own: `accuracy` is the curve over epochs that was reported while it trained.
+        tracker.set_tags(record.run_id, {"modelyard.stopped_by": facts["stopped_by"]})
+        # Under names of their own: `accuracy` is the curve that was reported while it trained.
         best = {f"best_{name}": value for name, value in facts["metrics"].items()}
-        numbers = {**best, "epochs": facts["epochs"], "parameters": facts["parameters"]}
-        headline = f"accuracy {facts['metrics']['accuracy']:.4f} after {facts['epochs']} epochs"
+        numbers = {**best, **{name: facts[name] for name in ("epochs", "steps", "parameters")}}
+        value = facts["metrics"][facts["headline"]]
+        headline = f"{facts['headline']} {value:.4f} after {facts['epochs']:.4g} epochs ({facts['stopped_by']})"
         return as_state(record.conclude(product, headline, numbers))

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    mean_absolute_error,
+    precision_recall_fscore_support,
+    r2_score,
+    root_mean_squared_error,
+)
 
-from modelyard.metrics import ClassificationMetrics, negative_log_likelihood, softmax
+from modelyard.metrics import ClassificationMetrics, RegressionMetrics, negative_log_likelihood, softmax
 from tests.workbench import PROPERTY
 
 
@@ -64,3 +72,29 @@ def test_large_outputs_do_not_overflow():
     outputs = np.array([[1000.0, 0.0], [0.0, -1000.0]], dtype=np.float32)
     np.testing.assert_allclose(negative_log_likelihood(outputs, np.array([1, 0])), [1000.0, 0.0])
     np.testing.assert_allclose(softmax(outputs), [[1, 0], [1, 0]])
+
+
+@PROPERTY
+@given(seed=st.integers(0, 2**32 - 1), num_rows=st.integers(2, 60), cut=st.integers(0, 60))
+def test_regression_is_scikit_learns_in_the_targets_units(seed: int, num_rows: int, cut: int):
+    """R2, mean absolute error and root mean squared error, fed in parts, merged, and brought back to their units."""
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(50, 7, num_rows)
+    predicted = truth + rng.normal(0, 3, num_rows)
+    encoded, outputs = ((values - 50) / 7 for values in (truth, predicted))
+    one, other = RegressionMetrics(7.0), RegressionMetrics(7.0)
+    one.update(outputs[:cut, None], encoded[:cut])
+    other.update(outputs[cut:, None], encoded[cut:])
+    one.state += other.state
+    found = one.compute()
+    assert found["r2"] == pytest.approx(r2_score(truth, predicted), abs=1e-6)
+    assert found["mae"] == pytest.approx(mean_absolute_error(truth, predicted))
+    assert found["rmse"] == pytest.approx(root_mean_squared_error(truth, predicted))
+
+
+def test_regression_without_variation_is_finite():
+    """No rows, or rows that are all alike, divide nothing by zero."""
+    assert RegressionMetrics().compute()["r2"] == 0.0
+    alike = RegressionMetrics()
+    alike.update(np.array([[2.0], [2.0]]), np.array([2.0, 2.0]))
+    assert alike.compute() == {"r2": 1.0, "mae": 0.0, "rmse": 0.0, "loss": 0.0}

@@ -51,3 +51,31 @@ def test_unknown_kinds_are_refused():
     """The error lists the kinds there are."""
     with pytest.raises(ConfigError, match="classification"):
         task_kind("astrology")
+
+
+def test_regression_goes_to_the_networks_units_and_back():
+    """Encoded targets have mean 0 and deviation 1; decoding an output gives the value in its own units."""
+    kind, values = task_kind("regression"), pd.Series([10.0, 20.0, 30.0])
+    target = kind.fit_target("y", set(), 20.0, 5.0)
+    encoded = kind.encode(target, values)
+    assert encoded.dtype == np.float32
+    assert encoded.tolist() == [-2.0, 0.0, 2.0]
+    assert kind.decode(target, encoded[:, None])["value"].tolist() == values.tolist()
+    assert kind.output_width(target) == 1
+
+
+def test_regression_of_a_constant_or_of_no_numbers_is_refused():
+    """Both say which column it is."""
+    kind = task_kind("regression")
+    with pytest.raises(DataError, match="'y' has the same value in every training row"):
+        kind.fit_target("y", set(), 3.0, 0.0)
+    with pytest.raises(DataError, match="'y' has values that are no finite numbers"):
+        kind.encode(kind.fit_target("y", set(), 0.0, 1.0), pd.Series([1.0, np.nan]))
+
+
+def test_models_of_one_question_may_be_compared_though_their_units_moved():
+    """New data refits mean and scale; what is asked stays the same. Another column is another question."""
+    kind = task_kind("regression")
+    one, two = kind.fit_target("y", set(), 1.0, 2.0), kind.fit_target("y", set(), 1.5, 2.5)
+    assert one != two
+    assert one.question == two.question != kind.fit_target("z", set(), 1.0, 2.0).question

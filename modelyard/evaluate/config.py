@@ -16,7 +16,7 @@ class EvaluateConfig(Frozen):
     """Config of the evaluate stage.
 
     Attributes:
-        metric: what the gates look at; more is better.
+        metric: what the gates look at; more is better. A regression has ``r2``.
         floor: what the candidate must reach.
         allowed_drop_against_float: how far it may lie below its own float form.
         allowed_drop_against_champion: how far it may lie below what serves now.
@@ -44,7 +44,7 @@ class EvaluateConfig(Frozen):
         threads: of the engine.
     """
 
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    metric: Literal["accuracy", "macro_f1", "r2"] = "accuracy"
     floor: float = Field(0.9, ge=0, le=1)
     allowed_drop_against_float: float = Field(0.01, ge=0, le=1)
     allowed_drop_against_champion: float = Field(0.01, ge=0, le=1)

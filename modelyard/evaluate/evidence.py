@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from modelyard.artifacts import Frozen
 from modelyard.datasets import Dataset
@@ -16,7 +17,7 @@ from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.pairs import Pairs
 from modelyard.evaluate.robustness import DISTURBANCES
 from modelyard.evaluate.slices import Slicer
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import Target
 
 CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
 
@@ -64,7 +65,7 @@ def gather(dataset: Dataset, judged: Mapping[str, Judged], config: EvaluateConfi
 
     Raises:
         DataError: the test split is empty.
-        ConfigError: a column to slice by that the data set lacks.
+        ConfigError: a column to slice by that the data set lacks, or a metric that the task lacks.
     """
     if not dataset.num_rows("test"):
         raise DataError("the test split is empty")
@@ -72,36 +73,34 @@ def gather(dataset: Dataset, judged: Mapping[str, Judged], config: EvaluateConfi
     pairs = Pairs()
     golden, first = _pass_over(dataset, judged, slicers, pairs, config)
     evidence = Evidence(judged=judged, golden=golden)
+    evidence.candidate.value(config.metric)  # a metric of another task is refused here, by name
+    evidence.disturbed = _disturb(judged, first, config)
     if evidence.candidate.is_classifier:
         _work_out(evidence, pairs, config)
-        evidence.disturbed = _disturb(judged, first, config)
         evidence.notes = _notes(evidence, dataset.target)
     return evidence
 
 
 def _pass_over(
     dataset: Dataset, judged: Mapping[str, Judged], slicers: Sequence[Slicer], pairs: Pairs, config: EvaluateConfig
-) -> tuple[np.ndarray, tuple[dict[str, np.ndarray], np.ndarray]]:
-    """Returns the golden rows, spread evenly, and the first rows as each model's network input, with their targets."""
+) -> tuple[np.ndarray, pd.DataFrame]:
+    """Returns the raw feature values of the golden rows, spread evenly, and the first rows whole."""
     num_rows = dataset.num_rows("test")
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
-    kind, columns = task_kind(dataset.target.task), judged[CANDIDATE].package.transform.columns
-    golden, inputs, truths, position = [], {role: [] for role in judged}, [], 0
+    columns = judged[CANDIDATE].package.transform.columns
+    golden, firsts, position = [], [], 0
     for frame in dataset.frames("test"):
-        targets = kind.encode(dataset.target, frame[dataset.target.column])
         groups = [slicer.names(frame) for slicer in slicers]
-        outputs = {role: one.count(frame, targets, groups) for role, one in judged.items()}
+        outputs = {role: one.count(frame, groups) for role, one in judged.items()}
         if CHAMPION in judged and judged[CANDIDATE].is_classifier:
+            targets = judged[CANDIDATE].targets(frame)
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
         golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
-        wanted = frame.iloc[: max(0, config.robustness_rows - position)]
-        for role, one in judged.items():
-            inputs[role].append(one.package.transform.apply_frame(wanted))
-        truths.append(targets[: len(wanted)])
+        if position < config.robustness_rows:
+            firsts.append(frame.iloc[: config.robustness_rows - position])
         position += len(frame)
-    first = {role: np.concatenate(parts) for role, parts in inputs.items()}
-    return np.concatenate(golden), (first, np.concatenate(truths))
+    return np.concatenate(golden), pd.concat(firsts) if firsts else pd.DataFrame()
 
 
 def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
@@ -120,20 +119,17 @@ def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
     evidence.slices.sort(key=lambda one: one.score.value)
 
 
-def _disturb(
-    judged: Mapping[str, Judged], first: tuple[dict[str, np.ndarray], np.ndarray], config: EvaluateConfig
-) -> dict[str, dict[str, float]]:
+def _disturb(judged: Mapping[str, Judged], first: pd.DataFrame, config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """The score of every model over the first rows, as they are and disturbed, the same way for each model."""
-    inputs, targets = first
-    if not len(targets):
+    if first.empty:
         return {}
-    found: dict[str, dict[str, float]] = {}
-    for number, (name, disturb) in enumerate([("undisturbed", None), *DISTURBANCES.items()]):
-        found[name] = {}
-        for role, one in judged.items():
+    found: dict[str, dict[str, float]] = {"undisturbed": {}, **{name: {} for name in DISTURBANCES}}
+    for role, one in judged.items():
+        inputs, targets = one.package.transform.apply_frame(first), one.targets(first)
+        found["undisturbed"][role] = one.score_of(inputs, targets, config.metric)
+        for number, (name, disturb) in enumerate(DISTURBANCES.items()):
             rng = np.random.default_rng([config.seed, number])
-            rows = disturb(inputs[role], rng) if disturb else inputs[role]
-            found[name][role] = one.score_of(rows, targets, config.metric)
+            found[name][role] = one.score_of(disturb(inputs, rng), targets, config.metric)
     return found
 
 

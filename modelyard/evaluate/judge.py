@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from modelyard.errors import DataError
+from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.scores import Calibration, Ranking
 from modelyard.metrics import ClassificationMetrics
 from modelyard.model_package import ModelPackage
@@ -41,7 +41,7 @@ class Judged:
             DataError: another target, other classes, or columns that the data set lacks.
         """
         own = self.package.spec.target
-        if own != target:
+        if own.question != target.question:
             raise DataError(
                 f"the {self.role} cannot be judged on this data set: it predicts {_described(own)}, the data set has"
                 f" {_described(target)}; give the new task an endpoint of its own, or evaluate without a champion"
@@ -53,8 +53,13 @@ class Judged:
                 f" {', '.join(missing[:8])}"
             )
 
-    def count(self, frame: pd.DataFrame, targets: np.ndarray, groups: Sequence[np.ndarray] = ()) -> np.ndarray:
-        """Answer rows and compare with their encoded targets (n,).
+    def targets(self, frame: pd.DataFrame) -> np.ndarray:
+        """The frame's targets (n,), encoded as this model was trained on them."""
+        target = self.package.spec.target
+        return task_kind(target.task).encode(target, frame[target.column])
+
+    def count(self, frame: pd.DataFrame, groups: Sequence[np.ndarray] = ()) -> np.ndarray:
+        """Answer rows and compare with their targets.
 
         Args:
             groups: for each column of slices the name of every row's slice, (n,).
@@ -62,6 +67,7 @@ class Judged:
         Returns:
             The raw outputs, (n, k).
         """
+        targets = self.targets(frame)
         rows = frame[self.package.transform.columns].to_numpy(dtype=np.float64)
         outputs = self.package.outputs(rows)
         self._num_rows += len(rows)
@@ -108,7 +114,16 @@ class Judged:
         return fresh.compute()[metric]
 
     def value(self, metric: str) -> float:
-        return self._metric.compute()[metric]
+        """One metric.
+
+        Raises:
+            ConfigError: the task has no such metric; lists those it has.
+        """
+        found = self._metric.compute()
+        if metric not in found:
+            task = self.package.spec.target.task
+            raise ConfigError("evaluate.metric", f"{task} has no {metric}; it has {', '.join(found)}")
+        return found[metric]
 
     def details(self) -> dict[str, Any]:
         """Headline metrics; for a classifier also the classes, per class what `ClassificationMetrics.per_class` gives
@@ -123,5 +138,7 @@ class Judged:
 
 
 def _described(target: Target) -> str:
+    if target.task == "regression":
+        return f"{target.column!r} as a number"
     shown = ", ".join(map(str, target.classes[:5])) + (", ..." if len(target.classes) > 5 else "")
     return f"{target.column!r} as one of {len(target.classes)} classes ({shown})"

@@ -72,7 +72,7 @@ on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
 exchanged among the rows. No gradients are used: the form is judged as it will be served.</p>
 {% endif %}
 
-{% if metrics.candidate.confusion %}
+{% if "confusion" in metrics.candidate %}
 <div class="columns"><div>
 <h2>Confusion (rows: truth)</h2>
 {% if metrics.candidate.classes | length <= 25 %}
@@ -92,7 +92,7 @@ exchanged among the rows. No gradients are used: the form is judged as it will b
 <text x="14" y="130" text-anchor="middle" font-size="12" fill="#667085" transform="rotate(-90 14 130)">accuracy</text>
 </svg>
 </div></div>
-{% if metrics.candidate.per_class %}
+{% if "per_class" in metrics.candidate %}
 <h2>Per class</h2>
 <table><tr><th>class</th><th class="number">precision</th><th class="number">recall</th><th class="number">F1</th>
 <th class="number">rows</th></tr>

@@ -53,8 +53,9 @@ def evaluate(
 
         - ``verdict.json``: every check and who was judged; the gated metric with its bootstrap interval, the paired
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
-        - ``metrics.json``: role -> accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the calibration curve,
-          per class precision, recall, f1 and support, and the confusion matrix (row: truth);
+        - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
+          calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
+          regression r2, mae, rmse and loss;
         - ``report.html``: all of it as one page for people;
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
           that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.

@@ -11,7 +11,7 @@ from modelyard.artifacts import Frozen
 MODEL_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
 
-Activation = Literal["relu", "gelu", "tanh", "silu"]
+Activation = Literal["relu", "gelu", "tanh", "silu", "identity"]
 
 
 class MlpConfig(Frozen):

@@ -77,6 +77,8 @@ def _features(batch: pa.RecordBatch, plan: Plan) -> tuple[np.ndarray, np.ndarray
 
 def _labels(batch: pa.RecordBatch, plan: Plan) -> tuple[pd.Series, np.ndarray]:
     """Labels as the plan stores them, and problem codes (n,)."""
+    if plan.label_type == "number":
+        return _numeric_labels(batch.column(plan.target))
     texts = label_texts(batch.column(plan.target))
     problems = np.zeros(len(texts), dtype=np.int8)
     labels = texts
@@ -89,6 +91,15 @@ def _labels(batch: pa.RecordBatch, plan: Plan) -> tuple[pd.Series, np.ndarray]:
         problems[(problems == 0) & ~texts.isin(plan.labels).to_numpy()] = UNKNOWN_LABEL
     problems[label_texts(batch.column(plan.target)).isna().to_numpy()] = NULL
     return labels, problems
+
+
+def _numeric_labels(column: pa.Array) -> tuple[pd.Series, np.ndarray]:
+    values, unreadable = numbers(column)
+    problems = np.zeros(len(values), dtype=np.int8)
+    problems[np.isinf(values)] = NOT_FINITE
+    problems[np.isnan(values)] = NULL
+    problems[unreadable] = NOT_A_NUMBER
+    return pd.Series(values + 0.0), problems
 
 
 def _describe(

@@ -33,8 +33,8 @@ class SplitFractions(Frozen):
 class PreprocessConfig(Frozen):
     """How rows become a data set.
 
-    Features are stored as float64, identity columns as text, the target as int64 or text: text only if most labels
-    of the first rows (or any of ``target_values``) are not integers. So the same rows in CSV and in Parquet make
+    Features are stored as float64, identity columns as text, the target of a regression as float64, else as int64 or
+    text: text only if most labels of the first rows (or any of ``target_values``) are not integers. So the same rows in CSV and in Parquet make
     the same data set.
     """
 
@@ -64,6 +64,12 @@ class PreprocessConfig(Frozen):
         for column, (low, high) in self.ranges.items():
             if low is not None and high is not None and not low <= high:
                 raise ValueError(f"ranges.{column}: {low:g} lies above {high:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _labels_belong_to_classes(self) -> PreprocessConfig:
+        if self.task == "regression" and self.target_values is not None:
+            raise ValueError("target_values lists classes; a regression predicts numbers")
         return self
 
     @model_validator(mode="after")

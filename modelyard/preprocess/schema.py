@@ -13,7 +13,7 @@ from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.values import integers, label_texts, numbers
 
-LabelType = Literal["integer", "text"]
+LabelType = Literal["integer", "text", "number"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Plan:
     @property
     def table_schema(self) -> pa.Schema:
         """What a shard holds."""
-        label = pa.int64() if self.label_type == "integer" else pa.string()
+        label = {"integer": pa.int64(), "text": pa.string(), "number": pa.float64()}[self.label_type]
         return pa.schema(
             [(column, pa.float64()) for column in self.features]
             + [(self.target, label)]
@@ -71,6 +71,8 @@ def make_plan(config: PreprocessConfig, name: str, first: pa.RecordBatch) -> Pla
         raise DataError(f"{name}: no numeric column besides the target; name the feature columns")
     for column in features:
         _check_has_numbers(name, column, first.column(column))
+    if config.task == "regression":
+        _check_has_numbers(name, config.target, first.column(config.target))
     low, high = _bounds(config, features)
     used = {*features, config.target, *config.identity}
     return Plan(
@@ -151,6 +153,8 @@ def _holds_numbers(values: pa.Array) -> bool:
 
 
 def _label_type(config: PreprocessConfig, values: pa.Array) -> LabelType:
+    if config.task == "regression":
+        return "number"
     if config.target_values is not None:
         return "integer" if all(isinstance(value, int) for value in config.target_values) else "text"
     present = label_texts(values).dropna()

@@ -96,6 +96,7 @@ class _Builder:
         self._attempt, self._config = attempt, config
         self._seen = SeenRows()
         self._moments: Moments | None = None
+        self._target_moments: Moments | None = None
         self._num_read = self._num_duplicates = 0
         self._reasons: Counter[tuple[str, str]] = Counter()
         self._labels: dict[str, Counter[Any]] = {split: Counter() for split in SPLITS}
@@ -114,7 +115,8 @@ class _Builder:
         numbers = assign_splits(identity_digests(cleaned.rows, self.plan, digests), self._config.split)
         for number, split in enumerate(SPLITS):
             rows = cleaned.rows[fresh & (numbers == number)]
-            self._labels[split].update(rows[self.plan.target].tolist())
+            if self.plan.label_type != "number":  # numbers are described by their moments, not counted one by one
+                self._labels[split].update(rows[self.plan.target].tolist())
             self._splits[split].add(rows)
 
     def finish(self) -> None:
@@ -128,7 +130,7 @@ class _Builder:
         self._check_rejected()
         self._check_splits()
         kind = task_kind(self._config.task)
-        target = kind.fit_target(self.plan.target, set(self._labels["train"]))
+        target = kind.fit_target(self.plan.target, set(self._labels["train"]), *self._target_scale())
         self._check_labels()
         assert self._moments is not None  # the training split is not empty
         transform = fit_scaling(self.plan.features, self._moments, self._config.transform)
@@ -155,6 +157,15 @@ class _Builder:
         """Statistics shard by shard: how the user's files were cut must not show in the last digit."""
         part = Moments.of(np.ascontiguousarray(shard[self.plan.features].to_numpy(dtype=np.float64)))
         self._moments = self._moments.merge(part) if self._moments else part
+
+        if self.plan.label_type == "number":
+            values = Moments.of(shard[[self.plan.target]].to_numpy(dtype=np.float64))
+            self._target_moments = self._target_moments.merge(values) if self._target_moments else values
+
+    def _target_scale(self) -> tuple[float, float]:
+        """Mean and deviation of the training split's target; 0 and 1 where it holds classes."""
+        found = self._target_moments
+        return (float(found.mean[0]), float(found.deviation[0])) if found else (0.0, 1.0)
 
     def _check_rejected(self) -> None:
         fraction = self._rejected.num_rows / self._num_read

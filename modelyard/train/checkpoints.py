@@ -1,85 +1,186 @@
-"""Resumable training state in the bucket.
+"""Resumable training state in the bucket, seen as files. What is in them is `snapshots.py`'s.
 
-    <artifact folder>/checkpoints/<epoch>.json          pointer: put create-only once the state behind it is whole
-    <artifact folder>/checkpoints/<epoch>-<id>.pt       tensors and plain values, read with ``weights_only=True``
+    <folder>/fences/<fence>                          one number for each group that ever trained here, create-only
+    <folder>/<fence>-<step>/...                      tensors as safetensors, written by every rank
+    <folder>/<fence>-<step>.json                     pointer: put create-only once everything behind it is durable
 
-The highest pointer is where training goes on. A training run is deterministic in its key, so two runs that race for
-a pointer agree on what it stands for, and whichever wins is right for both.
+Training goes on from the newest pointer, ordered by fence, then step. A group that was replaced has a lower fence:
+whatever it still publishes sorts below what its successor does, and it ends at its next attempt. Nothing here is a
+pickle, and no byte is used before its sha256 was compared with the pointer's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import torch
+from pydantic import Field, ValidationError
 
-from modelyard.artifacts import Frozen
-from modelyard.errors import DigestMismatch
+from modelyard.artifacts import FileEntry, FileName, Frozen
+from modelyard.catalog import file_sha256
+from modelyard.errors import DigestMismatch, NotFound, TrainingTakenOver
 from modelyard.storage import Store
+from modelyard.train.config import CheckpointConfig
 
-KEPT = 2
+PARALLEL_FILES = 8
+DIVIDER = ".json"
 
 
 class CheckpointPointer(Frozen):
-    """Where a checkpoint lies and what its bytes must hash to."""
+    """The commit record of one checkpoint.
 
-    epoch: int
-    uri: str
-    sha256: str
+    Attributes:
+        step: optimizer steps done.
+        fence: number of the group that wrote it.
+        score: what the kept validation is ordered by, more is better; None where none was made at this step.
+        files: name below the checkpoint's folder -> size and sha256.
+        progress: everything that is not a tensor, as `modelyard.train.progress.Progress` writes it.
+    """
+
+    step: int = Field(ge=0)
+    fence: int = Field(ge=0)
+    score: tuple[float, float] | None = None
+    files: dict[FileName, FileEntry]
+    progress: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return f"{self.fence:08d}-{self.step:012d}"
 
 
 class Checkpoints:
-    """The checkpoints of one training run."""
+    """The checkpoints of one training run, as one group of ranks sees them."""
 
-    def __init__(self, store: Store, folder: str) -> None:
+    def __init__(self, store: Store, folder: str, config: CheckpointConfig) -> None:
         self._store = store
         self._folder = folder
+        self._config = config
+        self._known: dict[str, CheckpointPointer] = {}
 
-    def save(self, epoch: int, state: dict[str, Any]) -> str:
-        """Write the state after ``epoch`` epochs, then its pointer; older ones beyond `KEPT` go."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        body = buffer.getvalue()
-        uri = f"{self._folder}/{epoch:012d}-{uuid4().hex}.pt"
-        self._store.put(uri, body)
-        pointer = CheckpointPointer(epoch=epoch, uri=uri, sha256=hashlib.sha256(body).hexdigest())
-        if not self._store.put_new(self._pointer_uri(epoch), pointer.model_dump_json().encode()):
-            self._discard_unless_pointed_at(pointer)
-        self._forget_old(epoch)
-        return uri
+    # -- fences ---------------------------------------------------------------------------------------
 
-    def latest(self) -> CheckpointPointer | None:
-        """The newest checkpoint, or None before the first."""
-        pointers = [info.uri for info in self._store.list(self._folder) if info.uri.endswith(".json")]
-        return CheckpointPointer.model_validate(json.loads(self._store.get(max(pointers)))) if pointers else None
+    def new_fence(self) -> int:
+        """A number above every other group's; from here on those that have a lower one cannot publish."""
+        fence = self._highest_fence() + 1
+        while not self._store.put_new(self._fence_uri(fence), b""):
+            fence += 1
+        return fence
 
-    def load(self, pointer: CheckpointPointer) -> dict[str, Any]:
-        """The state behind a pointer, on the CPU.
+    def _highest_fence(self) -> int:
+        last = self._store.last(f"{self._folder}/fences")
+        return int(last.uri.rpartition("/")[2]) if last else 0
+
+    def _fence_uri(self, fence: int) -> str:
+        return f"{self._folder}/fences/{fence:08d}"
+
+    # -- writing --------------------------------------------------------------------------------------
+
+    def upload(self, name: str, folder: Path) -> dict[str, FileEntry]:
+        """Send every file below a local folder; one rank's part of the checkpoint called ``name``."""
+        paths = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            entries = pool.map(
+                lambda item: self._upload_one(f"{self._folder}/{name}/{item[0]}", item[1]), paths.items()
+            )
+            return dict(zip(paths, entries, strict=True))
+
+    def _upload_one(self, uri: str, path: Path) -> FileEntry:
+        entry = FileEntry(size=path.stat().st_size, sha256=file_sha256(path))
+        self._store.upload(path, uri)
+        return entry
+
+    def publish(self, pointer: CheckpointPointer) -> str:
+        """Make a checkpoint visible, once its files are durable, then forget those that need not stay; its URI.
 
         Raises:
-            DigestMismatch: the bytes are not those that were saved.
+            TrainingTakenOver: a newer group works on the same training.
         """
-        body = self._store.get(pointer.uri)
-        actual = hashlib.sha256(body).hexdigest()
-        if actual != pointer.sha256:
-            raise DigestMismatch(pointer.uri, pointer.sha256, actual)
-        return torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+        newest = self._highest_fence()
+        if newest > pointer.fence:
+            raise TrainingTakenOver(
+                f"another group (fence {newest}) goes on with this training; this one (fence {pointer.fence}) ends"
+            )
+        uri = f"{self._folder}/{pointer.name}{DIVIDER}"
+        # "There already" is the reply to an earlier try that was lost: nobody else has this fence.
+        self._store.put_new(uri, pointer.model_dump_json().encode())
+        self._known[uri] = pointer
+        self._forget_old()
+        return uri
 
-    def _pointer_uri(self, epoch: int) -> str:
-        return f"{self._folder}/{epoch:012d}.json"
+    def _forget_old(self) -> None:
+        """Keep the last k and the best m; pointers go first, for one that dangles would stop a resume."""
+        objects = [info.uri for info in self._store.list(self._folder) if "/fences/" not in info.uri]
+        pointers = {uri: self._read(uri) for uri in objects if uri.endswith(DIVIDER)}
+        stay = {self._stem(uri) for uri in kept_pointers(pointers, self._config)}
+        gone = [uri for uri in objects if self._stem(uri) not in stay and self._stem(uri) < max(stay, default="")]
+        self._store.delete(uri for uri in gone if uri.endswith(DIVIDER))
+        self._store.delete(uri for uri in gone if not uri.endswith(DIVIDER))
 
-    def _discard_unless_pointed_at(self, mine: CheckpointPointer) -> None:
-        standing = CheckpointPointer.model_validate_json(self._store.get(self._pointer_uri(mine.epoch)))
-        if standing.uri != mine.uri:
-            self._store.delete([mine.uri])
+    def _stem(self, uri: str) -> str:
+        return uri.removeprefix(f"{self._folder}/").partition("/")[0].removesuffix(DIVIDER)
 
-    def _forget_old(self, newest: int) -> None:
-        limit = f"{self._folder}/{max(newest - KEPT + 1, 0):012d}"
-        old = [info.uri for info in self._store.list(self._folder) if info.uri < limit]
-        # Pointers first: one that dangles would stop a resume.
-        self._store.delete(uri for uri in old if uri.endswith(".json"))
-        self._store.delete(uri for uri in old if not uri.endswith(".json"))
+    # -- reading --------------------------------------------------------------------------------------
+
+    def pointers(self) -> list[CheckpointPointer]:
+        """Every readable pointer, newest first."""
+        uris = [info.uri for info in self._store.list(self._folder) if info.uri.endswith(DIVIDER)]
+        return [pointer for uri in sorted(uris, reverse=True) if (pointer := self._read(uri))]
+
+    def damaged(self) -> list[str]:
+        """URIs of pointers that cannot be read."""
+        uris = [info.uri for info in self._store.list(self._folder) if info.uri.endswith(DIVIDER)]
+        return [uri for uri in uris if self._read(uri) is None]
+
+    def fetch(self, pointer: CheckpointPointer, folder: Path) -> None:
+        """Download a checkpoint's files, each verified.
+
+        Raises:
+            DigestMismatch: a file is not what was saved.
+            NotFound: a file is gone.
+        """
+        with ThreadPoolExecutor(PARALLEL_FILES) as pool:
+            list(pool.map(lambda item: self._fetch_one(pointer, *item, folder), pointer.files.items()))
+
+    def _fetch_one(self, pointer: CheckpointPointer, name: str, entry: FileEntry, folder: Path) -> None:
+        uri, path = f"{self._folder}/{pointer.name}/{name}", folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._store.download(uri, path)
+        actual = file_sha256(path)
+        if actual != entry.sha256:
+            raise DigestMismatch(uri, entry.sha256, actual)
+
+    def _read(self, uri: str) -> CheckpointPointer | None:
+        if uri not in self._known:
+            try:
+                self._known[uri] = CheckpointPointer.model_validate_json(self._store.get(uri))
+            except (ValidationError, NotFound):
+                return None
+        return self._known[uri]
+
+    @property
+    def folder(self) -> str:
+        return self._folder
+
+
+def kept_pointers(pointers: Mapping[str, CheckpointPointer | None], config: CheckpointConfig) -> Sequence[str]:
+    """URIs of the newest ``keep_last`` and the best ``keep_best``; of equal ones the earlier is better."""
+    readable = sorted(uri for uri, pointer in pointers.items() if pointer)
+    scored = [(pointer.score, uri) for uri in readable if (pointer := pointers[uri]) and pointer.score]
+    # The same validation may have been saved by two groups: each step counts once.
+    best: dict[int, str] = {}
+    for _, uri in sorted(scored, key=lambda item: (-item[0][0], -item[0][1], item[1])):
+        pointer = pointers[uri]
+        assert pointer is not None
+        best.setdefault(pointer.step, uri)
+    return [*readable[-config.keep_last :], *list(best.values())[: config.keep_best]]
+
+
+def sha256_of(*parts: bytes) -> str:
+    """Digest of bytes one after the other, 16 hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(part)
+    return hashed.hexdigest()[:16]

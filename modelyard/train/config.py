@@ -2,30 +2,150 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import difflib
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.models.config import MlpConfig, ModelConfig
 
+OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
+ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
+StrategyName = Literal["ddp", "fsdp"]
+PrecisionName = Literal["fp32", "bf16", "fp16"]
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """The sentence a person who mistyped needs: the known name that is closest, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{name!r} is not known; {hint}There are {', '.join(known)}"
+
+
+def _named(names: Any) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and value not in get_args(names):
+            raise ValueError(nearest(value, get_args(names)))
+        return value
+
+    return BeforeValidator(check)
+
 
 class OptimizerConfig(Frozen):
-    """An optimizer by name. ``momentum`` is sgd's; adam and adamw keep torch's betas."""
+    """An optimizer by name.
 
-    name: Literal["sgd", "adam", "adamw"] = "adam"
+    Attributes:
+        name: ``gd`` steps once an epoch on the gradient over all training rows (``batch_size`` then only bounds what is
+            in memory at once); ``muon`` orthogonalises the update of hidden weight matrices and leaves the rest to adamw.
+        learning_rate: at the top of the schedule.
+        weight_decay: decoupled for adamw and muon, else added to the gradient.
+        momentum: of gd, sgd and rmsprop; muon keeps 0.95.
+        nesterov: of sgd, and needs its momentum.
+    """
+
+    name: Annotated[OptimizerName, _named(OptimizerName)] = "adam"
     learning_rate: float = Field(1e-3, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
+    nesterov: bool = False
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> Self:
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov is sgd's, with a momentum above 0")
+        return self
+
+
+class ScheduleConfig(Frozen):
+    """How the learning rate moves.
+
+    Attributes:
+        name: ``constant``; ``cosine`` and ``linear`` fall to ``final_fraction`` over the whole training; ``wsd`` stays and
+            falls linearly over the last ``decay_fraction``; ``plateau`` is multiplied by ``plateau_factor`` after
+            ``plateau_patience`` validations whose loss did not fall.
+        warmup_steps: steps of linear rise before.
+        total_steps: what "the whole training" is; None: the smaller of ``stop.max_steps`` and ``max_epochs``.
+        final_fraction: of the learning rate, where it falls to, and below which ``plateau`` does not go.
+    """
+
+    name: Annotated[ScheduleName, _named(ScheduleName)] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    total_steps: int | None = Field(None, ge=1)
+    final_fraction: float = Field(0.0, ge=0, le=1)
+    decay_fraction: float = Field(0.2, gt=0, le=1)
+    plateau_factor: float = Field(0.5, gt=0, lt=1)
+    plateau_patience: int = Field(3, ge=1)
+
+
+class StopConfig(Frozen):
+    """When to end besides ``max_epochs`` and ``target``.
+
+    Attributes:
+        metric: the validation metric that ``target`` and ``patience`` look at and the best weights are chosen by; None:
+            the task's headline.
+        patience: validations in a row without a new best.
+        max_steps: optimizer steps.
+        max_seconds: of training, over all resumes together. The one rule that does not repeat to the bit.
+        diverged_above: a mean training loss above this counts as diverged, as a NaN does; None: only NaN and infinity.
+    """
+
+    metric: str | None = None
+    patience: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    max_seconds: float | None = Field(None, gt=0)
+    diverged_above: float | None = None
+
+
+class CheckpointConfig(Frozen):
+    """When to save besides every ``checkpoint_every_epochs`` epochs and at each new best, and what to keep.
+
+    Attributes:
+        every_steps, every_seconds: more often; None: no.
+        keep_last: newest checkpoints that stay.
+        keep_best: checkpoints with the best validation that stay as well; the artifact's weights come from the first.
+        timeout_seconds: a save that takes longer is an error.
+    """
+
+    every_steps: int | None = Field(None, ge=1)
+    every_seconds: float | None = Field(None, gt=0)
+    keep_last: int = Field(2, ge=1)
+    keep_best: int = Field(1, ge=1)
+    timeout_seconds: float = Field(300, gt=0)
+
+
+class FsdpConfig(Frozen):
+    """Options of ``strategy: fsdp``.
+
+    Attributes:
+        reshard: free a layer's gathered weights after its forward pass (less memory, one gather more).
+        checkpoint_activations: keep only each layer's input and compute the rest again on the way back.
+        reduce_in_fp32: sum gradients in fp32 whatever ``precision`` is.
+    """
+
+    reshard: bool = True
+    checkpoint_activations: bool = False
+    reduce_in_fp32: bool = True
+
+
+# What only decides how the work is carried out, never what comes out of it.
+OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence_seconds"}
 
 
 class TrainConfig(Frozen):
     """Config of the training stage.
 
     Attributes:
-        batch_size: rows per step over all ranks together.
-        target: stop as soon as the task's headline metric on the validation split reaches this; None trains
-            ``max_epochs`` and keeps the best epoch.
+        batch_size: rows per optimizer step over all ranks together.
+        accumulate: forward and backward passes that each rank makes of its share of a step: less memory, same result.
+        clip_norm: largest gradient norm; 0 turns it off.
+        precision: of the arithmetic; weights and optimizer stay fp32. fp16 scales the loss.
+        compile: `torch.compile`; where that fails training goes on without, and says so.
+        ema_decay: keep a moving average of the weights with this decay, and validate and publish that.
+        strategy: ``ddp`` copies the network to each rank, ``fsdp`` shards it.
+        target: stop as soon as ``stop.metric`` on the validation split reaches this; None trains to a limit and keeps
+            the best weights.
         ranks: processes that share each step.
         max_restarts: how often the launcher restarts the group after a lost rank.
         silence_seconds: a group that says nothing for so long is taken for hung, ended and tried again.
@@ -33,15 +153,35 @@ class TrainConfig(Frozen):
 
     model: ModelConfig = MlpConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
     batch_size: int = Field(64, ge=1)
+    accumulate: int = Field(1, ge=1)
+    clip_norm: float = Field(0.0, ge=0)
+    precision: Annotated[PrecisionName, _named(PrecisionName)] = "fp32"
+    compile: bool = False
+    ema_decay: float | None = Field(None, gt=0, lt=1)
+    strategy: Annotated[StrategyName, _named(StrategyName)] = "ddp"
+    fsdp: FsdpConfig = FsdpConfig()
     max_epochs: int = Field(40, ge=1, le=100_000)
     target: float | None = None
+    stop: StopConfig = StopConfig()
     seed: int = Field(0, ge=0, lt=2**31)
     ranks: int = Field(2, ge=1, le=64)
     checkpoint_every_epochs: int = Field(1, ge=1)
+    checkpoint: CheckpointConfig = CheckpointConfig()
     max_restarts: int = Field(6, ge=0, le=100)
     silence_seconds: float = Field(120, gt=0)
 
+    @model_validator(mode="after")
+    def _combination_works(self) -> Self:
+        if self.strategy == "fsdp" and self.precision == "fp16":
+            raise ValueError("precision fp16 needs a loss scale that fsdp's shards do not share: take bf16, or ddp")
+        if self.strategy == "fsdp" and self.optimizer.name == "muon":
+            raise ValueError("optimizer muon needs whole matrices, fsdp shards them: take adamw, or ddp")
+        if self.optimizer.name != "gd" and self.batch_size < self.ranks:
+            raise ValueError(f"batch_size {self.batch_size} is smaller than ranks {self.ranks}: some would have no row")
+        return self
+
     def identity(self) -> dict[str, Any]:
         """The part of the config that the trained weights depend on."""
-        return self.model_dump(mode="json", exclude={"checkpoint_every_epochs", "max_restarts", "silence_seconds"})
+        return self.model_dump(mode="json", exclude=OPERATIONAL)

@@ -6,6 +6,7 @@ Ranks only emit; the launching process is the one writer of progress, logs and m
 from __future__ import annotations
 
 import os
+import threading
 import time
 from typing import IO, Literal
 
@@ -13,18 +14,19 @@ from pydantic import Field, ValidationError
 
 from modelyard.artifacts import Frozen
 
-EventKind = Literal["started", "progress", "epoch", "checkpoint", "finished", "failed"]
+EventKind = Literal["started", "progress", "validation", "checkpoint", "warning", "finished", "failed"]
 
 
 class RankEvent(Frozen):
     """One thing that happened in a rank.
 
     Attributes:
-        kind: ``started`` (group is up), ``progress`` (still alive, at this step), ``epoch`` (validated),
-            ``checkpoint`` (state is safe), ``finished`` (`values` hold the final metrics), ``failed``.
+        kind: ``started`` (group is up), ``progress`` (at this step; `values` may hold figures), ``validation``
+            (`values` hold its metrics), ``checkpoint`` (state is durable), ``warning`` (something to know),
+            ``finished`` (`values` hold the kept metrics, `message` the rule that stopped it), ``failed``.
         step: optimizer steps done since the beginning of training, restarts included.
         epoch: epochs completed.
-        values: numbers: ``train_loss``, ``accuracy``, ``rows_per_second``, ``world_size``, ...
+        values: numbers: ``train_loss``, ``accuracy``, ``rows_per_second``, ``gradient_norm``, ``world_size``, ...
         message: for people; for ``failed`` the error's sentence.
         error: for ``failed``: name of the exception class in `modelyard.errors`, or the Python class.
         permanent: for ``failed``: a restart would meet the same error again.
@@ -46,12 +48,15 @@ class EventWriter:
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
+        self._lock = threading.Lock()  # checkpoints are announced by the thread that saved them
         self._channel: IO[str] = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what libraries and users print goes to the log instead
 
     def emit(self, event: RankEvent) -> None:
         # One write call a line: lines of several ranks must not mix within the shared pipe.
-        self._channel.write(event.model_copy(update={"rank": self._rank}).model_dump_json() + "\n")
+        line = event.model_copy(update={"rank": self._rank}).model_dump_json() + "\n"
+        with self._lock:
+            self._channel.write(line)
 
 
 def parse_event(line: bytes) -> RankEvent | None:

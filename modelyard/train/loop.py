@@ -1,56 +1,60 @@
-"""Epochs and steps of data-parallel training: tensors in, events and checkpoints out.
+"""The course of a training: steps, validations, checkpoints, the way back, the end. Tensors in, events out.
 
-What makes a run repeatable, and a resumed one equal to an unbroken one: the row order of an epoch is drawn from
-(seed, epoch) alike on every rank, dropout from (seed, epoch, rank), and checkpoints lie on epoch boundaries, so no
-generator state needs saving. The loss is scaled so that a step's gradient is the mean over the global batch however
-unevenly its rows fall on the ranks.
+What makes a run repeatable, and a resumed one equal to an unbroken one: the order of rows follows from the seed and a
+global sample offset (`order.py`), and a checkpoint holds everything else that a step depends on: weights, optimizer
+state, each rank's random generators, and the sums under way.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from modelyard.errors import NonFiniteLoss, TargetNotReached
+from modelyard.errors import NonFiniteLoss, Preempted
 from modelyard.metrics import Metric
-from modelyard.train.checkpoints import Checkpoints
-from modelyard.train.config import OptimizerConfig, TrainConfig
-from modelyard.train.events import RankEvent
+from modelyard.train import stop
+from modelyard.train.agreement import Agreement
+from modelyard.train.checkpoints import Checkpoints, sha256_of
+from modelyard.train.config import TrainConfig
+from modelyard.train.events import EventKind, RankEvent
+from modelyard.train.order import RowOrder, mixed_seed
+from modelyard.train.progress import Progress, score
+from modelyard.train.resume import resume_newest
+from modelyard.train.saver import Saver, Snapshot
+from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
+from modelyard.train.stepper import LOSSES, Split, Stepper, Watch, learning_rate
 
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy": nn.functional.cross_entropy}
-FINITE_CHECK_STEPS = 50  # reading the loss synchronises with the device
-PROGRESS_SECONDS = 2.0
+# Longer than any step, shorter than the silence after which the launching process gives up.
+MEETING_TIMEOUT = timedelta(seconds=60)
+REPORT_SECONDS = 1.0
+ALIVE_SECONDS = 2.0
+VALIDATION_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split in memory: features (n, width) float32, targets (n,)."""
+class Objective:
+    """What training asks of a task kind.
 
-    features: torch.Tensor
-    targets: torch.Tensor
+    Attributes:
+        loss: key in `LOSSES`.
+        metric: name of the validation metric that decides.
+        new_metric: a fresh accumulator.
+    """
 
-    @classmethod
-    def of(cls, features: np.ndarray, targets: np.ndarray) -> Split:
-        return cls(features=torch.from_numpy(features), targets=torch.from_numpy(targets))
-
-
-@dataclass
-class History:
-    """What training has seen so far; part of every checkpoint."""
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_value: float = -math.inf
-    best_loss: float = math.inf
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    loss: str
+    metric: str
+    new_metric: Callable[[], Metric]
 
 
 class Trainer:
@@ -62,179 +66,289 @@ class Trainer:
         network: nn.Module,
         device: torch.device,
         *,
-        loss: str,
-        headline: str,
-        new_metric: Callable[[], Metric],
+        train: Split,
+        validation: Split,
+        objective: Objective,
         checkpoints: Checkpoints,
         emit: Callable[[RankEvent], None],
     ) -> None:
         self.config = config
-        self.rank = distributed.get_rank()
-        self.world_size = distributed.get_world_size()
-        self.device = device
-        self.network = network.to(device)
-        self.parallel = DistributedDataParallel(self.network)
-        self.optimizer = build_optimizer(config.optimizer, self.network)
-        self.history = History()
-        self._loss = LOSSES[loss]
-        self._headline = headline
-        self._new_metric = new_metric
+        self.train, self.validation = train, validation
+        self.progress = Progress(world_size=distributed.get_world_size())
+        self.terminate = False  # set by a signal handler; the group saves and ends at its next meeting
+        self.agreement = Agreement(MEETING_TIMEOUT)
+        self._objective = objective
         self._checkpoints = checkpoints
         self._emit = emit
-        self._step = 0
-        self._spoke_at = 0.0
+        self._began = self._spoke_at = self._reported_at = self._saved_at = time.monotonic()
+        example = train.features[: min(2, len(train))]
+        loss = LOSSES[objective.loss]
+        self.stepper = Stepper(config, network, device, loss, example=example, note=self._warn)
+        self.progress.shapes = shapes(self.stepper.network)
+        self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        self._order = RowOrder(len(train), self._batch_size, config.seed)
+        fence = self.agreement.shared(checkpoints.new_fence() if self.stepper.rank == 0 else None)
+        self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved)
+        self._origin: Origin | None = None
+        self._stall = Watch()
+        self._reported = (0, 0.0)
 
-    def fit(self, train: Split, validation: Split) -> dict[str, float]:
-        """Train until the target or the epoch limit, going on from the newest checkpoint.
-
-        Returns:
-            The metrics of the kept epoch.
+    def fit(self) -> Progress:
+        """Train until a stop rule holds, going on from the newest checkpoint.
 
         Raises:
-            NonFiniteLoss: the loss became NaN or infinite.
-            TargetNotReached: the epoch limit came first.
+            NonFiniteLoss: the loss was lost twice, the second time after going back to the last good checkpoint.
+            TargetNotReached: a limit came before the target.
+            Preempted: a rank was asked to end; everything is saved.
+            CheckpointFailed: a checkpoint could not be saved in time.
         """
-        self._resume()
-        while len(self.history.epochs) < self.config.max_epochs and not self._target_reached():
-            epoch = len(self.history.epochs)
-            started = time.monotonic()
-            train_loss = self._train_epoch(train, epoch)
-            metrics = self._validate(validation)
-            seconds = time.monotonic() - started
-            self._remember(epoch + 1, {**metrics, "train_loss": train_loss})
-            rate = len(train.targets) / seconds
-            self._say("epoch", epoch + 1, {**metrics, "train_loss": train_loss, "rows_per_second": rate})
-            self._save_checkpoint(epoch + 1)
-        if self.config.target is not None and not self._target_reached():
-            raise TargetNotReached(
-                f"{self._headline} reached {self.history.best_value:.4f} (epoch {self.history.best_epoch}) within"
-                f" train.max_epochs={self.config.max_epochs}; train.target is {self.config.target:.4f}"
-            )
-        return self.history.epochs[self.history.best_epoch - 1]
+        self._begin()
+        while not self.progress.stopped_by:
+            self._train_step()
+            if self._must_meet():
+                self._meet()
+        self._saver.wait(self._alive)
+        stop.require_target(self.config, self._objective.metric, self.progress)
+        return self.progress
 
-    # -- one epoch ------------------------------------------------------------------------------------
+    # -- the course -----------------------------------------------------------------------------------
 
-    def _train_epoch(self, split: Split, epoch: int) -> float:
-        """One pass over the training rows; returns the mean loss per row."""
-        self.parallel.train()
-        torch.manual_seed(_seed(self.config.seed, epoch, self.rank))
-        order = epoch_order(len(split.targets), self.config.seed, epoch)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for start in range(0, len(order), self.config.batch_size):
-            total += self._train_step(split, order[start : start + self.config.batch_size])
-            self._step += 1
-            if self._step % FINITE_CHECK_STEPS == 0:
-                self._require_finite(float(total), epoch)
-            self._say_progress(epoch)
+    def _begin(self) -> None:
+        """Fresh random streams, then whatever the newest good checkpoint holds."""
+        seed_generators(self.config.seed, self.stepper.rank)
+        if not resume_newest(self, self._checkpoints, self._warn):
+            self._origin = Origin.of(self.stepper, self.loss_sum)
+        self._began = time.monotonic() - self.progress.seconds
+        self._reported = (self.progress.rows_counted, float(self.loss_sum))
+        values = {
+            "world_size": self.stepper.world_size,
+            "resumed_steps": self.progress.step,
+            "resumed_epochs": self._epoch,
+        }
+        words = f"{self.stepper.world_size} ranks on {self.stepper.device.type}, {self.config.strategy}"
+        self._say("started", {name: float(value) for name, value in values.items()}, words)
+
+    def _train_step(self) -> None:
+        progress = self.progress
+        rows = self._order.batch_at(progress.samples)
+        rate = learning_rate(self.config, progress.step, self._total_steps, progress.plateau.fraction)
+        if not self.stepper.parallel.training:  # walking through all modules costs a small network 5 % of its step
+            self.stepper.parallel.train()
+        self.loss_sum += self.stepper.step(self.train, rows, progress.step, rate)
+        progress.step += 1
+        progress.samples += len(rows)
+        progress.rows_counted += len(rows)
+
+    def _must_meet(self) -> bool:
+        """Always before a validation or a checkpoint: what is kept has a finite loss behind it."""
+        careful = self.progress.step <= self.progress.rewound_at
+        return (
+            self._epoch_ended
+            or careful
+            or self.agreement.is_due(self.progress.step)
+            or self._save_is_due_by_count
+            or bool(self._stop_reason())
+        )
+
+    def _meet(self) -> None:
+        """Agree with the other ranks on what is due after this step, and do it."""
+        self._saver.check()
+        every, now = self.config.checkpoint, time.monotonic()
+        decision = self.agreement.meet(
+            self.progress.step,
+            lost=self._loss_is_lost(),
+            terminated=self.terminate,
+            save=every.every_seconds is not None and now - self._saved_at >= every.every_seconds,
+            report=now - self._reported_at >= REPORT_SECONDS,
+            seconds=now - self._began,
+        )
+        self.progress.seconds = decision.seconds
+        if decision.lost:
+            self._go_back()
+            return
+        if decision.report:
+            self._report()
+        is_best = False
+        if self._epoch_ended or self._stop_reason():
+            metrics = self._close_interval()
+            if not all(map(math.isfinite, metrics.values())):
+                self._go_back()
+                return
+            is_best = self._remember(metrics)
+        ending = bool(self.progress.stopped_by) or decision.terminated
+        if decision.save or self._save_is_due_by_count or is_best or ending:
+            self._save()
+        if decision.terminated and not self.progress.stopped_by:
+            self._leave()
+
+    def _close_interval(self) -> dict[str, float]:
+        """Metrics on the validation split, with the mean training loss per row since the last time."""
+        total = self.loss_sum.clone()
         distributed.all_reduce(total)
-        self._require_finite(float(total), epoch)
-        return float(total) / len(order)
+        metrics = {**self._validate(), "train_loss": float(total) / self.progress.rows_counted}
+        return {**metrics, "step": float(self.progress.step), "epoch": self.progress.samples / len(self.train)}
 
-    def _train_step(self, split: Split, batch: torch.Tensor) -> torch.Tensor:
-        """One optimizer step on this rank's share of a global batch; returns the share's summed loss."""
-        share = batch[self.rank :: self.world_size]
-        features = split.features[share].to(self.device)
-        targets = split.targets[share].to(self.device)
-        summed = self._loss(self.parallel(features), targets, reduction="sum")
-        self.optimizer.zero_grad(set_to_none=True)
-        # DDP averages over ranks: this factor turns the mean of sums into the mean over the global batch.
-        (summed * (self.world_size / len(batch))).backward()
-        self.optimizer.step()
-        return summed.detach().double()
+    def _remember(self, metrics: dict[str, float]) -> bool:
+        """Take a validation in; whether it is the best so far."""
+        progress = self.progress
+        self.loss_sum.zero_()
+        progress.rows_counted, self._reported = 0, (0, 0.0)
+        is_best = progress.remember(metrics, self._objective.metric)
+        progress.plateau.observe(self.config.schedule, metrics["loss"])
+        progress.stopped_by = self._stop_reason()
+        self._say("validation", metrics)
+        return is_best
 
     @torch.no_grad()
-    def _validate(self, split: Split) -> dict[str, float]:
-        """Metrics over the whole split, each rank scoring its share."""
-        self.parallel.eval()
-        metric = self._new_metric()
-        mine = torch.arange(self.rank, len(split.targets), self.world_size)
-        for share in mine.split(max(self.config.batch_size, 1024)):
-            # The bare network: DDP would synchronise buffers, and ranks may have unequal numbers of batches.
-            outputs = self.network(split.features[share].to(self.device))
-            metric.update(outputs.float().cpu().numpy(), split.targets[share].numpy())
-        state = torch.from_numpy(metric.state).to(self.device)
+    def _validate(self) -> dict[str, float]:
+        """Metrics over the whole validation split, each rank scoring its share."""
+        stepper, split = self.stepper, self.validation
+        stepper.parallel.eval()
+        metric = self._objective.new_metric()
+        # Equal numbers of batches: under fsdp a forward pass is a collective.
+        shares = torch.arange(len(split)).split(max(self.config.batch_size, VALIDATION_ROWS) * stepper.world_size)
+        with stepper.average.in_place() if stepper.average else nullcontext():
+            for rows in shares:
+                share = rows[stepper.rank :: stepper.world_size]
+                outputs = stepper.outputs(split.features[share])
+                metric.update(outputs.cpu().numpy(), split.targets[share].numpy())
+        state = torch.from_numpy(metric.state).to(stepper.device)
         distributed.all_reduce(state)
         metric.state = state.cpu().numpy()
         return metric.compute()
 
-    # -- state ----------------------------------------------------------------------------------------
+    # -- checkpoints ----------------------------------------------------------------------------------
 
-    def _resume(self) -> None:
-        pointer = [self._checkpoints.latest() if self.rank == 0 else None]
-        # Rank 0 looks, all follow: two ranks must never go on from different epochs.
-        distributed.broadcast_object_list(pointer, src=0)
-        if pointer[0] is not None:
-            state = self._checkpoints.load(pointer[0])
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.history = History(**state["history"])
-            self._step = state["step"]
-        values = {"world_size": float(self.world_size), "resumed_epochs": float(len(self.history.epochs))}
-        self._say("started", len(self.history.epochs), values, f"{self.world_size} ranks on {self.device.type}")
-
-    def _save_checkpoint(self, epoch: int) -> None:
-        last = epoch == self.config.max_epochs or self._target_reached()
-        if self.rank == 0 and (last or epoch % self.config.checkpoint_every_epochs == 0):
-            uri = self._checkpoints.save(epoch, self._state())
-            self._say("checkpoint", epoch, {}, uri)
-        # Nobody runs ahead of the state that a restart would come back to.
-        distributed.barrier()
-
-    def _state(self) -> dict[str, Any]:
-        return {
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": vars(self.history),
-            "step": self._step,
-        }
-
-    def _remember(self, epoch: int, metrics: dict[str, float]) -> None:
-        self.history.epochs.append(metrics)
-        # On a small validation split many epochs tie: of those the one with the lowest loss is kept.
-        if (metrics[self._headline], -metrics["loss"]) > (self.history.best_value, -self.history.best_loss):
-            self.history.best_value, self.history.best_loss = metrics[self._headline], metrics["loss"]
-            self.history.best_epoch = epoch
-            weights = self.network.state_dict()
-            self.history.best_weights = {name: tensor.cpu().clone() for name, tensor in weights.items()}
-
-    def _target_reached(self) -> bool:
-        return self.config.target is not None and self.history.best_value >= self.config.target
-
-    def _require_finite(self, total: float, epoch: int) -> None:
-        if not math.isfinite(total):
-            raise NonFiniteLoss(
-                f"the training loss became {total} in epoch {epoch + 1}, step {self._step}; lower"
-                f" train.optimizer.learning_rate (now {self.config.optimizer.learning_rate}) or check the data"
+    def _save(self) -> None:
+        """Copy the state and have it saved beside training; waits only for a save that is still under way."""
+        with self._stall:
+            self._saver.wait(self._alive)
+            tensors = staged(shared_tensors(self.stepper.network, self.stepper.optimizers, self.stepper.average))
+            finite = all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
+            if not all(self.agreement.all_of(finite)):
+                self._go_back()
+                return
+            self.progress.loss_scale = self.stepper.precision.state()
+            last = self.progress.validations[-1] if self.progress.validations else None
+            scored = last is not None and last["step"] == self.progress.step
+            snapshot = Snapshot(
+                progress=copy.deepcopy(self.progress),
+                score=score(last, self._objective.metric) if last and scored else None,
+                tensors=tensors,
+                local=local_tensors(self.stepper.device, self.loss_sum),
             )
+            self._saver.start(snapshot)
+        self._saved_at, self._origin = time.monotonic(), None
+
+    def _go_back(self) -> None:
+        """Return to the last good checkpoint, once; from there every step is looked at.
+
+        Raises:
+            NonFiniteLoss: this is the second time.
+        """
+        if self.progress.rewound_at >= 0:
+            raise NonFiniteLoss(self._loss_sentence())
+        lost_at = self.progress.step
+        self._saver.wait(self._alive)
+        if not resume_newest(self, self._checkpoints, self._warn):
+            assert self._origin is not None, "before the first checkpoint the beginning is kept"
+            self._origin.restore_(self.stepper, self.loss_sum)
+            self.progress = Progress(world_size=self.stepper.world_size, shapes=self.progress.shapes)
+        self.progress.rewound_at = lost_at
+        self._reported = (self.progress.rows_counted, float(self.loss_sum))
+        self._warn(f"the loss was lost by step {lost_at}; going back to step {self.progress.step}, once")
+
+    def _leave(self) -> None:
+        self._saver.wait(self._alive)
+        raise Preempted(f"asked to end (SIGTERM); the state after step {self.progress.step} is saved")
+
+    # -- questions ------------------------------------------------------------------------------------
+
+    @property
+    def _batch_size(self) -> int:
+        return len(self.train) if self.config.optimizer.name == "gd" else self.config.batch_size
+
+    @property
+    def _epoch(self) -> int:
+        return self.progress.samples // len(self.train)
+
+    @property
+    def _epoch_ended(self) -> bool:
+        return self.progress.samples % len(self.train) == 0
+
+    @property
+    def _total_steps(self) -> int:
+        if self.config.schedule.total_steps:
+            return self.config.schedule.total_steps
+        epochs = self.config.max_epochs * self._order.steps_per_epoch
+        return min(epochs, self.config.stop.max_steps or epochs)
+
+    @property
+    def _save_is_due_by_count(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        by_steps = every is not None and self.progress.step % every == 0
+        return by_steps or (self._epoch_ended and self._epoch % self.config.checkpoint_every_epochs == 0)
+
+    def _stop_reason(self) -> str:
+        return stop.reason(self.config, self._objective.metric, self.progress, len(self.train))
+
+    def _loss_is_lost(self) -> bool:
+        total, bound = float(self.loss_sum), self.config.stop.diverged_above
+        rows, before = self.progress.rows_counted - self._reported[0], self._reported[1]
+        mean = (total - before) * self.stepper.world_size / max(rows, 1)
+        return not math.isfinite(total) or (bound is not None and mean > bound)
+
+    def _loss_sentence(self) -> str:
+        rows = self._order.last_batch
+        digest = sha256_of(self.train.features[rows].numpy().tobytes(), self.train.targets[rows].numpy().tobytes())
+        bound = self.config.stop.diverged_above
+        what = "became NaN or infinite" if bound is None else f"became NaN, infinite or larger than {bound:g}"
+        return (
+            f"the training loss {what} at step {self.progress.step}, epoch {self._epoch + 1} (batch {digest}, gradient norm"
+            f" {self.stepper.gradient_norm():.4g}), also after going back to the last good checkpoint; lower"
+            f" train.optimizer.learning_rate (now {self.config.optimizer.learning_rate:g}), set train.clip_norm,"
+            " or check the data"
+        )
 
     # -- telling --------------------------------------------------------------------------------------
 
-    def _say(self, kind: Any, epoch: int, values: dict[str, float], message: str = "") -> None:
-        if self.rank == 0:
-            self._spoke_at = time.monotonic()
-            self._emit(RankEvent(kind=kind, step=self._step, epoch=epoch, values=values, message=message))
+    def _report(self) -> None:
+        """Figures of the steps since the last report; under fsdp the gradient norm is a collective."""
+        now, progress = time.monotonic(), self.progress
+        rows, loss = progress.rows_counted - self._reported[0], float(self.loss_sum) - self._reported[1]
+        seconds = now - self._reported_at
+        values = {
+            "gradient_norm": self.stepper.gradient_norm(),
+            "learning_rate": self.stepper.optimizers[0].param_groups[0]["lr"],
+            "data_wait_fraction": self.stepper.data_wait.take() / seconds,
+            "checkpoint_stall_seconds": self._stall.take(),
+        }
+        if rows:
+            values |= {"loss": loss * self.stepper.world_size / rows, "rows_per_second": rows / seconds}
+        self._reported_at, self._reported = now, (progress.rows_counted, float(self.loss_sum))
+        self._say("progress", {name: value for name, value in values.items() if math.isfinite(value)})
 
-    def _say_progress(self, epoch: int) -> None:
-        if time.monotonic() - self._spoke_at > PROGRESS_SECONDS:
-            self._say("progress", epoch, {})
+    def _warn(self, text: str) -> None:
+        self._say("warning", {}, text)
+
+    def _alive(self) -> None:
+        if time.monotonic() - self._spoke_at > ALIVE_SECONDS:
+            self._say("progress", {})
+
+    def _say_saved(self, progress: Progress, uri: str) -> None:
+        epoch = progress.samples // len(self.train)
+        self._emit(RankEvent(kind="checkpoint", step=progress.step, epoch=epoch, message=uri))
+
+    def _say(self, kind: EventKind, values: dict[str, float], message: str = "") -> None:
+        self._spoke_at = time.monotonic()
+        if distributed.get_rank() == 0:
+            epoch = self._epoch
+            self._emit(RankEvent(kind=kind, step=self.progress.step, epoch=epoch, values=values, message=message))
 
 
-def build_optimizer(config: OptimizerConfig, network: nn.Module) -> torch.optim.Optimizer:
-    """torch's optimizer of that name over all parameters."""
-    parameters, rate, decay = network.parameters(), config.learning_rate, config.weight_decay
-    if config.name == "sgd":
-        return torch.optim.SGD(parameters, lr=rate, weight_decay=decay, momentum=config.momentum)
-    if config.name == "adam":
-        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
-
-
-def epoch_order(rows: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of the training rows in an epoch: (rows,) int64, alike on every rank."""
-    generator = torch.Generator().manual_seed(_seed(seed, epoch, rank=-1))
-    return torch.randperm(rows, generator=generator)
-
-
-def _seed(seed: int, epoch: int, rank: int) -> int:
-    """Independent streams for neighbouring seeds, epochs and ranks (NumPy's SeedSequence mixes them)."""
-    return int(np.random.SeedSequence([seed, epoch, rank + 1]).generate_state(1, np.uint64)[0] >> 1)
+def seed_generators(seed: int, rank: int) -> None:
+    """Independent random streams for each rank: torch's, NumPy's and Python's, whichever a network draws from."""
+    mixed: Any = mixed_seed(seed, rank, 1)
+    torch.manual_seed(mixed)
+    np.random.seed(mixed % 2**32)  # noqa: NPY002 - users' code may draw from the global one
+    random.seed(mixed)

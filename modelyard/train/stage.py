@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
 from collections.abc import Callable
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
-from modelyard.errors import ConfigError
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelSpec
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent
 from modelyard.train.launch import RankGroup
+from modelyard.train.requirements import require_trainable
 from modelyard.transform import FittedTransform
 
 HISTORY_FILE = "history.json"
-log = logging.getLogger(__name__)
 
 
 def train(
@@ -35,6 +32,7 @@ def train(
         on_event: told of everything the ranks report, in this process.
 
     Raises:
+        ConfigError, DataError: what `require_trainable` refuses, before a rank is started.
         TrainingFailed: the loss left the finite numbers, the target was not reached, or a rank met an error that a
             restart would meet again.
         RankLost: ranks died more often than ``max_restarts``, or went silent.
@@ -42,28 +40,12 @@ def train(
     work = training_work(dataset, config)
 
     def build(attempt: Attempt) -> None:
+        require_trainable(catalog, dataset, config)
         checkpoints = f"{catalog.folder('model', work.key)}/checkpoints"
         _run_ranks(attempt, dataset, config, checkpoints, on_event)
         _add_model(catalog, attempt, dataset, config, checkpoints)
 
     return catalog.produce(work, build, origin)
-
-
-def require_factory(config: TrainConfig) -> None:
-    """Refuse a user's network that cannot be imported here, before anything is computed for it.
-
-    Raises:
-        ConfigError: names the preset key.
-    """
-    if not isinstance(config.model, CustomConfig):
-        return
-    module = config.model.factory.partition(":")[0]
-    try:
-        found = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        raise ConfigError("train.model.factory", f"no module {module!r} can be imported where flows run")
 
 
 def training_work(dataset: ArtifactRef, config: TrainConfig) -> Work:
@@ -94,28 +76,36 @@ def _run_ranks(
 
 
 def _add_model(catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, config: TrainConfig, checkpoints: str) -> None:
-    """Publish the kept epoch of the last checkpoint, with what is needed to use it."""
+    """Publish the best checkpoint's weights, with what is needed to use them."""
     from modelyard.models.build import save_model
     from modelyard.train.checkpoints import Checkpoints
+    from modelyard.train.progress import Progress
+    from modelyard.train.snapshots import published_weights
 
-    shelf = Checkpoints(catalog.store, checkpoints)
-    pointer = shelf.latest()
-    assert pointer is not None, "ranks that finish have saved a checkpoint"
-    history = shelf.load(pointer)["history"]
+    shelf = Checkpoints(catalog.store, checkpoints, config.checkpoint)
+    pointers = shelf.pointers()
+    progress = Progress.from_json(pointers[0].progress)
+    best = progress.best_validation
+    kept = next(pointer for pointer in pointers if pointer.step == best["step"] and pointer.score)
+    shelf.fetch(kept, attempt.scratch / "checkpoint")
+    weights = published_weights(attempt.scratch / "checkpoint", progress.shapes)
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
-    spec = _model_spec(config, transform, target)
-    save_model(spec, history["best_weights"], attempt.scratch)
+    save_model(_model_spec(config, transform, target), weights, attempt.scratch)
     for name in (MODEL_FILE, WEIGHTS_FILE):
         attempt.add(name, attempt.scratch / name)
     attempt.add_bytes(TRANSFORM_FILE, transform)
     attempt.add_bytes(TARGET_FILE, target)
-    attempt.add_json(HISTORY_FILE, history["epochs"])
-    parameters = sum(tensor.numel() for tensor in history["best_weights"].values())
+    attempt.add_json(HISTORY_FILE, progress.validations)
+    headline = config.stop.metric or task_kind(Target.model_validate_json(target).task).headline
     attempt.facts.update(
-        metrics=history["epochs"][history["best_epoch"] - 1],
-        best_epoch=history["best_epoch"],
-        epochs=len(history["epochs"]),
-        parameters=parameters,
+        metrics={name: value for name, value in best.items() if name not in {"step", "epoch"}},
+        headline=headline,
+        best_epoch=best["epoch"],
+        best_step=int(best["step"]),
+        epochs=progress.validations[-1]["epoch"],
+        steps=progress.step,
+        stopped_by=progress.stopped_by,
+        parameters=sum(tensor.numel() for tensor in weights.values()),
     )
 
 

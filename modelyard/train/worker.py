@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -14,12 +15,12 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
 from modelyard.datasets import Dataset
-from modelyard.errors import PermanentError
+from modelyard.errors import ConfigError, PermanentError
 from modelyard.models.build import build_model
 from modelyard.settings import load_settings
 from modelyard.storage import Store
@@ -29,7 +30,8 @@ from modelyard.train.config import TrainConfig
 from modelyard.train.devices import backend_for, rank_device
 from modelyard.train.events import EventWriter, RankEvent
 from modelyard.train.launcher import exit_with_parent
-from modelyard.train.loop import Split, Trainer
+from modelyard.train.loop import Objective, Trainer
+from modelyard.train.stepper import Split
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
@@ -68,24 +70,47 @@ def _train(spec: RankSpec, events: EventWriter) -> None:
         dataset = Dataset.fetch(Catalog(store), spec.dataset, Path(scratch), ["train", "validation"])
         train, validation = Split.of(*dataset.load("train")), Split.of(*dataset.load("validation"))
     kind = task_kind(dataset.target.task)
+    width = kind.output_width(dataset.target)
     torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
-    network = build_model(spec.config.model, dataset.transform.width, kind.output_width(dataset.target))
+    network = build_model(spec.config.model, dataset.transform.width, width)
+    require_outputs(network, train, width)
     trainer = Trainer(
         spec.config,
         network,
         device,
-        loss=kind.loss,
-        headline=kind.headline,
-        new_metric=lambda: kind.metric(dataset.target),
-        checkpoints=Checkpoints(store, spec.checkpoints),
+        train=train,
+        validation=validation,
+        objective=Objective(
+            loss=kind.loss,
+            metric=spec.config.stop.metric or kind.headline,
+            new_metric=lambda: kind.metric(dataset.target),
+        ),
+        checkpoints=Checkpoints(store, spec.checkpoints, spec.config.checkpoint),
         emit=events.emit,
     )
-    metrics = trainer.fit(train, validation)
-    if trainer.rank == 0:
-        epochs = len(trainer.history.epochs)
-        events.emit(RankEvent(kind="finished", epoch=epochs, values=metrics))
+    signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminate", True))
+    progress = trainer.fit()
+    if trainer.stepper.rank == 0:
+        best, stopped_by = progress.best_validation, progress.stopped_by
+        events.emit(RankEvent(kind="finished", step=progress.step, values=best, message=stopped_by))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def require_outputs(network: nn.Module, train: Split, width: int) -> None:
+    """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
+
+    Raises:
+        ConfigError: names both shapes.
+    """
+    was_training, generators = network.training, torch.get_rng_state()
+    with torch.no_grad():
+        shape = tuple(network.eval()(train.features[:2]).shape)
+    torch.set_rng_state(generators)
+    network.train(was_training)
+    if shape[1:] != (width,):
+        expected = f"(n, {width})"
+        raise ConfigError("train.model", f"the network's outputs are {('n', *shape[1:])}, the target needs {expected}")
 
 
 def _failed(failure: Exception) -> RankEvent:

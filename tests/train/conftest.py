@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from uuid import uuid4
+
 import pytest
 
 from modelyard.artifacts import ArtifactRef
@@ -10,6 +13,7 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, TrainConfig
+from tests.train.ranks import Ranks, ranks
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +38,23 @@ def make_dataset(catalog: Catalog) -> ArtifactRef:
 def config() -> TrainConfig:
     """Small and quick: two epochs without a target."""
     return TrainConfig(max_epochs=2, optimizer=OptimizerConfig(learning_rate=0.003), silence_seconds=60)
+
+
+@pytest.fixture(scope="session")
+def alone(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """A group of one rank that stays."""
+    with ranks(1, tmp_path_factory.mktemp("ranks")) as group:
+        yield group
+
+
+@pytest.fixture(scope="session")
+def pair(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """A group of two ranks that stays."""
+    with ranks(2, tmp_path_factory.mktemp("ranks")) as group:
+        yield group
+
+
+@pytest.fixture
+def folder() -> str:
+    """A fresh folder for checkpoints."""
+    return uuid4().hex

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,55 +17,39 @@ import pytest
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
-from modelyard.errors import NonFiniteLoss, TargetNotReached, TrainingFailed
-from modelyard.models import MlpConfig
+from modelyard.errors import ConfigError, NonFiniteLoss, RankLost, TargetNotReached, TrainingFailed
+from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train import CheckpointConfig, OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
 from tests.train.conftest import make_dataset
+from tests.workbench import blobs, parquet_bytes, upload
 
 KILL_BOUND_SECONDS = 10
 
 
-def history(catalog: Catalog, ref: ArtifactRef) -> list[dict[str, float]]:
-    return json.loads(catalog.read(ref, "history.json"))
-
-
-def test_two_ranks_follow_the_loss_curve_of_one(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
-    """A step's gradient is the mean over the global batch, however its rows fall on the ranks (no dropout here)."""
-    plain = config.model_copy(update={"model": MlpConfig(dropout=0.0), "batch_size": 63, "ranks": 1})
-    alone = train(catalog, dataset, plain, Origin())
-    shared = train(catalog, dataset, plain.model_copy(update={"ranks": 2}), Origin())
-    assert alone.ref.digest != shared.ref.digest
-    for one, two in zip(history(catalog, alone.ref), history(catalog, shared.ref), strict=True):
-        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-5)
-
-
-def test_killed_process_leaves_no_rank_and_its_work_goes_on_bit_for_bit(
+def test_ended_and_killed_training_goes_on_bit_for_bit(
     settings: Settings, catalog: Catalog, dataset: ArtifactRef, config: TrainConfig
 ):
-    """`kill -9` of the process that trains ends launcher and ranks; the next run goes on from the last checkpoint and
-    publishes the very digest that an unbroken run publishes in another bucket."""
-    longer = config.model_copy(update={"max_epochs": 40})
-    script = (
-        "import sys; from modelyard.train import *; from modelyard.catalog import *; from modelyard.storage import Store;"
-        "from modelyard.artifacts import ArtifactRef; from modelyard.settings import load_settings;"
-        "train(Catalog(Store(load_settings())), ArtifactRef.model_validate_json(sys.argv[1]),"
-        " TrainConfig.model_validate_json(sys.argv[2]), Origin(), lambda event: print(event.kind, event.epoch, flush=True))"
+    """SIGTERM of the launcher, as a spot machine sends it, saves the very step; `kill -9` of the process that trains
+    ends launcher and ranks; the third run goes on from there, and publishes the very digest that an unbroken run
+    publishes in another bucket."""
+    longer = config.model_copy(
+        update={"batch_size": 8, "max_epochs": 8, "checkpoint": CheckpointConfig(every_steps=90)}
     )
-    command = [sys.executable, "-c", script, dataset.model_dump_json(), longer.model_dump_json()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert "checkpoint 3\n" in process.stdout
-        family = psutil.Process(process.pid).children(recursive=True)
-        assert sum(_is_rank(member) for member in family) == 2
-        process.send_signal(signal.SIGKILL)
+    told: list[RankEvent] = []
+    with pytest.raises(RankLost):
+        train(catalog, dataset, longer, Origin(), _end_launcher_at_first_checkpoint(told))
+    preempted = next(event for event in told if event.error == "Preempted")
+    assert "is saved" in preempted.message
+
+    family = _killed_while_training(dataset, longer)
     _, alive = psutil.wait_procs(family, timeout=KILL_BOUND_SECONDS)
     assert not alive
 
     events: list[RankEvent] = []
     resumed = train(catalog, dataset, longer, Origin(), events.append)
-    assert next(event for event in events if event.kind == "started").values["resumed_epochs"] >= 3
+    assert next(event for event in events if event.kind == "started").values["resumed_steps"] > preempted.step
 
     elsewhere = Catalog(Store(settings.model_copy(update={"bucket": "modelyard-twin"})))
     elsewhere.store.control.create_bucket()
@@ -75,6 +60,33 @@ def test_killed_process_leaves_no_rank_and_its_work_goes_on_bit_for_bit(
     assert unbroken.ref.digest == resumed.ref.digest
 
 
+def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEvent], None]:
+    def on_event(event: RankEvent) -> None:
+        if event.kind == "checkpoint" and not any(before.kind == "checkpoint" for before in told):
+            _descendant(psutil.Process(), "modelyard.train.launcher").send_signal(signal.SIGTERM)
+        told.append(event)
+
+    return on_event
+
+
+def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[psutil.Process]:
+    """Train in a process of its own and kill that at its second checkpoint; what it had started."""
+    script = (
+        "import sys; from modelyard.train import *; from modelyard.catalog import *; from modelyard.storage import Store;"
+        "from modelyard.artifacts import ArtifactRef; from modelyard.settings import load_settings;"
+        "train(Catalog(Store(load_settings())), ArtifactRef.model_validate_json(sys.argv[1]),"
+        " TrainConfig.model_validate_json(sys.argv[2]), Origin(), lambda event: print(event.kind, flush=True))"
+    )
+    command = [sys.executable, "-c", script, dataset.model_dump_json(), config.model_dump_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert list(itertools.islice((line for line in process.stdout if line == "checkpoint\n"), 2))
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert sum(_is_rank(member) for member in family) == 2
+        process.send_signal(signal.SIGKILL)
+    return family
+
+
 def test_group_outlives_a_killed_rank(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
     """A rank that is killed takes its step with it, not the training: the launcher restarts the group, and it goes on."""
     started = 0
@@ -82,23 +94,47 @@ def test_group_outlives_a_killed_rank(catalog: Catalog, dataset: ArtifactRef, co
     def kill_once(event: RankEvent) -> None:
         nonlocal started
         started += event.kind == "started"
-        if event.kind == "checkpoint" and event.epoch == 2 and started == 1:
+        if event.kind == "checkpoint" and started == 1:
             ranks = [child for child in psutil.Process().children(recursive=True) if _is_rank(child)]
             os.kill(ranks[-1].pid, signal.SIGKILL)
 
-    seeded = config.model_copy(update={"seed": 7, "max_epochs": 60})
+    seeded = config.model_copy(update={"seed": 7, "batch_size": 8, "max_epochs": 6})
     product = train(catalog, dataset, seeded, Origin(), kill_once)
     assert started >= 2
-    assert product.manifest.content.facts["epochs"] == 60
+    assert product.manifest.content.facts["epochs"] == 6
+    assert product.manifest.content.facts["stopped_by"] == "max_epochs"
 
 
 def test_hopeless_training_is_refused_at_once_with_the_reason(
     catalog: Catalog, dataset: ArtifactRef, config: TrainConfig
 ):
-    """A loss that leaves the finite numbers is permanent: no restart, and the sentence names the knob."""
-    wild = config.model_copy(update={"optimizer": OptimizerConfig(name="sgd", learning_rate=100), "max_epochs": 30})
-    with pytest.raises(NonFiniteLoss, match=r"train\.optimizer\.learning_rate"):
-        train(catalog, dataset, wild, Origin())
+    """A loss that leaves the finite numbers, and does so again from the last good checkpoint, is permanent: no restart,
+    and the sentence names step, batch, gradient and the knob."""
+    wild = config.model_copy(
+        update={"optimizer": OptimizerConfig(name="sgd", learning_rate=100), "max_epochs": 30, "ranks": 1}
+    )
+    events: list[RankEvent] = []
+    with pytest.raises(
+        NonFiniteLoss, match=r"at step \d+, .*batch [0-9a-f]{16}, gradient norm .*train\.optimizer\.learn"
+    ):
+        train(catalog, dataset, wild, Origin(), events.append)
+    assert sum(event.kind == "started" for event in events) == 1
+    assert any("going back to step" in event.message for event in events)
+
+
+@pytest.mark.parametrize(("update", "words"), [
+    ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
+    ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
+])  # fmt: skip
+def test_what_cannot_work_starts_no_rank(catalog: Catalog, config: TrainConfig, update: dict[str, object], words: str):
+    """The stop metric must be one the task has, and there must be a row for each rank; said before a process starts."""
+    few = upload(catalog.store, {"few.parquet": parquet_bytes(blobs(80))})
+    source = snapshot(catalog, f"{few}/*.parquet", Origin())
+    small = preprocess(catalog, source.ref, PreprocessConfig(target="kind"), Origin()).ref
+    events: list[RankEvent] = []
+    with pytest.raises(ConfigError, match=words):
+        train(catalog, small, config.model_copy(update=update), Origin(), events.append)
+    assert not events
 
 
 def test_missed_target_fails_clearly(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
@@ -148,6 +184,10 @@ def test_published_weights_are_those_of_the_best_epoch(catalog: Catalog, dataset
     with torch.no_grad():
         predicted = load_model(tmp_path / "model")(torch.from_numpy(features)).argmax(1).numpy()
     assert np.mean(predicted == targets) == pytest.approx(product.manifest.content.facts["metrics"]["accuracy"])
+
+
+def _descendant(process: psutil.Process, word: str) -> psutil.Process:
+    return next(child for child in process.children(recursive=True) if word in child.cmdline())
 
 
 def _is_rank(process: psutil.Process) -> bool:

@@ -1,0 +1,211 @@
+"""`modelyard.train` against a bare torch loop over the same rows, and two ranks against one. One thread a process.
+
+Each sample is a fresh group of processes; measured is what lies between the first step and the last, so neither
+imports nor the start of a group count, and reports, meetings of the ranks and one small validation do.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from benchmarks.figures import Findings, compare, take_turns
+from benchmarks.installation import Installation
+from commands.parts import STORE
+from modelyard.models import MlpConfig
+from modelyard.settings import Settings
+from modelyard.train import OptimizerConfig, RankEvent, StopConfig, TrainConfig
+
+OURS, BARE = "modelyard.train", "bare torch loop"
+WIDTH, CLASSES = 784, 10
+OVERHEAD_LIMIT, DDP_GOAL, FSDP_GOAL = 1.10, 1.6, 1.35
+ANSWER_SECONDS = 300
+Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How much of each."""
+
+    rows: int
+    small_steps: int
+    large_steps: int
+    large_batch: int
+    rounds: int
+
+
+FULL = Counts(rows=60_000, small_steps=900, large_steps=12, large_batch=4096, rounds=5)
+QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, rounds=1)
+
+
+def run(installation: Installation, quick: bool) -> Findings:
+    """Measure; every contestant ends with the same training loss as its rival, or the figure would mean nothing."""
+    counts = QUICK if quick else FULL
+    settings = installation.up([STORE])
+
+    def group(config: TrainConfig, work: Work) -> dict[str, float]:
+        return _sample(settings, config, counts.rows, work, installation.scratch)
+
+    small, large = _small(counts), _large(counts)
+    overhead = take_turns(
+        {OURS: lambda: group(small, _our_loop), BARE: lambda: group(small, _bare_loop)}, counts.rounds
+    )
+    two = large.model_copy(update={"ranks": 2})
+    scaling = take_turns(
+        {
+            "1 rank": lambda: group(large, _our_loop),
+            "ddp, 2 ranks": lambda: group(two, _our_loop),
+            "fsdp, 2 ranks": lambda: group(two.model_copy(update={"strategy": "fsdp"}), _our_loop),
+        },
+        counts.rounds,
+    )
+    for samples in (overhead, scaling):
+        losses = [sample["loss"] for each in samples.values() for sample in each]
+        assert max(losses) - min(losses) < 0.02 * abs(max(losses)), "they did not train the same"
+    return Findings(
+        figures=[
+            compare(overhead, "us per step", subject=OURS, against=BARE, name="step of a 784-128-10 perceptron, 64 rows",
+                    unit="us", better="less", target=OVERHEAD_LIMIT),
+            *(
+                compare(scaling, "rows/s", subject=name, against="1 rank",
+                        name=f"784-1024-1024-10, bf16, {counts.large_batch} rows a step", unit="rows/s", better="more",
+                        target=goal)
+                for name, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
+            ),
+        ],
+        notes=[
+            (
+                f"The perceptron: {counts.small_steps} steps of fused Adam in fp32 over the same {counts.rows:,} rows in the"
+                f" same order, {counts.rounds} rounds. The ranks: {counts.large_steps} steps over gloo on the loopback."
+            ),
+            "Checkpoints are saved in neither: they are written beside training, at intervals of the user's choice.",
+        ],
+    )  # fmt: skip
+
+
+def _small(counts: Counts) -> TrainConfig:
+    return TrainConfig(
+        model=MlpConfig(hidden_sizes=(128,), dropout=0.0),
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-3),
+        stop=StopConfig(max_steps=counts.small_steps),
+        ranks=1,
+    )
+
+
+def _large(counts: Counts) -> TrainConfig:
+    return TrainConfig(
+        model=MlpConfig(hidden_sizes=(1024, 1024), dropout=0.0),
+        optimizer=OptimizerConfig(name="adam", learning_rate=1e-4),
+        batch_size=counts.large_batch,
+        stop=StopConfig(max_steps=counts.large_steps),
+        precision="bf16",
+        ranks=1,
+    )
+
+
+def _sample(settings: Settings, config: TrainConfig, rows: int, work: Work, scratch: Path) -> dict[str, float]:
+    """Run ``work`` on as many fresh ranks as the config says; what rank 0 measured."""
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe()
+    meeting_point = str(scratch / uuid4().hex)
+    processes = [
+        context.Process(target=_rank, args=(work, settings, config, rows, meeting_point, rank, theirs))
+        for rank in range(config.ranks)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        assert mine.poll(ANSWER_SECONDS), "no rank answers"
+        return mine.recv()
+    finally:
+        for process in processes:
+            process.join(30)
+            process.kill()
+
+
+def _rank(
+    work: Work, settings: Settings, config: TrainConfig, rows: int, meeting_point: str, rank: int,
+    answer: Connection,
+) -> None:  # fmt: skip
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    store = distributed.FileStore(meeting_point, config.ranks)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=config.ranks)
+    draw = torch.Generator().manual_seed(0)
+    features = torch.rand(rows, WIDTH, generator=draw)
+    targets = torch.randint(0, CLASSES, (rows,), generator=draw)
+    torch.manual_seed(config.seed)
+    found = work(settings, config, features, targets, Path(meeting_point).name)
+    if rank == 0:
+        answer.send(found)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _our_loop(settings: Settings, config: TrainConfig, features: Any, targets: Any, name: str) -> dict[str, float]:
+    import torch
+
+    from modelyard.metrics import ClassificationMetrics
+    from modelyard.models.build import build_model
+    from modelyard.storage import Store
+    from modelyard.train.checkpoints import Checkpoints
+    from modelyard.train.loop import Objective, Trainer
+    from modelyard.train.stepper import Split
+
+    moments: dict[str, float] = {}
+
+    def emit(event: RankEvent) -> None:
+        moments[event.kind] = time.perf_counter()
+
+    store = Store(settings)
+    trainer = Trainer(
+        config,
+        build_model(config.model, WIDTH, CLASSES),
+        torch.device("cpu"),
+        train=Split(features=features, targets=targets),
+        validation=Split(features=features[:64], targets=targets[:64]),
+        objective=Objective(loss="cross_entropy", metric="accuracy", new_metric=lambda: ClassificationMetrics(CLASSES)),
+        checkpoints=Checkpoints(store, f"{store.root}/bench/{name}", config.checkpoint),
+        emit=emit,
+    )
+    progress = trainer.fit()
+    if trainer.stepper.rank > 0:
+        return {}  # rank 0 alone tells, and is alone asked
+    return _figures(config, moments["validation"] - moments["started"], progress.validations[-1]["train_loss"])
+
+
+def _bare_loop(settings: Settings, config: TrainConfig, features: Any, targets: Any, name: str) -> dict[str, float]:
+    import torch
+    from torch import nn
+
+    from modelyard.models.build import build_model
+    from modelyard.train.order import epoch_order
+
+    del settings, name
+    network = build_model(config.model, WIDTH, CLASSES)
+    optimizer = torch.optim.Adam(network.parameters(), lr=config.optimizer.learning_rate, fused=True)
+    order = epoch_order(len(targets), config.seed, 0)
+    steps = config.stop.max_steps or 0
+    total = torch.zeros((), dtype=torch.float64)
+    began = time.perf_counter()
+    for start in range(0, steps * config.batch_size, config.batch_size):
+        rows = order[start : start + config.batch_size]
+        loss = nn.functional.cross_entropy(network(features[rows]), targets[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()
+    return _figures(config, time.perf_counter() - began, float(total) / steps)
+
+
+def _figures(config: TrainConfig, seconds: float, loss: float) -> dict[str, float]:
+    steps = config.stop.max_steps or 0
+    return {"us per step": seconds / steps * 1e6, "rows/s": steps * config.batch_size / seconds, "loss": loss}

@@ -1,0 +1,103 @@
+"""How a network is spread over ranks: one function, one word of config. Model files know nothing of this.
+
+Order: activation checkpointing, compilation, sharding. Checkpointing goes inside so that what is compiled contains the
+recomputation; sharding goes outside so that gathers happen around whole compiled layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import distributed, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from modelyard.train.config import TrainConfig
+from modelyard.train.precision import DTYPES
+
+
+def parallelize(
+    network: nn.Module,
+    config: TrainConfig,
+    device: torch.device,
+    trial: Callable[[], None],
+    note: Callable[[str], None],
+) -> nn.Module:
+    """The module that training calls: the same network, spread as ``config.strategy`` says.
+
+    Args:
+        network: on ``device``, with the same weights on every rank; fsdp shards its parameters in place.
+        trial: one forward and backward pass of ``network``, to see whether it compiles.
+        note: is told what was given up.
+    """
+    if config.fsdp.checkpoint_activations:
+        _checkpoint_activations_(network)
+    if config.compile:
+        _compile_([network] if config.strategy == "ddp" else layers_of(network), trial, note)
+        network.zero_grad(set_to_none=True)
+    if config.strategy == "fsdp":
+        return _shard_(network, config, device)
+    # Alone there is nobody to average with, and DDP's buckets would cost a tenth of a small network's step.
+    return network if distributed.get_world_size() == 1 else DistributedDataParallel(network)
+
+
+@contextmanager
+def gradient_sync(parallel: nn.Module, *, wanted: bool) -> Generator[None]:
+    """Average gradients over ranks in this backward pass, or leave that to a later one."""
+    if isinstance(parallel, DistributedDataParallel) and not wanted:
+        with parallel.no_sync():
+            yield
+        return
+    if isinstance(parallel, FSDPModule):
+        parallel.set_requires_gradient_sync(wanted)
+    yield
+
+
+def layers_of(network: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a network: children with weights of its first list of modules, else of itself."""
+    lists = [module for module in network.modules() if isinstance(module, nn.ModuleList | nn.Sequential)]
+    parent = lists[0] if lists else network
+    return [child for child in parent.children() if any(True for _ in child.parameters())]
+
+
+def _shard_(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    dtype = None if config.precision == "fp32" else DTYPES[config.precision]
+    reduce = torch.float32 if config.fsdp.reduce_in_fp32 else dtype
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce)
+    for layer in layers_of(network):
+        fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=config.fsdp.reshard)
+    fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=config.fsdp.reshard)
+    return network
+
+
+def _compile_(modules: Sequence[nn.Module], trial: Callable[[], None], note: Callable[[str], None]) -> None:
+    """Compile modules in place; where that fails on any rank, all of them go on without it."""
+    generators = torch.get_rng_state()
+    for module in modules:
+        module.compile()
+    failure = ""
+    try:
+        trial()
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none should stop a training
+        failure = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    torch.set_rng_state(generators)  # dropout of the trial must not move the streams
+    failures: list[str] = [""] * distributed.get_world_size()
+    distributed.all_gather_object(failures, failure)
+    if not any(failures):
+        return
+    for module in modules:
+        module._compiled_call_impl = None  # noqa: SLF001 - torch has no public way back from Module.compile
+    note(f"torch.compile was given up: {next(filter(None, failures))}")
+
+
+def _checkpoint_activations_(network: nn.Module) -> None:
+    layers = {id(layer) for layer in layers_of(network)}
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if id(child) in layers:
+                setattr(parent, name, checkpoint_wrapper(child))

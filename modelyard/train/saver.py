@@ -1,0 +1,120 @@
+"""Checkpoints are written beside training: one at a time, within a bound, and whatever goes wrong is said.
+
+Training waits only for the copy of its tensors. Writing, hashing, uploading and publishing happen in a thread with a
+process group of its own, so its collectives never meet those of training.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from torch import distributed
+
+from modelyard.artifacts import FileEntry
+from modelyard.errors import CheckpointFailed, ModelyardError
+from modelyard.train.checkpoints import CheckpointPointer, Checkpoints
+from modelyard.train.progress import Progress
+from modelyard.train.snapshots import Tensors, write
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything one rank adds to a checkpoint, on the CPU."""
+
+    progress: Progress
+    score: tuple[float, float] | None
+    tensors: Tensors
+    local: Tensors
+
+
+class Saver:
+    """Saves snapshots of one group; every rank has one and calls the same methods in the same order."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, fence: int, timeout_seconds: float, on_saved: Callable[[Progress, str], None]
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._fence = fence
+        self._timeout_seconds = timeout_seconds
+        self._on_saved = on_saved
+        self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
+        self._thread: threading.Thread | None = None
+        self._began = 0.0
+        self._failure: BaseException | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
+    def start(self, snapshot: Snapshot) -> None:
+        """Begin to save; the one before must have ended (`wait`)."""
+        assert not self.is_busy
+        self._began = time.monotonic()
+        self._thread = threading.Thread(target=self._run, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Notice a save that failed or takes too long.
+
+        Raises:
+            CheckpointFailed: with the reason; the checkpoint before stands.
+        """
+        if self._failure is not None:
+            if isinstance(self._failure, ModelyardError):
+                raise self._failure
+            raise CheckpointFailed(f"a checkpoint could not be saved: {self._failure}") from self._failure
+        if self.is_busy and time.monotonic() - self._began > self._timeout_seconds:
+            raise CheckpointFailed(
+                f"a checkpoint was not saved within train.checkpoint.timeout_seconds={self._timeout_seconds:g};"
+                " is the bucket slow or out of reach?"
+            )
+
+    def wait(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Until nothing is being saved; ``alive`` is called now and then.
+
+        Raises:
+            CheckpointFailed: as `check`.
+        """
+        while self._thread is not None and self._thread.is_alive():
+            self._thread.join(min(POLL_SECONDS, self._timeout_seconds))
+            self.check()
+            alive()
+        self.check()
+
+    def _run(self, snapshot: Snapshot) -> None:
+        try:
+            self._save(snapshot)
+        except BaseException as failure:  # noqa: BLE001 - it is raised in the training thread
+            self._failure = failure
+
+    def _save(self, snapshot: Snapshot) -> None:
+        progress = snapshot.progress
+        pointer = CheckpointPointer(
+            step=progress.step, fence=self._fence, score=snapshot.score, files={}, progress=progress.as_json()
+        )
+        folder = Path(tempfile.mkdtemp(prefix="modelyard-checkpoint-"))
+        try:
+            write(snapshot.tensors, snapshot.local, folder, self._group)
+            mine = self._checkpoints.upload(pointer.name, folder)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        files = self._of_all_ranks(mine)
+        if distributed.get_rank() == 0:
+            uri = self._checkpoints.publish(pointer.model_copy(update={"files": files}))
+            self._on_saved(progress, uri)
+        # Nobody counts a checkpoint as saved before its pointer is.
+        distributed.barrier(group=self._group)
+
+    def _of_all_ranks(self, mine: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        parts: list[dict[str, FileEntry] | None] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(parts, mine, group=self._group)
+        return {name: entry for part in parts if part for name, entry in part.items()}

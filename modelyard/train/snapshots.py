@@ -1,0 +1,181 @@
+"""The tensors of a checkpoint: taken from a running training, written by every rank, put back on any number of ranks.
+
+Weights, optimizer state and averages go through torch's distributed checkpoint into safetensors, each rank writing its
+shards. What belongs to one rank alone (its random generators, its part of the loss being summed) is a file beside them.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file, save_file
+from torch import distributed, nn
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from modelyard.train.averaging import WeightAverage
+from modelyard.train.stepper import Stepper
+
+SHARDS, LOCAL = "shards", "local"
+MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
+FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+Tensors = dict[str, torch.Tensor]
+
+
+def model_tensors(network: nn.Module) -> Tensors:
+    """Views on weights and buffers, under the names of the plain network."""
+    return cast("Tensors", get_model_state_dict(network))
+
+
+def shared_tensors(network: nn.Module, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> Tensors:
+    """Views on everything that all ranks share: whole tensors under ddp, shards under fsdp; names are those of the
+    plain network."""
+    model = model_tensors(network)
+    state = get_optimizer_state_dict(network, list(optimizers), options=FLAT)
+    found = {MODEL + name: value for name, value in model.items()}
+    found |= {OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    if average:
+        found |= {AVERAGE + _plain(name): value for name, value in average.weights.items()}
+    return found
+
+
+def staged(tensors: Mapping[str, torch.Tensor]) -> Tensors:
+    """Copies on the CPU, which training does not touch any more."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+
+
+def write(tensors: Tensors, local: Tensors, folder: Path, group: Any) -> None:
+    """Write this rank's part below ``folder``; every rank of ``group`` has to call it."""
+    writer = HuggingFaceStorageWriter(str(folder / SHARDS), save_distributed=True)
+    dcp.save(_with_dimensions(tensors), storage_writer=writer, process_group=group)
+    (folder / LOCAL).mkdir(parents=True)
+    save_file(local, folder / LOCAL / f"rank-{distributed.get_rank():05d}.safetensors")
+
+
+def restore_(network: nn.Module, optimizers: Sequence[Optimizer], average: WeightAverage | None, folder: Path) -> None:
+    """Put a fetched checkpoint's shared tensors in place, each rank reading what it holds."""
+    model = model_tensors(network)
+    state = get_optimizer_state_dict(network, list(optimizers), options=FLAT)
+    wanted = shared_tensors(network, optimizers, average)
+    fresh = {name: torch.empty_like(value) for name, value in wanted.items()}
+    dcp.load(_with_dimensions(fresh), storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)))
+    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model})
+    # Rates and the like are not restored: the config and the schedule say them.
+    loaded: dict[str, Any] = {name: fresh.get(OPTIMIZER + name, value) for name, value in state.items()}
+    set_optimizer_state_dict(network, list(optimizers), loaded, options=FLAT)
+    if average:
+        for name, value in average.weights.items():
+            value.copy_(fresh[AVERAGE + _plain(name)])
+
+
+def published_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Tensors:
+    """Full weights of a fetched checkpoint, put together from the shards in one process; the moving average's where
+    one was kept. ``shapes`` are the network's."""
+    stored = HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata().state_dict_metadata
+    whole = {
+        name: torch.empty(kind.size, dtype=kind.properties.dtype)
+        for name, kind in stored.items()
+        if name.startswith((MODEL, AVERAGE)) and isinstance(kind, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: there is no group here
+        dcp.load(whole, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
+    weights = {name.removeprefix(MODEL): value for name, value in whole.items() if name.startswith(MODEL)}
+    averages = {name.removeprefix(AVERAGE): value for name, value in whole.items() if name.startswith(AVERAGE)}
+    return {name: value.reshape(list(shapes[name])) for name, value in (weights | averages).items()}
+
+
+def shapes(network: nn.Module) -> dict[str, list[int]]:
+    """Name -> shape of everything that makes the network: two networks that differ here share no checkpoint."""
+    return {name: list(value.shape) for name, value in model_tensors(network).items()}
+
+
+class Origin:
+    """The state before the first step, kept until there is a checkpoint to go back to."""
+
+    def __init__(self, weights: Tensors, local: Tensors) -> None:
+        self._weights, self._local = weights, local
+
+    @classmethod
+    def of(cls, stepper: Stepper, loss_sum: torch.Tensor) -> Origin:
+        return cls(staged(model_tensors(stepper.network)), local_tensors(stepper.device, loss_sum))
+
+    def restore_(self, stepper: Stepper, loss_sum: torch.Tensor) -> None:
+        """Put a stepper back to where it began."""
+        with torch.no_grad():
+            for name, value in model_tensors(stepper.network).items():
+                value.copy_(self._weights[name])
+        stepper.forget_state()
+        _restore_generators(self._local, stepper.device)
+        loss_sum.zero_()
+
+
+# -- what is one rank's own ---------------------------------------------------------------------------
+
+
+def local_tensors(device: torch.device, loss_sum: torch.Tensor) -> Tensors:
+    """This rank's random generators (torch, its device's, NumPy, Python) and its part of the loss."""
+    _, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002 - users' code draws from it
+    version, words, gauss = random.getstate()
+    found = {
+        "loss_sum": loss_sum.detach().cpu().reshape(1).clone(),
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(np.concatenate([keys.astype(np.int64), [position, has_gauss]])),
+        "numpy_cached": torch.tensor([cached], dtype=torch.float64),
+        "python": torch.tensor([version, *words], dtype=torch.int64),
+        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+    }
+    if device.type != "cpu":
+        found["device"] = torch.get_device_module(device).get_rng_state()
+    return found
+
+
+def restore_local_(folder: Path, device: torch.device) -> torch.Tensor:
+    """Put this rank's generators back where this rank had any; returns its part of the loss.
+
+    With another number of ranks than before, rank 0 takes the whole sum and ranks that are new keep their fresh seeds.
+    """
+    rank, files = distributed.get_rank(), sorted((folder / LOCAL).glob("rank-*.safetensors"))
+    sums = torch.cat([load_file(path)["loss_sum"] for path in files])
+    if rank < len(files):
+        _restore_generators(load_file(files[rank]), device)
+    if len(files) == distributed.get_world_size():
+        return sums[rank]
+    return sums.sum() if rank == 0 else torch.zeros((), dtype=sums.dtype)
+
+
+def _restore_generators(found: Tensors, device: torch.device) -> None:
+    numpy_words = found["numpy"].numpy()
+    words = found["python"].tolist()
+    torch.set_rng_state(found["torch"])
+    np.random.set_state(  # noqa: NPY002
+        ("MT19937", numpy_words[:-2].astype(np.uint32), int(numpy_words[-2]), int(numpy_words[-1]),
+         found["numpy_cached"].item())
+    )  # fmt: skip
+    random.setstate((words[0], tuple(words[1:]), *(found["python_gauss"].tolist() or [None])))
+    if "device" in found and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(found["device"])
+
+
+def _with_dimensions(tensors: Tensors) -> Tensors:
+    """Numbers as vectors of one: the reader slices, and a slice needs a dimension."""
+    return {name: value.view(1) if value.ndim == 0 else value for name, value in tensors.items()}
+
+
+def _plain(name: str) -> str:
+    return name.replace("_checkpoint_wrapped_module.", "")

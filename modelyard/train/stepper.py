@@ -1,0 +1,178 @@
+"""One optimizer step on a global batch: tensors in, summed loss out.
+
+The loss is scaled so that a step's gradient is the mean over the global batch, however unevenly its rows fall on the
+ranks and on the passes of accumulation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+
+from modelyard.train.averaging import WeightAverage
+from modelyard.train.config import TrainConfig
+from modelyard.train.optimizers import build_optimizers
+from modelyard.train.parallelize import gradient_sync, parallelize
+from modelyard.train.precision import Precision
+from modelyard.train.schedules import rate_fraction
+
+
+def mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over rows of each row's mean squared error over its outputs."""
+    width = math.prod(targets.shape[1:])
+    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="sum") / width
+
+
+def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Sum over rows, in nats; outputs (n, k) raw, targets (n,) class numbers."""
+    return nn.functional.cross_entropy(outputs, targets, reduction="sum")
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mean_squared_error": mean_squared_error}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """One split in memory: features (n, width) float32, targets (n,) or (n, k)."""
+
+    features: torch.Tensor
+    targets: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    @classmethod
+    def of(cls, features: np.ndarray, targets: np.ndarray) -> Split:
+        return cls(features=torch.from_numpy(features), targets=torch.from_numpy(targets))
+
+
+@dataclass
+class Watch:
+    """Seconds spent on something since they were last asked for."""
+
+    seconds: float = 0.0
+    _began: float = field(default=0.0, repr=False)
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._began
+
+    def take(self) -> float:
+        taken, self.seconds = self.seconds, 0.0
+        return taken
+
+
+class Stepper:
+    """A network on one rank, with everything that moves its weights."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        network: nn.Module,
+        device: torch.device,
+        loss: Loss,
+        *,
+        example: torch.Tensor,
+        note: Callable[[str], None],
+    ) -> None:
+        self.config = config
+        self.device = device
+        self.rank = distributed.get_rank()
+        self.world_size = distributed.get_world_size()
+        self.network = network.to(device)
+        self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy == "fsdp")
+
+        def trial() -> None:
+            self.outputs(example).sum().backward()
+
+        self.parallel = parallelize(self.network, config, device, trial, note)
+        self.optimizers = build_optimizers(config.optimizer, self.network, device)
+        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.data_wait = Watch()
+        self._loss = loss
+
+    @property
+    def _groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def forget_state(self) -> None:
+        """Optimizers, average and loss scale as before the first step, around the weights as they are."""
+        config = self.config
+        self.optimizers = build_optimizers(config.optimizer, self.network, self.device)
+        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.precision = Precision(config.precision, self.device, cast_by_strategy=config.strategy == "fsdp")
+
+    def step(self, split: Split, rows: torch.Tensor, number: int, rate: float) -> torch.Tensor:
+        """One step on the global batch ``rows``.
+
+        Args:
+            number: of this step, from 0.
+            rate: learning rate of this step.
+
+        Returns:
+            The loss summed over this rank's rows.
+        """
+        for group in self._groups:
+            group["lr"] = rate
+        self._zero_grad()
+        total = self._accumulate(split, rows)
+        self.precision.unscale_(self.optimizers)
+        if self.config.clip_norm:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self.precision.step(self.optimizers)
+        if self.average:
+            self.average.update(number)
+        return total
+
+    def outputs(self, features: torch.Tensor) -> torch.Tensor:
+        """What the network makes of rows, in fp32."""
+        with self.precision.autocast():
+            # Without DDP around it: that would synchronise buffers, and ranks may have unequal numbers of batches.
+            return self.network(features.to(self.device)).float()
+
+    def gradient_norm(self) -> float:
+        """Norm of the gradient that the last step used, before it was clipped. Under fsdp every rank must ask."""
+        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        whole = getattr(norm, "full_tensor", None)
+        return float(whole() if whole else norm)
+
+    def _accumulate(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
+        """Gradients of the mean loss over ``rows``, in as many passes as the config says."""
+        passes = rows[self.rank :: self.world_size].tensor_split(self._num_passes(len(rows)))
+        scale = self.world_size / len(rows)  # ranks are averaged over: this makes it the mean over the batch
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for number, share in enumerate(passes, 1):
+            with self.data_wait:
+                features, targets = split.features[share].to(self.device), split.targets[share].to(self.device)
+            with gradient_sync(self.parallel, wanted=number == len(passes)):
+                with self.precision.autocast():
+                    outputs = self.parallel(features)
+                summed = self._loss(outputs.float(), targets)
+                self.precision.backward(summed, scale)
+            total += summed.detach().double()
+        return total
+
+    def _num_passes(self, num_rows: int) -> int:
+        if self.config.optimizer.name == "gd":
+            return -(-num_rows // self.config.batch_size)
+        return self.config.accumulate
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def learning_rate(config: TrainConfig, step: int, total_steps: int, plateau_fraction: float) -> float:
+    """Learning rate of the step numbered ``step`` (from 0)."""
+    return config.optimizer.learning_rate * rate_fraction(config.schedule, step, total_steps) * plateau_fraction

@@ -1,0 +1,72 @@
+"""Real ranks that stay: started once, they run one test's function after another in one gloo group.
+
+A launched group costs seconds; what is about arithmetic needs ranks, not a launcher.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import traceback
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+ANSWER_SECONDS = 60
+
+
+class Ranks:
+    """A group of rank processes."""
+
+    def __init__(self, num_ranks: int, meeting_point: Path) -> None:
+        context = multiprocessing.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(num_ranks)]
+        self._pipes = [mine for mine, _ in pipes]
+        self._processes = [
+            context.Process(target=_serve, args=(theirs, rank, num_ranks, str(meeting_point)), daemon=True)
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
+        for process in self._processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What ``function(*arguments)`` returns on each rank; a rank's exception fails the test with its traceback."""
+        for pipe in self._pipes:
+            pipe.send((function, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            assert pipe.poll(ANSWER_SECONDS), f"rank {rank} does not answer"
+            answers.append(pipe.recv())
+        for failure, _ in answers:
+            assert failure is None, failure
+        return [value for _, value in answers]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+
+@contextmanager
+def ranks(num_ranks: int, folder: Path) -> Generator[Ranks]:
+    group = Ranks(num_ranks, folder / f"ranks-{num_ranks}")
+    try:
+        yield group
+    finally:
+        group.stop()
+
+
+def _serve(pipe: Connection, rank: int, num_ranks: int, meeting_point: str) -> None:
+    import torch
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    store = distributed.FileStore(meeting_point, num_ranks)
+    distributed.init_process_group("gloo", store=store, rank=rank, world_size=num_ranks)
+    while True:
+        function, arguments = pipe.recv()
+        try:
+            pipe.send((None, function(*arguments)))
+        except BaseException:  # noqa: BLE001 - told to the test
+            pipe.send((traceback.format_exc(), None))

@@ -1,0 +1,99 @@
+"""One network on several ranks computes what it computes on one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Catalog, Origin
+from modelyard.models import MlpConfig
+from modelyard.models.build import build_model
+from modelyard.settings import Settings
+from modelyard.train import FsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train.parallelize import layers_of
+from tests.train import runs
+from tests.train.ranks import Ranks
+
+PLAIN = runs.PLAIN.model_copy(
+    update={
+        "model": MlpConfig(hidden_sizes=(16, 16), dropout=0.0),
+        "optimizer": OptimizerConfig(name="adamw", learning_rate=0.01, weight_decay=0.1),
+        "clip_norm": 0.5,
+        "batch_size": 9,
+    }
+)
+STEPS = 25  # more than two epochs of 90 rows by 9, so that a batch falls unevenly on two ranks
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        {"strategy": "ddp"},
+        {"strategy": "ddp", "accumulate": 3},
+        {"strategy": "fsdp"},
+        {"strategy": "fsdp", "accumulate": 3},
+        {"strategy": "fsdp", "fsdp": FsdpConfig(reshard=False)},
+        {"strategy": "fsdp", "fsdp": FsdpConfig(checkpoint_activations=True)},
+    ],
+    ids=["ddp", "ddp-accumulate", "fsdp", "fsdp-accumulate", "fsdp-no-reshard", "fsdp-checkpoint-activations"],
+)
+def test_two_ranks_follow_the_loss_curve_of_one(
+    alone: Ranks, pair: Ranks, settings: Settings, folder: str, update: dict[str, Any]
+):
+    """Step by step: a gradient is the mean over the global batch, however its rows and weights are spread."""
+    (one,) = alone.run(runs.loss_curve, settings, f"{folder}/a", PLAIN, STEPS)
+    two, again = pair.run(
+        runs.loss_curve, settings, f"{folder}/b", PLAIN.model_copy(update={**update, "ranks": 2}), STEPS
+    )
+    assert two == again
+    assert two == pytest.approx(one, rel=2e-5)
+
+
+def test_mixed_precision_under_fsdp_learns(pair: Ranks, settings: Settings, folder: str):
+    """bf16 weights in the passes, fp32 ones in the optimizer: another curve than fp32's, and the same destination."""
+    sharded = PLAIN.model_copy(update={"strategy": "fsdp", "ranks": 2})
+    half = sharded.model_copy(update={"precision": "bf16"})
+    whole_curve = pair.run(runs.loss_curve, settings, f"{folder}/a", sharded, STEPS)[0]
+    half_curve = pair.run(runs.loss_curve, settings, f"{folder}/b", half, STEPS)[0]
+    assert half_curve != whole_curve
+    assert half_curve == pytest.approx(whole_curve, rel=0.05)
+
+
+def shard_sizes(settings: Settings, folder: str) -> tuple[int, int]:
+    """Elements that this rank holds, and elements there are."""
+    made = runs.trainer(settings, folder, PLAIN.model_copy(update={"strategy": "fsdp", "ranks": 2}))
+    parameters = list(made.stepper.network.parameters())
+    mine = [getattr(parameter, "to_local")() for parameter in parameters]  # noqa: B009 - a DTensor by now
+    return sum(shard.numel() for shard in mine), sum(parameter.numel() for parameter in parameters)
+
+
+def test_fsdp_shards_the_weights(pair: Ranks, settings: Settings, folder: str):
+    """Each rank holds about half, and together exactly all of them."""
+    (one, total), (two, _) = pair.run(shard_sizes, settings, folder)
+    assert one + two == total
+    assert one < 0.6 * total
+
+
+def test_layers_are_what_is_sharded():
+    """The repeated parts that have weights: of a perceptron its linear layers."""
+    network = build_model(MlpConfig(hidden_sizes=(8, 8)), 4, 2)
+    assert [type(layer) for layer in layers_of(network)] == [torch.nn.Linear] * 3
+
+
+def test_sharded_training_publishes_whole_weights(
+    catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, tmp_path: Any
+):
+    """Through the real launcher: fsdp's artifact holds the network's full tensors, and is scored as ddp's is."""
+    sharded = config.model_copy(update={"strategy": "fsdp", "model": MlpConfig(dropout=0.0)})
+    events: list[RankEvent] = []
+    product = train(catalog, dataset, sharded, Origin(), events.append)
+    assert "2 ranks on cpu, fsdp" in next(event.message for event in events if event.kind == "started")
+    catalog.fetch(product.ref, tmp_path)
+    shapes = {name: tuple(value.shape) for name, value in load_file(tmp_path / "model.safetensors").items()}
+    expected = build_model(sharded.model, 64, 10).state_dict()
+    assert shapes == {name: tuple(value.shape) for name, value in expected.items()}
+    assert product.manifest.content.facts["metrics"]["accuracy"] > 0.8
