@@ -11,11 +11,11 @@ from rich.tree import Tree
 
 from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Catalog
-from modelyard.errors import NotFound
+from modelyard.naming import find_artifact
 from modelyard.revisions import Revision
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
-from modelyard.tracking import RegisteredVersion, Tracker
+from modelyard.tracking import Tracker
 
 
 def trace(
@@ -26,7 +26,7 @@ def trace(
     """Show what an artifact was made from, by which runs and commit, and where it served."""
     settings = load_settings()
     catalog, tracker = Catalog(Store(settings)), Tracker(settings)
-    ref = _resolve(catalog, tracker, name)
+    ref = find_artifact(catalog, tracker, name)
     versions = [known for known in tracker.versions() if ref.digest in (known.artifact.digest, known.verdict.digest)]
     tree = Tree(f"[bold]{ref.kind}[/] {ref.digest}")
     for version in versions:
@@ -41,19 +41,6 @@ def trace(
     # A pipe has no width: long lines must reach it whole.
     width = None if Console().is_terminal else 400
     Console(highlight=False, width=width).print(tree)
-
-
-def _resolve(catalog: Catalog, tracker: Tracker, name: str) -> ArtifactRef:
-    if "://" not in name and "@" in name:
-        model, _, alias = name.partition("@")
-        version: RegisteredVersion | None = tracker.version_by_alias(model, alias)
-        if version is None:
-            raise NotFound(f"model {model!r} has no version with the alias {alias!r}")
-        return version.artifact
-    if "://" not in name and "/" in name:
-        model, _, number = name.partition("/")
-        return tracker.version(model, number).artifact
-    return catalog.resolve(name)
 
 
 def _revisions_with(store: Store, ref: ArtifactRef) -> Iterator[tuple[str, Revision]]:

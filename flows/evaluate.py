@@ -9,7 +9,7 @@ from prefect.states import Failed
 
 import tasks.evaluate as tasks
 from flows.compress import compress
-from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_name, load_config, trail_of
+from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_name, explained, load_config, trail_of
 from flows.preprocess import preprocess
 from tasks.recording import resolve
 from tasks.results import StageResult
@@ -23,6 +23,10 @@ def evaluate(
     dataset: Annotated[str, artifact_name("the data set whose test split judges it")] = "",
     overrides: Overrides = [],
     parent_run: ParentRun = "",
+    champion: Annotated[
+        str,
+        explained("Champion", "What to hold it against: digest, URI, model@alias or model/version; empty: what serves"),
+    ] = "",
 ) -> StageResult | State[StageResult]:
     """Judge a model on the test split, against its float parent and the present champion."""
     config = load_config(preset, dataset_uri, overrides)
@@ -31,8 +35,8 @@ def evaluate(
     if not candidate:
         candidate = compress(preset, dataset_uri, "", dataset, overrides, parent_run).ref.digest
     subject = resolve(candidate)
-    champion = tasks.find_champion(config.model_name, subject)
-    verdict = tasks.evaluate(subject, resolve(dataset), champion, config.evaluate, trail_of(config, parent_run))
+    rival = resolve(champion) if champion else tasks.find_champion(config.model_name, subject)
+    verdict = tasks.evaluate(subject, resolve(dataset), rival, config.evaluate, trail_of(config, parent_run))
     if verdict.name == "Refused":
         # A state of our own: the task's would count as "some task failed" and lose its name.
         refusal = verdict.result(raise_on_failure=False)

@@ -22,7 +22,9 @@ def explained(title: str, description: str, **bounds: Any) -> Any:
 
 def artifact_name(what: str) -> Any:
     """Annotation of a parameter that names an artifact."""
-    return explained(what.capitalize(), "Its digest or its URI; empty: what this preset gives, found or made")
+    return explained(
+        what.capitalize(), "Digest, URI, model@alias or model/version; empty: what this preset gives, found or made"
+    )
 
 
 Preset = Annotated[

@@ -10,6 +10,7 @@ Evaluation, the endpoint and MLflow all open it through `ModelPackage`, so a row
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from modelyard.artifacts import Frozen
-from modelyard.errors import NotFound
+from modelyard.errors import DataError, NotFound
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target, task_kind
 from modelyard.transform import FittedTransform
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PACKAGE_FILE = "package.json"
 TRANSFORM_FILE = "transform.json"
 MLMODEL_FILE = "MLmodel"
+# What a package may consist of. Nothing here runs code when it is read; a pickle does.
+PLAIN_SUFFIXES = {".json", ".onnx", ".safetensors", ".pt2", ".md", ".txt"}
 # The form that computes as the trained network does; every package holds it, and evaluation judges others by it.
 FLOAT_FORM = "float"
 
@@ -82,6 +85,20 @@ class ModelPackage:
 
         rows = self.transform.apply_frame(frame)
         return pd.DataFrame(self.decode(self._runtime.run(rows)), index=frame.index)
+
+
+def refuse_foreign_files(names: Iterable[str]) -> None:
+    """Make sure that a package consists of plain data alone.
+
+    Raises:
+        DataError: names the files of other kinds, pickles among them.
+    """
+    foreign = sorted(name for name in names if name != MLMODEL_FILE and Path(name).suffix not in PLAIN_SUFFIXES)
+    if foreign:
+        raise DataError(
+            f"the package holds {', '.join(foreign[:5])}: only {', '.join(sorted(PLAIN_SUFFIXES))} are accepted, because"
+            " a pickle or a library could run code where it is loaded"
+        )
 
 
 def _load_pyfunc(path: str) -> ModelPackage:

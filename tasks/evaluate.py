@@ -14,7 +14,7 @@ from prefect.states import Failed, State
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
 from modelyard.errors import Refused
-from modelyard.evaluate import REPORT_FILE, EvaluateConfig, confusion_figure, refusal
+from modelyard.evaluate import CARD_FILE, REPORT_FILE, EvaluateConfig, confusion_figure, refusal
 from modelyard.evaluate import evaluate as evaluate_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
@@ -80,7 +80,8 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
     tracker = record.session.tracker
-    tracker.log_text(record.run_id, catalog.read(ref, REPORT_FILE).decode(), REPORT_FILE)
+    for file in (REPORT_FILE, CARD_FILE):
+        tracker.log_text(record.run_id, catalog.read(ref, file).decode(), file)
     create_link_artifact(
         key="evaluate-report",
         link=tracker.artifact_url(record.run_id, REPORT_FILE),

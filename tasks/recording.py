@@ -17,6 +17,7 @@ from prefect.states import Completed, State
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Origin, Product
+from modelyard.naming import find_artifact
 from modelyard.tracking import Point
 from tasks.results import StageResult, Usage
 from tasks.session import Session, session
@@ -117,5 +118,6 @@ def as_state(result: StageResult) -> State[StageResult]:
 
 
 def resolve(name: str) -> ArtifactRef:
-    """An artifact by digest or URI, as a parameter of a stage flow names it."""
-    return session().catalog.resolve(name)
+    """An artifact as a parameter of a stage flow names it: digest, URI, ``model@alias`` or ``model/version``."""
+    now = session()
+    return find_artifact(now.catalog, now.tracker, name)

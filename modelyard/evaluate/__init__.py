@@ -5,9 +5,10 @@ A refusal is a result like any other, and committed as one; `refusal` turns it i
 
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.plots import confusion_figure
-from modelyard.evaluate.stage import GOLDEN_FILE, METRICS_FILE, REPORT_FILE, VERDICT_FILE, evaluate, refusal
+from modelyard.evaluate.stage import CARD_FILE, GOLDEN_FILE, METRICS_FILE, REPORT_FILE, VERDICT_FILE, evaluate, refusal
 
 __all__ = [
+    "CARD_FILE",
     "GOLDEN_FILE",
     "METRICS_FILE",
     "REPORT_FILE",

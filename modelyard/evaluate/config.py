@@ -32,6 +32,8 @@ class EvaluateConfig(Frozen):
         resamples: of the bootstrap.
         confidence: of the intervals.
         seed: of resamples and disturbances.
+        licence: under which the model may be used; for its card.
+        intended_use: what it is for, and what not; for its card.
         override_by: the person who lets the candidate pass whatever the checks say; it needs a reason, and both are
             recorded in the verdict.
         override_reason: why.
@@ -59,6 +61,8 @@ class EvaluateConfig(Frozen):
     resamples: int = Field(2000, ge=200, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     seed: int = Field(0, ge=0, lt=2**31)
+    licence: str = ""
+    intended_use: str = ""
     override_by: str = ""
     override_reason: str = ""
     form: str | None = None

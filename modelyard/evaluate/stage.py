@@ -14,18 +14,20 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import Dataset
 from modelyard.errors import Refused
+from modelyard.evaluate.card import model_card
 from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.report import report
-from modelyard.model_package import FLOAT_FORM, ModelPackage
+from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_files
 
 LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow", "scipy")
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
 REPORT_FILE = "report.html"
+CARD_FILE = "model-card.md"
 GOLDEN_DECIMALS = 6
 
 
@@ -56,12 +58,13 @@ def evaluate(
         - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
           regression r2, mae, rmse and loss;
-        - ``report.html``: all of it as one page for people;
+        - ``report.html``: all of it as one page for people; ``model-card.md``: the short form that travels with a model;
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
           that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.
 
     Raises:
-        DataError: the data set or the champion has another target or other columns.
+        DataError: the data set or the champion has another target or other columns, or a package holds a file that is
+            not plain data.
         NotFound: the candidate has no such form.
     """
     inputs = {"candidate": compressed_ref, "dataset": dataset_ref}
@@ -97,6 +100,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     attempt.add_json(METRICS_FILE, metrics)
     attempt.add_json(GOLDEN_FILE, _golden_json(judged[CANDIDATE], evidence.golden, config))
     attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
+    attempt.add_bytes(CARD_FILE, model_card(document, metrics, package, config).encode())
     attempt.facts.update(
         subject=verdict.subject,
         passed=verdict.passed or bool(document["override"]),
@@ -121,6 +125,7 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
             continue
         folder = scratch / source
         if not folder.exists():
+            refuse_foreign_files(catalog.manifest(work.inputs[source]).content.files)
             catalog.fetch(work.inputs[source], folder)
         opened[role] = Judged(role, ModelPackage.open(folder, form, config.threads))
     return opened

@@ -150,6 +150,27 @@ def test_slices_of_few_rows_are_shown_and_prove_nothing(bench: Bench):
     assert "could not be computed" in refusal(product.manifest).reasons[0]
 
 
+def test_a_card_travels_with_the_verdict(bench: Bench):
+    """Digests, data, scores with their interval, weak spots, licence and outcome, for people."""
+    config = CONFIG.model_copy(update={"slices": ("label",), "licence": "CC BY 4.0"})
+    card = bench.catalog.read(bench.judge(bench.good, config=config).ref, "model-card.md").decode()
+    for words in [bench.good.digest, bench.dataset_ref.digest, "predicts `label`", "95 % interval of accuracy",
+                  "- label = ", "licence: CC BY 4.0", "intended use: not stated", "passed every check"]:  # fmt: skip
+        assert words in card
+
+
+def test_a_pickle_is_refused_by_name(bench: Bench):
+    """A package with a file that could run code is not even fetched."""
+
+    def build(attempt: Attempt) -> None:
+        attempt.add_bytes("model.pkl", b"cos\nsystem\n(S'true'\ntR.")
+
+    work = Work(kind="compressed", config={"name": "pickled"}, inputs={}, code_version="test")
+    pickled = bench.catalog.produce(work, build, ORIGIN).ref
+    with pytest.raises(DataError, match=r"the package holds model\.pkl: only"):
+        bench.judge(pickled)
+
+
 def test_an_override_lets_pass_and_stays_on_record(bench: Bench):
     """The verdict keeps its reasons, and names the person and the reason; the stage no longer refuses."""
     update = {"override_by": "Ada Lovelace", "override_reason": "a demonstration on a closed network"}

@@ -1,0 +1,71 @@
+"""A model card: what a model is, on what it was judged, how good it is and where it fails, on one page of Markdown.
+
+After Mitchell et al., Model Cards for Model Reporting, 2019.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modelyard.evaluate.config import EvaluateConfig
+from modelyard.model_package import ModelPackage
+
+UNSTATED = "not stated"
+SHOWN_COLUMNS = 40
+WORST_SLICES = 5
+
+
+def model_card(
+    verdict: Mapping[str, Any], metrics: Mapping[str, Any], package: ModelPackage, config: EvaluateConfig
+) -> str:
+    """The card for `verdict.json` and `metrics.json` of a candidate."""
+    target, columns = package.spec.target, package.transform.columns
+    shown = ", ".join(columns[:SHOWN_COLUMNS]) + (
+        f" and {len(columns) - SHOWN_COLUMNS} more" if columns[SHOWN_COLUMNS:] else ""
+    )
+    candidate = metrics["candidate"]
+    sections = [
+        ("Model", [
+            f"- artifact `{verdict['inputs']['candidate']}`, form `{verdict['form']}` of {', '.join(package.spec.forms)}",
+            f"- predicts `{target.column}` ({target.task})" + (f": {', '.join(map(str, target.classes[:40]))}" if target.classes else ""),
+            f"- from {len(columns)} columns: {shown}",
+            f"- licence: {config.licence or UNSTATED}",
+            f"- intended use: {config.intended_use or UNSTATED}",
+        ]),
+        ("Data", [f"- data set `{verdict['inputs']['dataset']}`; judged on the {candidate['rows']:,} rows of its test split"]),
+        ("Scores", _scores(verdict, candidate)),
+        ("Where it fails", _limits(verdict) or ["- nothing was looked at apart: name columns in `evaluate.slices`"]),
+        ("Verdict", [f"- {_outcome(verdict)}", *(f"- {reason}" for reason in verdict["reasons"])]),
+    ]  # fmt: skip
+    parts = [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections]
+    return "\n\n".join([f"# Model card: {verdict['subject']}", *parts]) + "\n"
+
+
+def _scores(verdict: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {name} {value:.4f}" for name, value in candidate.items() if isinstance(value, float)]
+    if sure := verdict["scores"].get("candidate"):
+        percent = f"{100 * sure['confidence']:g} %"
+        lines.append(f"- {percent} interval of {verdict['metric']}: {sure['low']:.4f} to {sure['high']:.4f}")
+    return lines
+
+
+def _limits(verdict: Mapping[str, Any]) -> list[str]:
+    lines = [f"- {note}" for note in verdict["notes"]]
+    lines += [
+        f"- {one['name']}: {verdict['metric']} {one['score']['value']:.4f} on {one['rows']:,} rows"
+        for one in verdict["slices"][:WORST_SLICES]
+    ]
+    lines += [
+        f"- {verdict['metric']} {scores['candidate']:.4f} when disturbed by: {name}"
+        for name, scores in verdict["disturbed"].items()
+        if name != "undisturbed"
+    ]
+    return lines
+
+
+def _outcome(verdict: Mapping[str, Any]) -> str:
+    if verdict["passed"]:
+        return "passed every check"
+    override = verdict["override"]
+    return f"let through by {override['by']}: {override['reason']}" if override else "refused"
