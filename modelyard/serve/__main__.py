@@ -18,6 +18,8 @@ import signal
 import socket
 import sys
 from collections.abc import Generator
+from functools import partial
+from typing import cast
 
 import uvicorn
 import uvloop
@@ -26,6 +28,7 @@ from modelyard.catalog import Catalog
 from modelyard.errors import ConfigError, ModelyardError, PortTaken
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
+from modelyard.serve.http import HttpProtocol
 from modelyard.serve.limits import Limits
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.router import Router
@@ -57,22 +60,7 @@ async def serve(settings: Settings, listener: socket.socket, limits: Limits) -> 
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     app, reconciler = build(settings, limits)
     following = asyncio.create_task(reconciler.run())
-    server = _Server(
-        uvicorn.Config(
-            app,
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-        )
-    )
+    server = http_server(app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     logger.info("endpoint %s on http://%s:%d", settings.endpoint_name, *listener.getsockname()[:2])
     stopped = asyncio.create_task(stop.wait())
@@ -116,6 +104,26 @@ def build(settings: Settings, limits: Limits) -> tuple[EndpointApp, Reconciler]:
         admin_token=token.get_secret_value() if token else None,
     )
     return app, reconciler
+
+
+def http_server(app: EndpointApp) -> _Server:
+    """uvicorn with our connections, and without what the endpoint does itself or not at all."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, endpoint=app)),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=1,
+        )
+    )
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -85,10 +85,10 @@ class Router:
                 return running
         raise NotFound(f"model {model!r} has no version {version!r} here")
 
-    async def infer(
-        self, picked: RunningVersion, rows: np.ndarray, *, pinned: bool
+    async def infer_instead(
+        self, lost: RunningVersion, rows: np.ndarray, *, pinned: bool
     ) -> tuple[RunningVersion, dict[str, Tensor]]:
-        """Ask the picked version, and others of the model if it dies over it (never others when ``pinned``).
+        """Ask other versions of the model (only ``lost`` itself when ``pinned``), now that its worker died over it.
 
         Returns:
             The version that answered, and its answers.
@@ -96,11 +96,12 @@ class Router:
         Raises:
             EndpointUnavailable: nobody could answer in time.
         """
-        for _ in range(self._limits.max_tries):
+        for _ in range(self._limits.max_tries - 1):
+            lost = await self._stand_in(lost, rows.shape[1], pinned)
             try:
-                return picked, await picked.infer(rows)
+                return lost, await lost.infer(rows)
             except WorkerLost:
-                picked = await self._stand_in(picked, rows.shape[1], pinned)
+                continue
         raise EndpointUnavailable(f"{self._limits.max_tries} workers died over this request")
 
     async def _stand_in(self, lost: RunningVersion, width: int, pinned: bool) -> RunningVersion:
