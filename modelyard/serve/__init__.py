@@ -5,6 +5,7 @@ http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
 protocol_v2  Open Inference Protocol v2: requests to arrays and back, pure; datatypes: its numbers
+protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call

@@ -17,9 +17,11 @@ from modelyard.errors import NotFound
 from modelyard.serve import protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
-from modelyard.serve.inference import Inferences
+from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics
+from modelyard.serve.protocol_mlflow import Scoring
+from modelyard.serve.protocol_v2 import OpenInference
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.router import Router
 from modelyard.serve.status import describe
@@ -30,6 +32,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+OPEN_INFERENCE, SCORING = OpenInference(), Scoring()
 
 
 class EndpointApp:
@@ -60,6 +65,8 @@ class EndpointApp:
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: (200, {"live": True}),
             "/v2/health/ready": self._ready,
+            "/ping": self._ready,
+            "/health": self._ready,
             "/admin/status": self._status,
         }
 
@@ -75,6 +82,8 @@ class EndpointApp:
         try:
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
+            elif path == "/invocations" or path.startswith("/invocations/"):
+                await self._invoke(path, scope, receive, send)
             else:
                 await self._page(path.rstrip("/") or "/", scope, send)
         except HttpError as error:
@@ -96,6 +105,9 @@ class EndpointApp:
             _allow(scope, "GET")
             kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
             await self._send(send, Answer(200, self.metrics.page(), [kind]))
+        elif path == "/version":
+            _allow(scope, "GET")
+            await self._send(send, Answer(200, modelyard.__version__.encode(), [(b"content-type", b"text/plain")]))
         elif path in self._pages:
             _allow(scope, "GET")
             await self._send(send, as_json(*self._pages[path]()))
@@ -104,7 +116,7 @@ class EndpointApp:
 
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}
-        links = ["/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready", "/admin/status"]
+        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/admin/notify"])
         return 200, {
             "name": "modelyard",
             "endpoint": self.endpoint,
@@ -120,7 +132,7 @@ class EndpointApp:
     def _server_metadata(self) -> tuple[int, Any]:
         return 200, {
             "name": "modelyard",
-            "version": getattr(modelyard, "__version__", "0"),
+            "version": modelyard.__version__,
             "extensions": protocol_v2.EXTENSIONS,
         }
 
@@ -144,7 +156,7 @@ class EndpointApp:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(scope, "POST")
-            await self._infer(model, version, scope, receive, send)
+            await self._infer(OPEN_INFERENCE, model, version, scope, receive, send)
         elif rest in ([], ["ready"]):
             _allow(scope, "GET")
             await self._describe_model(model, version, bool(rest), send)
@@ -167,7 +179,21 @@ class EndpointApp:
         _, lineage = self.lineage.stamp(described)
         await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, described.info), lineage))
 
-    async def _infer(self, model: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _invoke(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``/invocations[/{model}]``: the name may be left out where there is only one."""
+        _allow(scope, "POST")
+        model = path.removeprefix("/invocations").strip("/")
+        served = list(self._router.table.routes)
+        if not model and len(served) > 1:
+            sentence = f"this endpoint serves several models: post to /invocations/<model>, one of {', '.join(served)}"
+            raise HttpError(400, sentence)
+        if not model and not served:
+            raise HttpError(404, "this endpoint serves no model")
+        await self._infer(SCORING, model or served[0], None, scope, receive, send)
+
+    async def _infer(
+        self, dialect: Dialect, model: str, version: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         head = read_head(scope["headers"], self.limits)
         body = await self._body(receive)
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -176,7 +202,7 @@ class EndpointApp:
             if not answered.done():  # its connection, and with it this coroutine, may be gone
                 answered.set_result(answer)
 
-        self.inferences.begin(model, version, head, body, reply)
+        self.inferences.begin(dialect, model, version, head, body, reply)
         await self._send(send, await answered)
 
     async def _body(self, receive: Receive) -> bytes:

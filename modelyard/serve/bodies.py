@@ -25,11 +25,13 @@ class Head:
     """What the headers of an inference request say about its body and its answer.
 
     Attributes:
+        kind: content type of the body, without parameters.
         head_bytes: length of the JSON before binary data, in the decompressed body.
         encoding: how the body is compressed.
         accepts: how the answer may be compressed.
     """
 
+    kind: bytes = b"application/json"
     head_bytes: int | None = None
     encoding: Encoding | None = None
     accepts: Encoding | None = None
@@ -39,12 +41,12 @@ def read_head(headers: Iterable[Header], limits: Limits) -> Head:
     """Judge an inference request before its body is read.
 
     Raises:
-        HttpError: 400, 413 or 415.
+        HttpError: 400 (numbers that are none), 413 or 415 (encoding).
     """
-    head, kind = Head(), b"application/json"
+    head = Head()
     for name, value in headers:
         if name == b"content-type":
-            kind = value.partition(b";")[0].strip().lower()
+            head.kind = value.partition(b";")[0].strip().lower()
         elif name == b"content-encoding":
             head.encoding = _encoding(value)
         elif name == b"accept-encoding":
@@ -53,10 +55,18 @@ def read_head(headers: Iterable[Header], limits: Limits) -> Head:
             head.head_bytes = _count(value)
         elif name == b"content-length" and value.isdigit() and int(value) > limits.max_body_bytes:
             raise too_large(limits)
-    # Clients send binary data without a type, or with one of these two.
-    if kind != b"application/json" and (head.head_bytes is None or kind != b"application/octet-stream"):
-        raise HttpError(415, f"content type {kind.decode('latin-1')!r} is not application/json")
     return head
+
+
+def refuse_kind(head: Head, *admitted: bytes) -> None:
+    """Compare the content type with those that a protocol reads.
+
+    Raises:
+        HttpError: 415.
+    """
+    if head.kind not in admitted:
+        names = " or ".join(kind.decode() for kind in admitted)
+        raise HttpError(415, f"content type {head.kind.decode('latin-1')!r} is not {names}")
 
 
 def decompress(body: bytes, limits: Limits) -> bytes:

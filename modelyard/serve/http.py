@@ -14,7 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from modelyard.serve.answers import CLOSE, Answer, Header, HttpError, refusal
-from modelyard.serve.app import EndpointApp
+from modelyard.serve.app import OPEN_INFERENCE, EndpointApp
 from modelyard.serve.bodies import Head, read_head, too_large, too_slow
 
 LONGEST_URL_BYTES = 512  # of the short way, which remembers addresses
@@ -71,7 +71,7 @@ class Exchange:
             return
         body = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        self._app.inferences.begin(*self._target, self.head, body, self.reply)
+        self._app.inferences.begin(OPEN_INFERENCE, *self._target, self.head, body, self.reply)
 
     def expect_more(self) -> None:
         """What arrived so far ends within the body: the rest has a bound."""

@@ -9,25 +9,57 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
+from typing import Any, Protocol
 
 import numpy as np
 
-from modelyard.serve import protocol_v2
-from modelyard.serve.answers import JSON, Answer, Lineage, http_error, refusal
-from modelyard.serve.bodies import BINARY, Encoding, Head, compress, decompress
+from modelyard.serve.answers import Answer, Headers, Lineage, http_error, refusal
+from modelyard.serve.bodies import Encoding, Head, compress, decompress
 from modelyard.serve.deadlines import Deadlines
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import WorkerLost
+from modelyard.serve.workers import WorkerInfo, WorkerLost
 
 logger = logging.getLogger(__name__)
 
 Reply = Callable[[Answer], None]
+
+
+class Request(Protocol):
+    """A parsed request: raw rows (n, width), and whatever its dialect needs for the answer."""
+
+    @property
+    def rows(self) -> np.ndarray: ...
+
+
+class Dialect(Protocol):
+    """One protocol of inference requests: bytes to rows, and answers to bytes."""
+
+    def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> Any:
+        """A `Request`.
+
+        Raises:
+            HttpError, DataError: it does not say what the protocol wants, or does not fit the model.
+        """
+        ...
+
+    def write(
+        self,
+        answers: Mapping[str, Tensor],
+        info: WorkerInfo,
+        request: Any,
+        *,
+        model: str,
+        version: str,
+        request_id: str,
+    ) -> tuple[bytes, Headers]:
+        """The body of the answer, and the headers that describe it."""
+        ...
 
 
 class Inferences:
@@ -41,28 +73,29 @@ class Inferences:
         self.limits = limits
         self.deadlines = Deadlines(limits.request_seconds)
 
-    def begin(self, model: str, version: str | None, head: Head, body: bytes, reply: Reply) -> None:
+    def begin(self, dialect: Dialect, model: str, version: str | None, head: Head, body: bytes, reply: Reply) -> None:
         """Answer a request for a model (and one version of it, if named); ``reply`` is called once, perhaps at once."""
-        Inference(self, model, version, reply).begin(head, body)
+        Inference(self, dialect, model, version, reply).begin(head, body)
 
 
 class Inference:
     """One request. What it holds of its client is dropped as soon as it is over."""
 
     __slots__ = (
-        "_accepts", "_engine", "_model", "_picked", "_reply", "_request", "_second_try", "_started", "_version", "is_over",
+        "_accepts", "_dialect", "_engine", "_model", "_picked", "_reply", "_request", "_second_try", "_started", "_version", "is_over",
     )  # fmt: skip
 
-    def __init__(self, engine: Inferences, model: str, version: str | None, reply: Reply) -> None:
+    def __init__(self, engine: Inferences, dialect: Dialect, model: str, version: str | None, reply: Reply) -> None:
         self.is_over = False
         self._engine = engine
+        self._dialect = dialect
         self._model = model
         self._version = version
         self._reply: Reply | None = reply
         self._started = perf_counter()
         self._accepts: Encoding | None = None
         self._picked: RunningVersion | None = None
-        self._request: protocol_v2.InferRequest | None = None
+        self._request: Request | None = None
         self._second_try: asyncio.Task[None] | None = None
         engine.num_in_flight += 1
 
@@ -74,8 +107,8 @@ class Inference:
                 body = decompress(body, engine.limits)
             # Draw, check and ask in one turn of the event loop: a switch of the table cannot come in between.
             picked = self._picked = engine.router.pick(self._model, self._version)
-            request = self._request = protocol_v2.parse_infer(body, head.head_bytes)
-            protocol_v2.check_fits(request, self._model, picked.info)
+            request: Request = self._dialect.read(body, head, self._model, picked.info)
+            self._request = request
             engine.deadlines.add(self)
             picked.submit(self, request.rows)
         except Exception as failure:  # noqa: BLE001 (each becomes a status)
@@ -124,13 +157,10 @@ class Inference:
         assert picked
         assert request
         request_id, lineage = self._engine.lineage.stamp(picked)
-        formatted = protocol_v2.format_answer(
+        content, headers = self._dialect.write(
             answers, picked.info, request, model=self._model, version=picked.served.version, request_id=request_id
         )
-        if formatted.head_bytes is None:
-            return Answer(200, formatted.content, [JSON, *lineage])
-        length = (b"inference-header-content-length", b"%d" % formatted.head_bytes)
-        return Answer(200, formatted.content, [BINARY, length, *lineage])
+        return Answer(200, content, [*headers, *lineage])
 
     def _refuse(self, failure: Exception) -> None:
         error = http_error(failure, self._engine.limits)

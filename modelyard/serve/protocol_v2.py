@@ -15,6 +15,8 @@ import numpy as np
 import orjson
 import simdjson
 
+from modelyard.serve.answers import JSON, Headers
+from modelyard.serve.bodies import BINARY, Head, refuse_kind
 from modelyard.serve.datatypes import (
     BUFFER_DTYPES,
     DATATYPES,
@@ -28,6 +30,7 @@ from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo
 
 INPUT_NAME = "features"
+JSON_KIND = b"application/json"
 EXTENSIONS = ["binary_tensor_data"]
 PLAIN_BYTES = 2**20  # the parser keeps several times what it once parsed
 _PARSER = simdjson.Parser()
@@ -50,12 +53,45 @@ class InferRequest:
     binary: bool = False
 
 
-@dataclass(slots=True)
-class Formatted:
-    """A response body; ``head_bytes`` of it are JSON where binary data follows."""
+class OpenInference:
+    """The dialect of `/v2/models/{model}/infer`."""
 
-    content: bytes
-    head_bytes: int | None = None
+    def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> InferRequest:
+        """A request body as rows that the model takes.
+
+        Raises:
+            HttpError: 415.
+            BadRequestError: says what is wrong with it.
+        """
+        # Clients send binary data without a type, or with one of these two.
+        if head.kind != JSON_KIND:
+            refuse_kind(head, JSON_KIND, *([] if head.head_bytes is None else [BINARY[1]]))
+        request = parse_infer(body, head.head_bytes)
+        check_fits(request, model, info)
+        return request
+
+    def write(
+        self,
+        answers: Mapping[str, Tensor],
+        info: WorkerInfo,
+        request: InferRequest,
+        *,
+        model: str,
+        version: str,
+        request_id: str,
+    ) -> tuple[bytes, Headers]:
+        """The response body, tensors flat in row-major order, and the headers that describe it."""
+        described: list[dict[str, Any]] = []
+        raw: list[bytes] = []
+        for name, datatype, _ in info.outputs:
+            if request.outputs is None or name in request.outputs:
+                is_binary = request.binary if request.outputs is None else request.outputs[name]
+                described.append(_describe(name, datatype, answers[name], raw if is_binary else None))
+        document = {"model_name": model, "model_version": version, "id": request.id or request_id, "outputs": described}
+        content = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        if not raw:
+            return content, [JSON]
+        return b"".join([content, *raw]), [BINARY, (b"inference-header-content-length", b"%d" % len(content))]
 
 
 def parse_infer(body: bytes, head_bytes: int | None = None) -> InferRequest:
@@ -91,29 +127,6 @@ def check_fits(request: InferRequest, model: str, info: WorkerInfo) -> None:
                 raise BadRequestError(f"model {model!r} has no output {name!r}; it has {', '.join(known)}")
 
 
-def format_answer(
-    answers: Mapping[str, Tensor], info: WorkerInfo, request: InferRequest, *, model: str, version: str, request_id: str
-) -> Formatted:
-    """The response body, tensors flat in row-major order."""
-    described: list[dict[str, Any]] = []
-    document = {"model_name": model, "model_version": version, "id": request.id or request_id, "outputs": described}
-    raw: list[bytes] = []
-    for name, datatype, _ in info.outputs:
-        if request.outputs is not None and name not in request.outputs:
-            continue
-        tensor = answers[name]
-        shape = [len(tensor)] if isinstance(tensor, list) else tensor.shape
-        output = {"name": name, "datatype": datatype, "shape": shape}
-        if request.binary if request.outputs is None else request.outputs[name]:
-            raw.append(to_binary(tensor))
-            output["parameters"] = {"binary_data_size": len(raw[-1])}
-        else:
-            output["data"] = tensor if isinstance(tensor, list) else tensor.reshape(-1)
-        described.append(output)
-    head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-    return Formatted(b"".join([head, *raw]), len(head)) if raw else Formatted(head)
-
-
 def model_metadata(model: str, versions: Sequence[str], info: WorkerInfo) -> dict[str, Any]:
     return {
         "name": model,
@@ -132,6 +145,18 @@ def model_metadata(model: str, versions: Sequence[str], info: WorkerInfo) -> dic
             for name, datatype, columns in info.outputs
         ],
     }
+
+
+def _describe(name: str, datatype: str, tensor: Tensor, raw: list[bytes] | None) -> dict[str, Any]:
+    """One output; with ``raw`` its data goes there."""
+    shape = [len(tensor)] if isinstance(tensor, list) else tensor.shape
+    output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": shape}
+    if raw is None:
+        output["data"] = tensor if isinstance(tensor, list) else tensor.reshape(-1)
+    else:
+        raw.append(to_binary(tensor))
+        output["parameters"] = {"binary_data_size": len(raw[-1])}
+    return output
 
 
 def _parse_plain(body: bytes) -> InferRequest | None:

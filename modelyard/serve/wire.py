@@ -23,6 +23,8 @@ _DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _TEXTS = 0
 
+# The network's own outputs, among a worker's answers.
+RAW_OUTPUTS = "outputs"
 # What one tensor is on either side: numbers as an array, texts as a list.
 Tensor = np.ndarray | list[str]
 Tensors = Mapping[str, Tensor]

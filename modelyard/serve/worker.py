@@ -23,7 +23,7 @@ import orjson
 
 from modelyard.errors import TransientError
 from modelyard.model_package import ModelPackage
-from modelyard.serve.wire import HEADER, Kind, Tensor, frame, pack_tensors, unpack_tensors
+from modelyard.serve.wire import HEADER, RAW_OUTPUTS, Kind, Tensor, frame, pack_tensors, unpack_tensors
 
 WARM_BATCHES = (1, 32)
 _PR_SET_PDEATHSIG = 1
@@ -60,7 +60,7 @@ def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
     """What a client may ask for: the decoded answers first, then the raw outputs."""
     outputs = np.ascontiguousarray(package.outputs(rows), dtype=np.float32)
     decoded = {name: _portable(values) for name, values in package.decode(outputs).items()}
-    return {**decoded, "outputs": outputs}
+    return {**decoded, RAW_OUTPUTS: outputs}
 
 
 def _answer_all(connection: socket.socket, package: ModelPackage) -> None:
