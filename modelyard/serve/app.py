@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import modelyard
 from modelyard.errors import NotFound
-from modelyard.serve import protocol_v2
+from modelyard.serve import openapi, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
 from modelyard.serve.inference import Dialect, Inferences
@@ -65,6 +65,7 @@ class EndpointApp:
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: (200, {"live": True}),
             "/v2/health/ready": self._ready,
+            "/openapi.json": self._openapi,
             "/ping": self._ready,
             "/health": self._ready,
             "/admin/status": self._status,
@@ -135,6 +136,13 @@ class EndpointApp:
             "version": modelyard.__version__,
             "extensions": protocol_v2.EXTENSIONS,
         }
+
+    def _openapi(self) -> tuple[int, Any]:
+        served = {
+            name: [version.served.version for version in route.in_order()]
+            for name, route in self._router.table.routes.items()
+        }
+        return 200, openapi.document(modelyard.__version__, served)
 
     def _status(self) -> tuple[int, Any]:
         return 200, describe(self.endpoint, self._reconciler.status(), self._router.table)
