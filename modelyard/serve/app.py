@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +19,7 @@ from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, 
 from modelyard.serve.bodies import read_head, too_large, too_slow
 from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.limits import Limits
-from modelyard.serve.metrics import Metrics
+from modelyard.serve.metrics import Metrics, Share
 from modelyard.serve.protocol_mlflow import Scoring
 from modelyard.serve.protocol_v2 import OpenInference
 from modelyard.serve.reconcile import Reconciler
@@ -52,10 +52,10 @@ class EndpointApp:
         self.endpoint = endpoint
         self.is_draining = False
         self.limits = limits
-        self.lineage = Lineage(endpoint, router)
-        self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight)
-        self.inferences = Inferences(router, self.metrics, self.lineage, limits)
         self._router = router
+        self.lineage = Lineage(endpoint, router)
+        self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
+        self.inferences = Inferences(router, self.metrics, self.lineage, limits)
         self._reconciler = reconciler
         self._admin_token = admin_token.encode() if admin_token else None
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
@@ -114,6 +114,11 @@ class EndpointApp:
             await self._send(send, as_json(*self._pages[path]()))
         else:
             raise HttpError(404, f"there is nothing at {path}; / lists what there is")
+
+    def _shares(self) -> Iterator[Share]:
+        for model, route in self._router.table.routes.items():
+            for version, percent in route.shares().items():
+                yield model, version.served.version, percent
 
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}

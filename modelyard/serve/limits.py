@@ -18,6 +18,8 @@ class Limits:
         load_seconds: from the start of a worker to its first answer.
         comeback_seconds: how long a request waits for a dead worker when no other version can answer.
         respawn_seconds: first and longest pause before a dead worker is started again.
+        max_deaths: after so many deaths in a row a version loses its weight to the other versions of its model.
+        steady_seconds: a worker that lived this long ends the row.
         drain_seconds: how long a replaced version finishes what it began.
         shutdown_seconds: the same for the whole endpoint; below what its supervisor waits before SIGKILL.
         idle_seconds: how long a stopping endpoint waits for idle clients to send one more request.
@@ -36,6 +38,8 @@ class Limits:
     load_seconds: float = 60.0
     comeback_seconds: float = 8.0
     respawn_seconds: tuple[float, float] = (0.05, 5.0)
+    max_deaths: int = 3
+    steady_seconds: float = 60.0
     drain_seconds: float = 20.0
     shutdown_seconds: float = 7.0
     idle_seconds: float = 1.0

@@ -18,9 +18,6 @@ from modelyard.serve.workers import WorkerHandle, WorkerInfo, WorkerLost, Worker
 
 logger = logging.getLogger(__name__)
 
-# A worker that lived this long starts its count of deaths anew.
-STEADY_SECONDS = 60.0
-
 
 class RunningVersion:
     """A version that was loaded once; `start` must have returned before it is asked."""
@@ -48,6 +45,8 @@ class RunningVersion:
         self._batcher = Batcher(self._infer_batch, limits)
         self._available = asyncio.Event()
         self._stopped = False
+        self._deaths = 0
+        self._born = 0.0
         self._info = WorkerInfo(columns=[], outputs=[])
 
     @property
@@ -62,6 +61,16 @@ class RunningVersion:
     def is_available(self) -> bool:
         alive = self._handle is not None and not self._handle.lost.is_set()
         return alive and self._available.is_set() and not self._stopped
+
+    @property
+    def keeps_dying(self) -> bool:
+        """Whether its worker died so often, each time soon after its start, that others should have its requests.
+
+        A worker that then lives for `Limits.steady_seconds` is trusted again.
+        """
+        if self._deaths < self._limits.max_deaths:
+            return False
+        return asyncio.get_running_loop().time() - self._born < self._limits.steady_seconds
 
     @property
     def num_in_flight(self) -> int:
@@ -142,35 +151,37 @@ class RunningVersion:
 
     def _adopt(self, handle: WorkerHandle) -> None:
         self._handle, self._info = handle, handle.info
+        self._born = asyncio.get_running_loop().time()
         self._available.set()
 
     async def _supervise(self) -> None:
         """Start the worker again whenever it dies, with growing pauses while it keeps dying."""
-        loop = asyncio.get_running_loop()
-        deaths = 0
         while self._handle:
-            born = loop.time()
             await self._handle.lost.wait()
             self._available.clear()
-            deaths = 0 if loop.time() - born > STEADY_SECONDS else deaths
+            if asyncio.get_running_loop().time() - self._born > self._limits.steady_seconds:
+                self._deaths = 0
             await self._handle.stop()
-            deaths = await self._respawn(deaths)
+            await self._respawn()
 
-    async def _respawn(self, deaths: int) -> int:
-        """Try until a worker lives; returns the number of tries it took on top of ``deaths``."""
+    async def _respawn(self) -> None:
+        """Try until a worker lives."""
         first, longest = self._limits.respawn_seconds
         while True:
             self.num_restarts += 1
             self._on_restart(self)
             logger.warning("%s version %s: worker died, starting another", self.model, self.served.version)
-            await asyncio.sleep(min(longest, first * 2 ** min(deaths, 16)))
-            deaths += 1
+            pause_seconds = min(longest, first * 2 ** min(self._deaths, 16))
+            self._deaths += 1
+            if self._deaths == self._limits.max_deaths:
+                logger.error("%s version %s keeps dying; others take its requests", self.model, self.served.version)
+            await asyncio.sleep(pause_seconds)
             try:
                 self._adopt(await self._pool.spawn(self.served, self._folder))
             except (ModelyardError, OSError) as failure:
                 logger.warning("%s version %s: %s", self.model, self.served.version, failure)
             else:
-                return deaths
+                return
 
 
 class _Awaited:

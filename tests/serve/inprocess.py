@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,13 +46,18 @@ class Inside:
 
 @asynccontextmanager
 async def endpoint(
-    settings: Settings, store: Store, version: ServedVersion, home: Path, **bounds: Any
+    settings: Settings,
+    store: Store,
+    version: ServedVersion,
+    home: Path,
+    others: Sequence[ServedVersion] = (),
+    **bounds: Any,
 ) -> AsyncGenerator[Inside]:
-    """Serves one version of `digits`."""
+    """Serves a version of `digits`, and others beside it."""
     own = settings.model_copy(
         update={"home": home, "endpoint_name": f"test-{uuid4().hex[:8]}", "endpoint_admin_token": None}
     )
-    roll_out(store, own.endpoint_name, version)
+    roll_out(store, own.endpoint_name, version, *others)
     app, reconciler = build(own, Limits(**bounds))
     following = asyncio.create_task(reconciler.run())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,3 +81,35 @@ async def test_a_body_that_does_not_come_is_408(
 
     async with endpoint(settings, store, version, tmp_path, body_seconds=0.1) as inside:
         assert (await inside.client.post(INFER, content=never())).status_code == 408
+
+
+async def test_a_version_that_keeps_dying_loses_its_weight(settings: Settings, store: Store, tmp_path: Path):
+    """After two deaths in a row the other version has all requests, status and metrics say so; then it comes back."""
+    stable, canary = publish_version(store, "1", weight=50), publish_version(store, "2", weight=50)
+    bounds = {"respawn_seconds": (0.0, 0.0), "max_deaths": 2, "steady_seconds": 3.0}
+    async with endpoint(settings, store, stable, tmp_path, [canary], **bounds) as inside:
+
+        async def look() -> dict[str, Any]:
+            versions = (await inside.client.get("/admin/status")).json()["models"]["digits"]["versions"]
+            return next(one for one in versions if one["version"] == "2")
+
+        async def until(condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+            async with asyncio.timeout(30):
+                while not condition(seen := await look()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            return seen
+
+        for _ in range(2):
+            pid = (await until(lambda seen: seen["worker_pid"]))["worker_pid"]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda seen: seen["worker_pid"] not in (None, pid))  # noqa: B023
+        dying = await look()
+        assert (dying["keeps_dying"], dying["weight"], dying["share"]) == (True, 50.0, 0.0)
+        answers = [await inside.client.post(INFER, json=BODY) for _ in range(30)]
+        page = (await inside.client.get("/metrics")).text
+        await until(lambda seen: not seen["keeps_dying"])
+        trusted = await look()
+    assert {answer.headers["modelyard-model-version"] for answer in answers} == {"1"}
+    assert 'modelyard_version_share_percent{model="digits",version="1"} 100.0' in page
+    assert 'modelyard_version_share_percent{model="digits",version="2"} 0.0' in page
+    assert trusted["share"] == 50.0
