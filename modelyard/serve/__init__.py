@@ -1,6 +1,7 @@
 """The endpoint: a router process that speaks HTTP and one worker process per model version.
 
 __main__     starts and stops the router process: `python -m modelyard.serve`
+server       the listening socket and uvicorn's server
 http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them

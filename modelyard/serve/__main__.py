@@ -10,29 +10,25 @@ SIGTERM or SIGINT: no new connections, what is in flight is answered, the worker
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import logging
 import platform
+import resource
 import signal
 import socket
 import sys
-from collections.abc import Generator
-from functools import partial
-from typing import cast
+from dataclasses import replace
 
-import uvicorn
 import uvloop
 
 from modelyard.catalog import Catalog
-from modelyard.errors import ConfigError, ModelyardError, PortTaken
+from modelyard.errors import ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
-from modelyard.serve.http import HttpProtocol
 from modelyard.serve.limits import Limits
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
+from modelyard.serve.server import http_server, listen
 from modelyard.serve.state import LocalState
 from modelyard.serve.workers import SubprocessPool
 from modelyard.settings import Settings, load_settings
@@ -40,7 +36,7 @@ from modelyard.storage import Store
 
 logger = logging.getLogger("modelyard.serve")
 
-KEEP_ALIVE_SECONDS = 75  # longer than the pools of usual clients keep an idle connection
+SPARE_FILES = 256  # for workers, the bucket and the cache
 
 
 def main() -> None:
@@ -48,9 +44,19 @@ def main() -> None:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         listener = listen(settings)
-        uvloop.run(serve(settings, listener, Limits()))
+        uvloop.run(serve(settings, listener, admit_connections(Limits())))
     except ModelyardError as failure:
         sys.exit(f"{type(failure).__name__}: {failure}")
+
+
+def admit_connections(limits: Limits) -> Limits:
+    """Allow this process as many open files as its connections need, or it fewer connections where that is refused."""
+    wanted = limits.max_connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return replace(limits, max_connections=allowed - SPARE_FILES)
 
 
 async def serve(settings: Settings, listener: socket.socket, limits: Limits) -> None:
@@ -104,67 +110,6 @@ def build(settings: Settings, limits: Limits) -> tuple[EndpointApp, Reconciler]:
         admin_token=token.get_secret_value() if token else None,
     )
     return app, reconciler
-
-
-def http_server(app: EndpointApp) -> _Server:
-    """uvicorn with our connections, and without what the endpoint does itself or not at all."""
-    return _Server(
-        uvicorn.Config(
-            app,
-            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, endpoint=app)),
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            log_level="warning",
-            server_header=False,
-            date_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=1,
-        )
-    )
-
-
-def listen(settings: Settings) -> socket.socket:
-    """The listening socket.
-
-    Raises:
-        PortTaken: somebody else has it.
-        ConfigError: the address is not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.endpoint_port))
-    except OSError as failure:
-        listener.close()
-        if failure.errno == errno.EADDRINUSE:
-            raise PortTaken(settings.endpoint_port, "MODELYARD_ENDPOINT_PORT", None) from failure
-        raise ConfigError("MODELYARD_HOST", f"{settings.host!r} cannot be listened on: {failure}") from failure
-    return listener
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handling, and with an end that drops nobody."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
-
-    async def drain(self, app: EndpointApp, limits: Limits) -> None:
-        """Accept nobody, answer everybody; idle clients get a moment to send one more request and be told."""
-        for server in getattr(self, "servers", []):
-            server.close()
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while self.server_state.connections and loop.time() - begun < limits.shutdown_seconds:
-            busy = app.num_in_flight or self.server_state.tasks
-            if not busy and loop.time() - begun > limits.idle_seconds:
-                break
-            await asyncio.sleep(0.02)
-        self.should_exit = True
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from modelyard.serve.answers import CLOSE, Answer, Header, HttpError, refusal
+from modelyard.serve.answers import AGAIN, CLOSE, Answer, Header, HttpError, refusal
 from modelyard.serve.app import OPEN_INFERENCE, EndpointApp
 from modelyard.serve.bodies import Head, read_head, too_large, too_slow
 
@@ -88,14 +88,10 @@ class Exchange:
         if transport.is_closing():
             return
         closes = CLOSE in answer.headers
-        parts = [STATUS_LINE[answer.status]]
-        for name, value in answer.headers:
-            parts += (name, b": ", value, b"\r\n")
         if not closes and (self._app.is_draining or not self.keep_alive):
             closes = True
-            parts.append(b"connection: close\r\n")
-        parts += (b"content-length: %d\r\n\r\n" % len(answer.content), answer.content)
-        transport.write(b"".join(parts))
+            answer.headers.append(CLOSE)
+        transport.write(as_bytes(answer))
         if closes:
             transport.close()
         self._protocol.on_response_complete()
@@ -114,8 +110,25 @@ class HttpProtocol(HttpToolsProtocol):
     def __init__(self, *, endpoint: EndpointApp, **given: Any) -> None:
         super().__init__(**given)
         self.endpoint = endpoint
+        self._reads_head = False
+        self._ends_at: float | None = None  # while a request is being answered its own bounds hold
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(cast("asyncio.Transport", transport))
+        limits = self.endpoint.limits
+        if len(self.connections) > limits.max_connections:
+            sentence = f"{limits.max_connections} connections are open already"
+            self._end(HttpError(503, sentence, [AGAIN, CLOSE]))
+        else:
+            self._ends_at = self.loop.time() + limits.keep_alive_seconds
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._reads_head = True
+        self._ends_at = self.loop.time() + self.endpoint.limits.head_seconds
 
     def on_headers_complete(self) -> None:
+        self._reads_head, self._ends_at = False, None
         target = self._inference_target()
         if target is None:
             super().on_headers_complete()
@@ -140,6 +153,33 @@ class HttpProtocol(HttpToolsProtocol):
         if type(self.cycle) is Exchange and self.cycle.more_body:
             self.cycle.expect_more()
 
+    def on_response_complete(self) -> None:
+        """As the base class, but that a moment is noted where it sets a timer for each answer."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif not self._reads_head:
+            self._ends_at = self.loop.time() + self.endpoint.limits.keep_alive_seconds
+
+    def expire_by(self, now: float) -> None:
+        """End a connection that kept silent between requests, or within the head of one, for longer than it may."""
+        if self._ends_at is None or now < self._ends_at or self.transport.is_closing():
+            return
+        if self._reads_head:
+            seconds = self.endpoint.limits.head_seconds
+            self._end(HttpError(408, f"the head of the request did not arrive in {seconds:g} s", [CLOSE]))
+        else:
+            self.transport.close()
+
+    def _end(self, error: HttpError) -> None:
+        """Say why, and hang up; nothing is being answered."""
+        _, lineage = self.endpoint.lineage.stamp(None)
+        self.transport.write(as_bytes(refusal(error, lineage)))
+        self.transport.close()
+
     def _inference_target(self) -> tuple[str, str | None] | None:
         """(model, version) of a plain inference request whose turn it is; anything unusual goes the long way."""
         earlier = self.cycle
@@ -151,6 +191,15 @@ class HttpProtocol(HttpToolsProtocol):
         if parser.get_http_version() != "1.1" or len(self.url) > LONGEST_URL_BYTES:
             return None
         return _target(self.url)
+
+
+def as_bytes(answer: Answer) -> bytes:
+    """A whole response."""
+    parts = [STATUS_LINE[answer.status]]
+    for name, value in answer.headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts += (b"content-length: %d\r\n\r\n" % len(answer.content), answer.content)
+    return b"".join(parts)
 
 
 class _Nobody:

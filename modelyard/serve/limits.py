@@ -13,6 +13,10 @@ class Limits:
         poll_seconds: how often the bucket is asked for a newer revision.
         retry_seconds: first and longest pause before a revision that failed in passing is tried again.
         request_seconds: a request not answered by then gets a 504.
+        head_seconds: a request whose head has not arrived by then, from its first byte, gets a 408.
+        keep_alive_seconds: a connection that says nothing for so long is closed; longer than the pools of usual
+            clients keep an idle one.
+        max_connections: a further one is told 503 and closed.
         body_seconds: a request whose body has not arrived by then gets a 408.
         hang_seconds: a worker that owes an answer for this long is killed and restarted.
         load_seconds: from the start of a worker to its first answer.
@@ -33,6 +37,9 @@ class Limits:
     poll_seconds: float = 2.0
     retry_seconds: tuple[float, float] = (2.0, 60.0)
     request_seconds: float = 10.0
+    head_seconds: float = 10.0
+    keep_alive_seconds: float = 75.0
+    max_connections: int = 16_384
     body_seconds: float = 30.0
     hang_seconds: float = 10.0
     load_seconds: float = 60.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import signal
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.inprocess import Inside, endpoint
 from tests.serve.load import BODY
-from tests.serve.packages import publish_version
+from tests.serve.packages import publish_version, roll_out
 
 CONTENT = json.dumps(BODY).encode()
 PATH = b"/v2/models/digits/infer"
@@ -170,3 +171,82 @@ async def test_bytes_that_are_not_http_are_400(serving: Any):
         writer.write(b"\x16\x03\x01 not http\r\n\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
         writer.close()
+
+
+async def test_a_slow_head_is_408_and_silence_is_ended(serving: Any):
+    """A head that stops coming gets a 408; a connection that says nothing, before or between requests, is closed."""
+    async with serving(head_seconds=0.4, keep_alive_seconds=1.0) as (_, port):
+        slow, slow_writer = await asyncio.open_connection("127.0.0.1", port)
+        slow_writer.write(b"POST /v2/models/digits/infer HTTP/1.1\r\nHost:")
+        silent, silent_writer = await asyncio.open_connection("127.0.0.1", port)
+        used, used_writer = await asyncio.open_connection("127.0.0.1", port)
+        used_writer.write(request())
+        assert (await read_answer(used))[0] == 200
+        status, headers, content = await read_answer(slow)
+        async with asyncio.timeout(15):
+            assert [await ended.read() for ended in (slow, silent, used)] == [b"", b"", b""]
+        for writer in (slow_writer, silent_writer, used_writer):
+            writer.close()
+    assert (status, headers["connection"]) == (408, "close")
+    assert "head of the request" in json.loads(content)["error"]
+
+
+async def test_a_request_in_flight_is_not_silence(serving: Any):
+    """While the worker takes its time, the connection stays, however short its patience with silence."""
+    async with serving(keep_alive_seconds=0.2, head_seconds=0.2) as (inside, port):
+        os.kill(inside.worker_pid, signal.SIGSTOP)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request())
+        await asyncio.sleep(1.2)
+        os.kill(inside.worker_pid, signal.SIGCONT)
+        assert (await read_answer(reader))[0] == 200
+        writer.close()
+
+
+async def test_one_connection_too_many_is_503(serving: Any):
+    """Those that are open stay and are answered; the next one is told to come back."""
+    async with serving(max_connections=2) as (_, port):
+        kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        for reader, writer in kept:  # both are known to the server once they were answered
+            writer.write(request())
+            assert (await read_answer(reader))[0] == 200
+        reader, refused = await asyncio.open_connection("127.0.0.1", port)
+        status, headers, content = await read_answer(reader)
+        assert await reader.read() == b""
+        kept[0][1].write(request())
+        assert (await read_answer(kept[0][0]))[0] == 200
+        for _, writer in [*kept, (reader, refused)]:
+            writer.close()
+    assert (status, headers["retry-after"]) == (503, "1")
+    assert "2 connections" in json.loads(content)["error"]
+
+
+@pytest.mark.soak
+async def test_thousands_of_idle_connections(store: Store, version: ServedVersion, new_endpoint: Any):
+    """10,000 connections that say nothing and 500 that stop within their head: a neighbour's requests are all answered,
+    the slow ones get their 408, and the router's memory grows by less than 20 KB for each."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    process = new_endpoint()
+    roll_out(store, process.name, version)
+    process.start().reach(1)
+    before = resident_bytes(process.process.pid)
+    idle = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(10_000)]
+    slow = [await asyncio.open_connection("127.0.0.1", process.port) for _ in range(500)]
+    for _, writer in slow:
+        writer.write(b"GET / HTTP/1.1\r\nHost: ")
+    reader, writer = await asyncio.open_connection("127.0.0.1", process.port)
+    for _ in range(2_000):
+        writer.write(request())
+        assert (await read_answer(reader))[0] == 200
+    grown = resident_bytes(process.process.pid) - before
+    statuses = {(await asyncio.wait_for(one.read(), 30))[:12] for one, _ in slow}
+    assert statuses == {b"HTTP/1.1 408"}
+    assert grown < 20_000 * 10_500
+    writer.write(request())
+    assert (await read_answer(reader))[0] == 200
+    for _, one in [*idle, *slow, (reader, writer)]:
+        one.close()
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
