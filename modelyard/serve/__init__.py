@@ -16,6 +16,7 @@ wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
 cache, state what survives without the bucket
+keys         who may ask, what for and how often
 openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus
 limits       every bound; threads: blocking calls beside the event loop

@@ -24,6 +24,7 @@ from modelyard.catalog import Catalog
 from modelyard.errors import ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
+from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.router import Router
@@ -107,7 +108,11 @@ def build(settings: Settings, limits: Limits) -> tuple[EndpointApp, Reconciler]:
         router=router,
         reconciler=reconciler,
         limits=limits,
-        admin_token=token.get_secret_value() if token else None,
+        guard=Guard(
+            keys_file(settings),
+            admin_token=token.get_secret_value() if token else None,
+            is_required=settings.endpoint_needs_keys,
+        ),
     )
     return app, reconciler
 

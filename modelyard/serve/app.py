@@ -6,7 +6,6 @@ A bare ASGI app: on the path of an inference request nothing stands between the 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
@@ -18,6 +17,7 @@ from modelyard.serve import openapi, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
 from modelyard.serve.inference import Dialect, Inferences
+from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics, Share
 from modelyard.serve.protocol_mlflow import Scoring
@@ -47,17 +47,17 @@ class EndpointApp:
         router: Router,
         reconciler: Reconciler,
         limits: Limits,
-        admin_token: str | None,
+        guard: Guard,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
         self.limits = limits
+        self.guard = guard
         self._router = router
         self.lineage = Lineage(endpoint, router)
         self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
         self.inferences = Inferences(router, self.metrics, self.lineage, limits)
         self._reconciler = reconciler
-        self._admin_token = admin_token.encode() if admin_token else None
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
             "/": self._index,
             "/livez": lambda: (200, {"live": True}),
@@ -81,6 +81,8 @@ class EndpointApp:
             return
         path: str = scope["path"]
         try:
+            if path.startswith(("/v2/models/", "/invocations")):
+                self.guard.admit(scope["headers"], "predict")
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
             elif path == "/invocations" or path.startswith("/invocations/"):
@@ -97,7 +99,7 @@ class EndpointApp:
 
     async def _page(self, path: str, scope: Scope, send: Send) -> None:
         if path.startswith("/admin/"):
-            self._authorize(scope)
+            self.guard.admit(scope["headers"], "admin")
         if path == "/admin/notify":
             _allow(scope, "POST")
             self._reconciler.notify()
@@ -151,13 +153,6 @@ class EndpointApp:
 
     def _status(self) -> tuple[int, Any]:
         return 200, describe(self.endpoint, self._reconciler.status(), self._router.table)
-
-    def _authorize(self, scope: Scope) -> None:
-        if self._admin_token is None:
-            return
-        given = _header(scope, b"authorization")
-        if not hmac.compare_digest(given, b"Bearer " + self._admin_token):
-            raise HttpError(401, "the admin routes need the admin token", [(b"www-authenticate", b"Bearer")])
 
     # -- models ---------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class Exchange:
     def begin(self) -> None:
         """The head is here."""
         try:
+            self._app.guard.admit(self.headers, "predict")
             self.head = read_head(self.headers, self._app.limits)
         except HttpError as error:
             self._refuse(error)

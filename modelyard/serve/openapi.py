@@ -17,7 +17,8 @@ _RECORDS: Json = {"type": "array", "items": {"type": "object", "additionalProper
 _PARAMETERS: Json = {"type": "object"}
 _REFUSALS = {
     400: "something in the request does not fit; the sentence says what",
-    401: "the route needs a token",
+    401: "the route needs a key",
+    403: "the key is not for such requests",
     404: "no such model, version or path",
     405: "another verb",
     408: "the body did not arrive in time",
@@ -27,8 +28,8 @@ _REFUSALS = {
     503: "nobody can answer now: try again after Retry-After",
     504: "no answer in time",
 }
-_READING = (404, 405, 503)
-_INFERRING = (400, 404, 405, 408, 413, 415, 429, 503, 504)
+_READING = (401, 403, 404, 405, 503)
+_INFERRING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 503, 504)
 
 
 def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
@@ -162,7 +163,7 @@ def _post(summary: str, body: Json, answer: Json, parameters: Iterable[Json]) ->
 
 def _guarded(verb: str, summary: str, status: int) -> Json:
     answer = {"description": "done", "content": {"application/json": {}}}
-    return {verb: _operation(summary, {str(status): answer}, (401, 405), ()) | {"security": [{"admin": []}]}}
+    return {verb: _operation(summary, {str(status): answer}, (401, 403, 405), ()) | {"security": [{"admin": []}]}}
 
 
 def _operation(summary: str, answers: Json, refusals: Iterable[int], parameters: Iterable[Json]) -> Json:

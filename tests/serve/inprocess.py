@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 import httpx
@@ -52,20 +52,26 @@ async def endpoint(
     version: ServedVersion,
     home: Path,
     others: Sequence[ServedVersion] = (),
+    keys: Literal["auto", "required"] = "auto",
     **bounds: Any,
 ) -> AsyncGenerator[Inside]:
     """Serves a version of `digits`, and others beside it."""
     own = settings.model_copy(
-        update={"home": home, "endpoint_name": f"test-{uuid4().hex[:8]}", "endpoint_admin_token": None}
+        update={
+            "home": home,
+            "endpoint_name": f"test-{uuid4().hex[:8]}",
+            "endpoint_admin_token": None,
+            "endpoint_keys": keys,
+        }
     )
     roll_out(store, own.endpoint_name, version, *others)
     app, reconciler = build(own, Limits(**bounds))
     following = asyncio.create_task(reconciler.run())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
         async with asyncio.timeout(20):
-            while not (models := (await client.get("/admin/status")).json()["models"]):  # noqa: ASYNC110
+            while not reconciler.status().serving:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-        yield Inside(app, client, models["digits"]["versions"][0]["worker_pid"], own)
+        yield Inside(app, client, app.inferences.router.table.routes["digits"].stable.worker_pid or 0, own)
     following.cancel()
     await asyncio.wait([following])
     await reconciler.close()
