@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 
-from modelyard.storage import Store
-from tests.serve.packages import ROWS, LinearModel, publish_version, roll_out
+from tests.serve.packages import ROWS, LinearModel
 from tests.serve.processes import Endpoint
 
 INFER = "/v2/models/digits/infer"
@@ -22,11 +21,8 @@ LABELS = [("ant", "bee", "cat")[best] for best in LinearModel(7).outputs(ROWS).a
 
 
 @pytest.fixture(scope="module")
-def endpoint(store: Store, new_endpoint: Callable[[], Endpoint]) -> Endpoint:
-    endpoint = new_endpoint()
-    roll_out(store, endpoint.name, publish_version(store, "7"))
-    endpoint.start().reach(1)
-    return endpoint
+def endpoint(digits_endpoint: Endpoint) -> Endpoint:
+    return digits_endpoint
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from modelyard.storage import Store
-from tests.serve.packages import COLUMNS, ROWS, publish_version, roll_out
+from tests.serve.packages import COLUMNS, ROWS
 from tests.serve.processes import PROJECT, Endpoint
 
 PAGE = (PROJECT / "docs" / "endpoint.md").read_text()
@@ -19,11 +17,8 @@ COMMANDS = re.findall(r"^\$ (.*\bcurl .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
-def endpoint(store: Store, new_endpoint: Callable[[], Endpoint]) -> Endpoint:
-    endpoint = new_endpoint()
-    roll_out(store, endpoint.name, publish_version(store, "7"))
-    endpoint.start().reach(1)
-    return endpoint
+def endpoint(digits_endpoint: Endpoint) -> Endpoint:
+    return digits_endpoint
 
 
 @pytest.fixture(scope="module")

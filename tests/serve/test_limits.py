@@ -86,7 +86,7 @@ async def test_a_body_that_does_not_come_is_408(
 async def test_a_version_that_keeps_dying_loses_its_weight(settings: Settings, store: Store, tmp_path: Path):
     """After two deaths in a row the other version has all requests, status and metrics say so; then it comes back."""
     stable, canary = publish_version(store, "1", weight=50), publish_version(store, "2", weight=50)
-    bounds = {"respawn_seconds": (0.0, 0.0), "max_deaths": 2, "steady_seconds": 3.0}
+    bounds = {"respawn_seconds": (0.0, 0.0), "max_deaths": 2, "steady_seconds": 2.0}
     async with endpoint(settings, store, stable, tmp_path, [canary], **bounds) as inside:
 
         async def look() -> dict[str, Any]:
