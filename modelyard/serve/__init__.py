@@ -1,6 +1,6 @@
 """The endpoint: a router process that speaks HTTP and one worker process per model version.
 
-__main__     starts and stops the router process: `python -m modelyard.serve`
+program      starts and stops the router process: `python -m modelyard.serve`; starting: its worker processes
 server       the listening socket and uvicorn's server
 http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size

@@ -35,6 +35,7 @@ class Kind(IntEnum):
     INFER = 2  # router -> worker: the tensor `features`
     ANSWER = 3  # worker -> router: one tensor per output
     FAILED = 4  # worker -> router: JSON {"error": ..., "transient": ...}; number 0 means that loading failed
+    LOAD = 5  # router -> worker, once, before all else: JSON {"folder": ..., "form": ...}
 
 
 def frame(number: int, kind: Kind, payload: bytes) -> bytes:

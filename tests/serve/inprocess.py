@@ -13,9 +13,9 @@ from uuid import uuid4
 import httpx
 
 from modelyard.revisions import ServedVersion
-from modelyard.serve.__main__ import build
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.limits import Limits
+from modelyard.serve.program import build
 from modelyard.serve.server import http_server, listen
 from modelyard.settings import Settings
 from modelyard.storage import Store
