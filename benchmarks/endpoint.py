@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import orjson
 
-from benchmarks import load, plain, servers
+from benchmarks import endpoint_start, load, plain, servers
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.installation import Installation
 from benchmarks.peers.onnx_model import Model
@@ -24,7 +24,8 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.transform import FittedTransform
 
-OURS, LOOP, JSON_LOOP, TRIVIAL = "endpoint", "onnxruntime loop", "the same loop with JSON", "a server that does nothing"
+OURS, BINARY, LOOP, JSON_LOOP = "endpoint", "endpoint, binary", "onnxruntime loop", "the same loop with JSON"
+TRIVIAL, BOUND = "a server that does nothing", "the bound"
 BARE, STARLETTE, MLFLOW_SERVE, MLSERVER = "uvicorn, bare ASGI", "uvicorn + starlette", "mlflow models serve", "MLServer"
 COMMON = ("train.max_epochs=3", "train.target=null", "train.ranks=1", "evaluate.floor=0",
           "evaluate.allowed_drop_against_float=1")  # fmt: skip
@@ -46,6 +47,15 @@ class Subject:
         tensor = {"name": "features", "shape": [1, len(self.row)], "datatype": "FP32", "data": self.row}
         return json.dumps({"inputs": [tensor]}).encode()
 
+    @property
+    def binary(self) -> tuple[bytes, dict[str, str]]:
+        """The same row as binary data, the answer likewise; and the headers that go with it."""
+        raw = np.array(self.row, dtype="<f4").tobytes()
+        tensor = {"name": "features", "shape": [1, len(self.row)], "datatype": "FP32"}
+        described = tensor | {"parameters": {"binary_data_size": len(raw)}}
+        head = json.dumps({"inputs": [described], "parameters": {"binary_data_output": True}}).encode()
+        return head + raw, {"Inference-Header-Content-Length": str(len(head))}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -56,6 +66,11 @@ class Plan:
     rounds: int
 
 
+# Promised of the model MLP 784-128-10 at 64 connections, as ratios to the loop, and in ms.
+PROMISED_AT = ("mlp784", 64)
+PROMISED = {OURS: 0.12, BINARY: 0.17}
+P99_MS = 10.0
+START_SECONDS, MEMORY_MB = 0.5, 110.0
 FULL = Plan(connections=(1, 16, 64), seconds=4, rounds=5)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
@@ -70,9 +85,12 @@ def run(installation: Installation, quick: bool) -> Findings:
         findings.notes.append("MLServer was not measured.")
     for subject in _subjects(settings, installation.scratch):
         with _all_servers(settings, subject, installation.scratch, programs) as contestants:
-            _check(contestants[OURS], subject)
+            for name in (OURS, BINARY):
+                _check(contestants[name], subject)
             for connections in plan.connections:
                 findings.figures += _measure(contestants, subject, connections, plan, installation.scratch)
+            if subject.name == PROMISED_AT[0]:
+                findings.figures += _measure_start(settings, contestants[OURS], plan, installation.scratch)
     return findings
 
 
@@ -111,6 +129,7 @@ def _all_servers(
     with ExitStack() as running:
         started = {
             OURS: Server(url=ours, body=subject.body),
+            BINARY: Server(url=ours, body=subject.binary[0], headers=subject.binary[1]),
             TRIVIAL: running.enter_context(servers.trivial(subject.body, scratch)),
             BARE: running.enter_context(servers.uvicorn("bare_app", subject.file, subject.body, scratch)),
             STARLETTE: running.enter_context(servers.uvicorn("starlette_app", subject.file, subject.body, scratch)),
@@ -125,7 +144,8 @@ def _all_servers(
 
 def _check(server: Server, subject: Subject) -> None:
     """The endpoint serves the version that the loop runs."""
-    answer = httpx.post(server.url, content=server.body, timeout=10, trust_env=False).raise_for_status()
+    answer = httpx.post(server.url, content=server.body, headers=server.headers, timeout=10, trust_env=False)
+    answer.raise_for_status()
     assert answer.headers["Modelyard-Model-Version"] == subject.version
 
 
@@ -137,29 +157,64 @@ def _measure(
 ) -> list[Figure]:
     def under_load(server: Server) -> Contestant:
         def sample() -> Sample:
-            result = load.fire(server.url, server.body, connections=connections, seconds=plan.seconds, scratch=scratch)
+            result = load.fire(
+                server.url,
+                server.body,
+                connections=connections,
+                seconds=plan.seconds,
+                scratch=scratch,
+                headers=server.headers,
+            )
             return {"rate": result.per_second, "p50": result.p50_ms, "p99": result.p99_ms}
 
         return sample
 
     contestants: dict[str, Contestant] = {name: under_load(server) for name, server in started.items()}
-    samples = take_turns({**contestants, **_loops(subject, plan)}, plan.rounds)
+    bound: dict[str, Contestant] = {BOUND: lambda: {"p99": P99_MS}}
+    samples = take_turns({**contestants, **_loops(subject, plan), **bound}, plan.rounds)
     where = f"{subject.name}, {connections} connections"
-    rates = [
-        compare(samples, "rate", subject=OURS, against=other, name=f"{where}: requests", unit="1/s", better="more")
-        for other in samples
-        if other != OURS
+    is_promised = (subject.name, connections) == PROMISED_AT
+
+    def rate(of: str, against: str) -> Figure:
+        target = PROMISED.get(of) if is_promised and against == LOOP else None
+        name = f"{where}: requests"
+        return compare(
+            samples, "rate", subject=of, against=against, name=name, unit="1/s", better="more", target=target
+        )
+
+    def latency(measure: str, of: str, against: str) -> Figure:
+        target = 1.0 if is_promised and against == BOUND else None
+        name = f"{where}: {measure}"
+        return compare(
+            samples, measure, subject=of, against=against, name=name, unit="ms", better="less", target=target
+        )
+
+    peers = [name for name in started if name not in (OURS, BINARY, TRIVIAL)]
+    return [
+        *(rate(OURS, other) for other in samples if other not in (OURS, BOUND)),
+        *(rate(BINARY, other) for other in (LOOP, BARE)),
+        rate(STARLETTE, LOOP),
+        *(latency(measure, OURS, peer) for measure in ("p50", "p99") for peer in peers),
+        *(latency("p99", of, BOUND) for of in (OURS, BINARY)),
     ]
-    others = [
-        compare(samples, "rate", subject=STARLETTE, against=LOOP, name=f"{where}: requests", unit="1/s", better="more")
+
+
+def _measure_start(settings: Settings, server: Server, plan: Plan, scratch: Path) -> list[Figure]:
+    """From nothing but the local cache to the first answer, against what was promised."""
+    home = endpoint_start.copy_home(settings, scratch)
+    contestants: dict[str, Contestant] = {
+        OURS: lambda: endpoint_start.start(home, server),
+        BOUND: lambda: {"seconds": START_SECONDS, "mb": MEMORY_MB},
+    }
+    samples = take_turns(contestants, plan.rounds)
+    named = {"seconds": "start to first answer", "mb": "memory (PSS) of router and a worker"}
+    units = {"seconds": "s", "mb": "MB"}
+    return [
+        compare(
+            samples, measure, subject=OURS, against=BOUND, name=name, unit=units[measure], better="less", target=1.0
+        )
+        for measure, name in named.items()
     ]
-    latencies = [
-        compare(samples, measure, subject=OURS, against=other, name=f"{where}: {measure}", unit="ms", better="less")
-        for measure in ("p50", "p99")
-        for other in started
-        if other not in (OURS, TRIVIAL)
-    ]
-    return [*rates, *others, *latencies]
 
 
 def _loops(subject: Subject, plan: Plan) -> dict[str, Contestant]:

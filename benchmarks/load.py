@@ -9,6 +9,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from commands.environment import PROJECT
 # `done` is called once at the end; latencies are in microseconds there.
 WRK_SCRIPT = """
 wrk.method = "POST"
-wrk.headers["Content-Type"] = "application/json"
-wrk.body = [==[{body}]==]
+{headers}
+local file = io.open("{path}", "rb")
+wrk.body = file:read("*a")
+file:close()
 done = function(summary, latency, requests)
   local errors = summary.errors
   io.write(string.format('\\n{{"answered": %d, "seconds": %f, "failed": %d, "p50_ms": %f, "p99_ms": %f}}\\n',
@@ -28,6 +31,7 @@ done = function(summary, latency, requests)
 end
 """
 MARGIN_SECONDS = 30
+JSON = {"Content-Type": "application/json"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,17 +57,22 @@ def generator() -> str:
     return "wrk" if shutil.which("wrk") else "benchmarks.load_client"
 
 
-def fire(url: str, body: bytes, *, connections: int, seconds: float, scratch: Path) -> Load:
+def fire(
+    url: str, body: bytes, *, connections: int, seconds: float, scratch: Path, headers: Mapping[str, str] = JSON
+) -> Load:
     """Post the same body again and again.
 
     Raises:
         RuntimeError: an answer failed: a rate of refusals would look splendid.
     """
-    command = _wrk(url, body, connections, seconds, scratch)
+    path = scratch / "body"
+    path.write_bytes(body)
+    command = _wrk(url, path, headers, connections, seconds)
     if command is None:
-        path = scratch / "body.json"
-        path.write_bytes(body)
-        command = [sys.executable, "-m", "benchmarks.load_client", url, str(path), str(connections), str(seconds)]
+        command = [
+            sys.executable, "-m", "benchmarks.load_client", url, str(path), json.dumps(headers), str(connections),
+            str(seconds),
+        ]  # fmt: skip
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, timeout=seconds + MARGIN_SECONDS, check=False
     )
@@ -75,11 +84,12 @@ def fire(url: str, body: bytes, *, connections: int, seconds: float, scratch: Pa
     return load
 
 
-def _wrk(url: str, body: bytes, connections: int, seconds: float, scratch: Path) -> list[str] | None:
+def _wrk(url: str, body: Path, headers: Mapping[str, str], connections: int, seconds: float) -> list[str] | None:
     if not shutil.which("wrk"):
         return None
-    script = scratch / "post.lua"
-    script.write_text(WRK_SCRIPT.format(body=body.decode()))
+    script = body.with_name("post.lua")
+    lines = [f'wrk.headers["{name}"] = "{value}"' for name, value in headers.items()]
+    script.write_text(WRK_SCRIPT.format(headers="\n".join(lines), path=body))
     # Whole seconds only; one thread is enough for what two cores can serve.
     return [
         "wrk",

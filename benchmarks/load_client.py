@@ -1,6 +1,6 @@
 """The load generator for machines without `wrk`.
 
-    python -m benchmarks.load_client <url> <file of the body> <connections> <seconds>
+    python -m benchmarks.load_client <url> <file of the body> <headers as JSON> <connections> <seconds>
 
 Prints a `Load` as JSON. It reads answers only so far as to know where they end.
 """
@@ -8,8 +8,10 @@ Prints a `Load` as JSON. It reads answers only so far as to know where they end.
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -77,15 +79,14 @@ class Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def fire(url: str, body: bytes, connections: int, seconds: float) -> Load:
+async def fire(url: str, body: bytes, headers: Mapping[str, str], connections: int, seconds: float) -> Load:
     """Keep that many connections busy for so long."""
     parts = urlsplit(url)
     assert parts.hostname
     assert parts.port
-    head = (
-        f"POST {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
+    given = {"Host": parts.netloc, **headers, "Content-Length": str(len(body))}
+    lines = [f"POST {parts.path} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    head = "\r\n".join([*lines, "", ""])
     tally, began = Tally(), time.perf_counter()
     loop = asyncio.get_running_loop()
     clients = []
@@ -105,6 +106,6 @@ def _content_length(head: bytes) -> int:
 
 
 if __name__ == "__main__":
-    address, path, connections, seconds = sys.argv[1:]
-    load = uvloop.run(fire(address, Path(path).read_bytes(), int(connections), float(seconds)))
+    address, path, headers, connections, seconds = sys.argv[1:]
+    load = uvloop.run(fire(address, Path(path).read_bytes(), json.loads(headers), int(connections), float(seconds)))
     print(load.as_json())

@@ -11,13 +11,14 @@ import time
 import venv
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
 
 from benchmarks.installation import PORTS, free_ports
+from benchmarks.load import JSON
 from benchmarks.peers.onnx_model import MODEL_VARIABLE
 from commands.environment import PROJECT
 
@@ -37,6 +38,7 @@ class Server:
 
     url: str
     body: bytes
+    headers: Mapping[str, str] = field(default_factory=lambda: JSON)
 
 
 @contextmanager

@@ -63,7 +63,13 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
     tensor = {"name": "features", "shape": list(rows.values.shape), "datatype": "FP64", "data": rows.values.tolist()}
     started = time.monotonic()
     try:
-        response = httpx.post(url, json={"inputs": [tensor]}, timeout=REQUEST_SECONDS, trust_env=False)
+        response = httpx.post(
+            url,
+            json={"inputs": [tensor]},
+            headers=settings.endpoint_headers,
+            timeout=REQUEST_SECONDS,
+            trust_env=False,
+        )
     except httpx.HTTPError as failure:
         raise EndpointUnavailable(f"{url}: {failure or type(failure).__name__}; see `modelyard status`") from failure
     milliseconds = (time.monotonic() - started) * 1000

@@ -8,6 +8,7 @@ URL is absent runs embedded on this machine.
 from __future__ import annotations
 
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,6 +58,9 @@ class Settings(BaseSettings):
     endpoint_url: str | None = Field(None, description="an outside endpoint; empty: embedded")
     endpoint_name: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
     endpoint_admin_token: SecretStr | None = None
+    endpoint_keys: Literal["auto", "required", "off"] = Field(
+        "auto", description="whether requests for predictions need a key; auto: unless it listens on loopback only"
+    )
 
     # Ports of the embedded stack
     store_port: Port = Field(8333, description="S3 API of the embedded store")
@@ -83,6 +87,19 @@ class Settings(BaseSettings):
     @property
     def serving_url(self) -> str:
         return (self.endpoint_url or f"http://{self.host}:{self.endpoint_port}").rstrip("/")
+
+    @property
+    def endpoint_needs_keys(self) -> bool:
+        """Whether the endpoint asks for keys."""
+        if self.endpoint_keys != "auto":
+            return self.endpoint_keys == "required"
+        return self.host != "localhost" and not _is_loopback(self.host)
+
+    @property
+    def endpoint_headers(self) -> dict[str, str]:
+        """What our own clients send to the endpoint: its admin token opens every route."""
+        token = self.endpoint_admin_token
+        return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
 
     @property
     def secrets_folder(self) -> Path:
@@ -118,6 +135,13 @@ def load_settings(**overrides: object) -> Settings:
 def env_file() -> Path:
     """Where `load_settings` looks for settings beside the environment."""
     return Path(os.environ.get(ENV_PREFIX + "ENV_FILE") or ".env").resolve()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:  # a name may mean anything
+        return False
 
 
 def _early(name: str, dotenv: Path) -> str | None:

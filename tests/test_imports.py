@@ -16,7 +16,7 @@ CONTROL_PLANE = {"boto3", "botocore", "s3fs"}
     [
         ("modelyard.presets", HEAVY | CONTROL_PLANE),
         ("modelyard.serve.router", HEAVY | CONTROL_PLANE | {"pandas"}),
-        ("modelyard.serve.__main__", HEAVY | CONTROL_PLANE | {"pandas"}),
+        ("modelyard.serve.program", HEAVY | CONTROL_PLANE | {"pandas"}),
         ("modelyard.serve.worker", HEAVY - {"onnxruntime"} | CONTROL_PLANE | {"pandas", "obstore"}),
     ],
 )

@@ -19,10 +19,10 @@ class EndpointClient:
     """The admin side of one endpoint."""
 
     def __init__(self, settings: Settings) -> None:
-        token = settings.endpoint_admin_token
-        headers = {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
         self.url = settings.serving_url
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=REQUEST_SECONDS, trust_env=False)
+        self._client = httpx.Client(
+            base_url=self.url, headers=settings.endpoint_headers, timeout=REQUEST_SECONDS, trust_env=False
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -61,6 +61,11 @@ class OnnxRuntime:
 ENGINES: dict[str, Callable[[Path, int], Runtime]] = {"onnxruntime": OnnxRuntime}
 
 
+def preload() -> None:
+    """Load the engine that models use, before it is known which model: a process that waits for one has the time."""
+    import onnxruntime  # noqa: F401
+
+
 def open_runtime(spec: RuntimeSpec, folder: Path, threads: int = 1) -> Runtime:
     """Load one form of a model from the folder that holds its file.
 

@@ -1,8 +1,12 @@
 """The endpoint: a router process that speaks HTTP and one worker process per model version.
 
-__main__     starts and stops the router process: `python -m modelyard.serve`
-app          HTTP: which path does what, and what every answer carries
-protocol_v2  Open Inference Protocol v2: JSON to arrays and back, pure
+program      starts and stops the router process: `python -m modelyard.serve`; starting: its worker processes
+server       the listening socket and uvicorn's server
+http         connections: uvicorn's, with a short way for inference requests
+app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
+inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
+protocol_v2  Open Inference Protocol v2: requests to arrays and back, pure; datatypes: its numbers
+protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call
@@ -12,6 +16,8 @@ wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
 cache, state what survives without the bucket
+keys         who may ask, what for and how often
+openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus
 limits       every bound; threads: blocking calls beside the event loop
 """

@@ -6,27 +6,24 @@ A bare ASGI app: on the path of an inference request nothing stands between the 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from functools import lru_cache
-from itertools import count
-from time import perf_counter
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from typing import Any
 from urllib.parse import quote
 
-import orjson
-
 import modelyard
-from modelyard.errors import DataError, EndpointUnavailable, ModelyardError, NotFound
-from modelyard.serve import protocol_v2
-from modelyard.serve.batching import Overloaded
+from modelyard.errors import NotFound
+from modelyard.serve import openapi, protocol_v2
+from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
+from modelyard.serve.bodies import read_head, too_large, too_slow
+from modelyard.serve.inference import Dialect, Inferences
+from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
-from modelyard.serve.metrics import Metrics
+from modelyard.serve.metrics import Metrics, Share
+from modelyard.serve.protocol_mlflow import Scoring
+from modelyard.serve.protocol_v2 import OpenInference
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.router import Router
-from modelyard.serve.running import RunningVersion
 from modelyard.serve.status import describe
 
 logger = logging.getLogger(__name__)
@@ -35,21 +32,9 @@ Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
-
-_JSON = (b"content-type", b"application/json")
-_CLOSE = (b"connection", b"close")
-_RETRY_AFTER_SECONDS = b"1"
 
 
-class HttpError(Exception):
-    """An answer other than 200, raised where it is decided."""
-
-    def __init__(self, status: int, sentence: str, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-        self.status = status
-        self.sentence = sentence
-        self.headers = list(headers)
-        super().__init__(sentence)
+OPEN_INFERENCE, SCORING = OpenInference(), Scoring()
 
 
 class EndpointApp:
@@ -62,19 +47,17 @@ class EndpointApp:
         router: Router,
         reconciler: Reconciler,
         limits: Limits,
-        admin_token: str | None,
+        guard: Guard,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
-        self.num_in_flight = 0
-        self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight)
+        self.limits = limits
+        self.guard = guard
         self._router = router
+        self.lineage = Lineage(endpoint, router)
+        self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
+        self.inferences = Inferences(router, self.metrics, self.lineage, limits)
         self._reconciler = reconciler
-        self._limits = limits
-        self._admin_token = admin_token.encode() if admin_token else None
-        # Unique without a lock or a system call per request: this process, then a count.
-        self._boot = secrets.token_hex(4)
-        self._numbers = count(1)
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
             "/": self._index,
             "/livez": lambda: (200, {"live": True}),
@@ -82,46 +65,66 @@ class EndpointApp:
             "/v2": self._server_metadata,
             "/v2/health/live": lambda: (200, {"live": True}),
             "/v2/health/ready": self._ready,
+            "/openapi.json": self._openapi,
+            "/ping": self._ready,
+            "/health": self._ready,
             "/admin/status": self._status,
         }
+
+    @property
+    def num_in_flight(self) -> int:
+        """Inference requests without an answer yet."""
+        return self.inferences.num_in_flight
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         path: str = scope["path"]
         try:
+            if path.startswith(("/v2/models/", "/invocations")):
+                self.guard.admit(scope["headers"], "predict")
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
+            elif path == "/invocations" or path.startswith("/invocations/"):
+                await self._invoke(path, scope, receive, send)
             else:
                 await self._page(path.rstrip("/") or "/", scope, send)
         except HttpError as error:
-            await self._refuse(send, error)
+            await self._send(send, self._refusal(error))
         except Exception:
             logger.exception("%s %s", scope["method"], path)
-            await self._refuse(send, HttpError(500, "an internal error; the endpoint's log has it"))
+            await self._send(send, self._refusal(HttpError(500, "an internal error; the endpoint's log has it")))
 
     # -- pages ----------------------------------------------------------------------------------------
 
     async def _page(self, path: str, scope: Scope, send: Send) -> None:
         if path.startswith("/admin/"):
-            self._authorize(scope)
+            self.guard.admit(scope["headers"], "admin")
         if path == "/admin/notify":
             _allow(scope, "POST")
             self._reconciler.notify()
-            await self._send_json(send, 202, {"notified": True})
+            await self._send(send, as_json(202, {"notified": True}))
         elif path == "/metrics":
             _allow(scope, "GET")
             kind = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
-            await self._send(send, 200, self.metrics.page(), [kind])
+            await self._send(send, Answer(200, self.metrics.page(), [kind]))
+        elif path == "/version":
+            _allow(scope, "GET")
+            await self._send(send, Answer(200, modelyard.__version__.encode(), [(b"content-type", b"text/plain")]))
         elif path in self._pages:
             _allow(scope, "GET")
-            await self._send_json(send, *self._pages[path]())
+            await self._send(send, as_json(*self._pages[path]()))
         else:
             raise HttpError(404, f"there is nothing at {path}; / lists what there is")
 
+    def _shares(self) -> Iterator[Share]:
+        for model, route in self._router.table.routes.items():
+            for version, percent in route.shares().items():
+                yield model, version.served.version, percent
+
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}
-        links = ["/livez", "/readyz", "/metrics", "/v2", "/v2/health/live", "/v2/health/ready", "/admin/status"]
+        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/admin/notify"])
         return 200, {
             "name": "modelyard",
             "endpoint": self.endpoint,
@@ -135,17 +138,21 @@ class EndpointApp:
         return (503, {"ready": False, "reason": reason}) if reason else (200, {"ready": True})
 
     def _server_metadata(self) -> tuple[int, Any]:
-        return 200, {"name": "modelyard", "version": getattr(modelyard, "__version__", "0"), "extensions": []}
+        return 200, {
+            "name": "modelyard",
+            "version": modelyard.__version__,
+            "extensions": protocol_v2.EXTENSIONS,
+        }
+
+    def _openapi(self) -> tuple[int, Any]:
+        served = {
+            name: [version.served.version for version in route.in_order()]
+            for name, route in self._router.table.routes.items()
+        }
+        return 200, openapi.document(modelyard.__version__, served)
 
     def _status(self) -> tuple[int, Any]:
         return 200, describe(self.endpoint, self._reconciler.status(), self._router.table)
-
-    def _authorize(self, scope: Scope) -> None:
-        if self._admin_token is None:
-            return
-        given = _header(scope, b"authorization")
-        if not hmac.compare_digest(given, b"Bearer " + self._admin_token):
-            raise HttpError(401, "the admin routes need the admin token", [(b"www-authenticate", b"Bearer")])
 
     # -- models ---------------------------------------------------------------------------------------
 
@@ -157,7 +164,7 @@ class EndpointApp:
             version, rest = rest[1], rest[2:]
         if rest == ["infer"]:
             _allow(scope, "POST")
-            await self._infer(model, version, scope, receive, send)
+            await self._infer(OPEN_INFERENCE, model, version, scope, receive, send)
         elif rest in ([], ["ready"]):
             _allow(scope, "GET")
             await self._describe_model(model, version, bool(rest), send)
@@ -173,123 +180,58 @@ class EndpointApp:
         if only_ready:
             asked = [running] if version else list(route.in_order())
             ready = any(candidate.is_available for candidate in asked)
-            await self._send_json(send, 200 if ready else 503, {"name": model, "ready": ready})
+            await self._send(send, as_json(200 if ready else 503, {"name": model, "ready": ready}))
             return
         described = running if version else route.stable
         versions = [candidate.served.version for candidate in route.in_order()]
-        headers = self._lineage(described, self._request_id(described.served.version))
-        await self._send_json(send, 200, protocol_v2.model_metadata(model, versions, described.info), headers)
+        _, lineage = self.lineage.stamp(described)
+        await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, described.info), lineage))
 
-    async def _infer(self, model: str, version: str | None, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await self._body(scope, receive)
-        started = perf_counter()
-        self.num_in_flight += 1
-        picked: RunningVersion | None = None
-        try:
-            # Draw, check and ask in one turn of the event loop: a switch of the table cannot come in between.
-            picked = self._router.pick(model, version)
-            request = protocol_v2.parse_infer(body)
-            protocol_v2.check_fits(request, model, picked.info)
-            async with asyncio.timeout(self._limits.request_seconds):
-                picked, answers = await self._router.infer(picked, request.rows, pinned=version is not None)
-            number = picked.served.version
-            request_id = self._request_id(number)
-            content = protocol_v2.format_answer(
-                answers,
-                picked.info,
-                model=model,
-                version=number,
-                request_id=request.id or request_id,
-                wanted=request.outputs,
-            )
-            self.metrics.count(model, number, 200, perf_counter() - started)
-            await self._send(send, 200, content, [_JSON, *self._lineage(picked, request_id)])
-        except (ModelyardError, TimeoutError) as failure:
-            error = _http_error(failure, self._limits)
-            number = picked.served.version if picked else ""
-            self.metrics.count(model if picked else "", number, error.status, perf_counter() - started)
-            request_id = self._request_id(number or "none")
-            lineage = self._lineage(picked, request_id) if picked else self._position(request_id)
-            await self._refuse(send, error, lineage)
-        finally:
-            self.num_in_flight -= 1
+    async def _invoke(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """``/invocations[/{model}]``: the name may be left out where there is only one."""
+        _allow(scope, "POST")
+        model = path.removeprefix("/invocations").strip("/")
+        served = list(self._router.table.routes)
+        if not model and len(served) > 1:
+            sentence = f"this endpoint serves several models: post to /invocations/<model>, one of {', '.join(served)}"
+            raise HttpError(400, sentence)
+        if not model and not served:
+            raise HttpError(404, "this endpoint serves no model")
+        await self._infer(SCORING, model or served[0], None, scope, receive, send)
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        kind = _header(scope, b"content-type").partition(b";")[0].strip().lower()
-        if kind not in (b"", b"application/json"):
-            raise HttpError(415, f"content type {kind.decode('latin-1')!r} is not application/json")
-        if _header(scope, b"content-encoding") not in (b"", b"identity"):
-            raise HttpError(415, "compressed bodies are not supported")
-        limit = self._limits.max_body_bytes
-        length = _header(scope, b"content-length")
-        if length.isdigit() and int(length) > limit:
-            raise _too_large(limit)
+    async def _infer(
+        self, dialect: Dialect, model: str, version: str | None, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        head = read_head(scope["headers"], self.limits)
+        body = await self._body(receive)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def reply(answer: Answer) -> None:
+            if not answered.done():  # its connection, and with it this coroutine, may be gone
+                answered.set_result(answer)
+
+        self.inferences.begin(dialect, model, version, head, body, reply)
+        await self._send(send, await answered)
+
+    async def _body(self, receive: Receive) -> bytes:
         try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                return await _read_body(receive, limit)
+            async with asyncio.timeout(self.limits.body_seconds):
+                return await _read_body(receive, self.limits)
         except TimeoutError:
-            raise HttpError(408, f"the body did not arrive in {self._limits.body_seconds:g} s", [_CLOSE]) from None
+            raise too_slow(self.limits) from None
 
-    # -- what every answer carries --------------------------------------------------------------------
+    # -- answers --------------------------------------------------------------------------------------
 
-    def _request_id(self, version: str) -> str:
-        number = self._router.table.revision.number
-        return f"{self.endpoint}-{number}-{_ascii(version).decode()}-{self._boot}{next(self._numbers):x}"
+    def _refusal(self, error: HttpError) -> Answer:
+        _, lineage = self.lineage.stamp(None)
+        return refusal(error, lineage)
 
-    def _lineage(self, version: RunningVersion, request_id: str) -> Headers:
-        return [
-            (b"modelyard-model", _ascii(version.model)),
-            (b"modelyard-model-version", _ascii(version.served.version)),
-            (b"modelyard-artifact-digest", _ascii(version.served.artifact.digest)),
-            *self._position(request_id),
-        ]
-
-    def _position(self, request_id: str) -> Headers:
-        return [
-            (b"modelyard-endpoint-revision", b"%d" % self._router.table.revision.number),
-            (b"modelyard-request-id", request_id.encode()),
-        ]
-
-    async def _refuse(self, send: Send, error: HttpError, headers: Headers | None = None) -> None:
-        lineage = headers if headers is not None else self._position(self._request_id("none"))
-        await self._send_json(send, error.status, {"error": error.sentence}, [*error.headers, *lineage])
-
-    async def _send_json(self, send: Send, status: int, document: Any, headers: Headers | None = None) -> None:
-        await self._send(send, status, orjson.dumps(document), [_JSON, *(headers or [])])
-
-    async def _send(self, send: Send, status: int, content: bytes, headers: Headers) -> None:
-        headers.append((b"content-length", b"%d" % len(content)))
-        if self.is_draining and _CLOSE not in headers:
-            headers.append(_CLOSE)
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
-
-
-def _http_error(failure: Exception, limits: Limits) -> HttpError:
-    """The status that tells a client whether to change its request, wait, or give up."""
-    sentence = str(failure)
-    if isinstance(failure, NotFound):
-        return HttpError(404, sentence)
-    if isinstance(failure, DataError):
-        return HttpError(400, sentence)
-    if isinstance(failure, TimeoutError):
-        return HttpError(504, f"no answer within {limits.request_seconds:g} s")
-    again = [(b"retry-after", _RETRY_AFTER_SECONDS)]
-    if isinstance(failure, Overloaded):
-        return HttpError(429, sentence, again)
-    if isinstance(failure, EndpointUnavailable):
-        return HttpError(503, sentence, again)
-    return HttpError(500, sentence)
-
-
-def _too_large(limit: int) -> HttpError:
-    return HttpError(413, f"the body is larger than {limit} bytes", [_CLOSE])
-
-
-@lru_cache(maxsize=1024)
-def _ascii(text: str) -> bytes:
-    """A name as a header may carry it."""
-    return quote(text).encode()
+    async def _send(self, send: Send, answer: Answer) -> None:
+        headers = [*answer.headers, (b"content-length", b"%d" % len(answer.content))]
+        if self.is_draining and CLOSE not in headers:
+            headers.append(CLOSE)
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": answer.content})
 
 
 def _allow(scope: Scope, method: str) -> None:
@@ -305,14 +247,12 @@ def _header(scope: Scope, name: bytes) -> bytes:
     return b""
 
 
-async def _read_body(receive: Receive, limit: int) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body"):
-        if len(body) > limit:
-            raise _too_large(limit)
+async def _read_body(receive: Receive, limits: Limits) -> bytes:
+    body, more = b"", True
+    while more:
         message = await receive()
         body += message.get("body", b"")
-    if len(body) > limit:
-        raise _too_large(limit)
+        more = message.get("more_body", False)
+        if len(body) > limits.max_body_bytes:
+            raise too_large(limits)
     return body

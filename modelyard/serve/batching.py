@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 import numpy as np
 
@@ -23,38 +24,57 @@ class Overloaded(EndpointUnavailable):
     """More waits for this version than may wait."""
 
 
+class Waiting(Protocol):
+    """Who waits for answers. Called back instead of a future: that would be one more turn of the loop for each."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody waits any more: its client may have run out of time."""
+        ...
+
+    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
+        """Rows [begin, end) of these answers are its own."""
+        ...
+
+    def failed(self, failure: Exception) -> None: ...
+
+
 class Batcher:
     """The queue in front of one version."""
 
     def __init__(self, infer: Infer, limits: Limits) -> None:
+        self.num_unanswered = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
         self._infer = infer
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[tuple[np.ndarray, asyncio.Future[dict[str, Tensor]]]] = deque()
-        self._waiting_bytes = 0
+        self._queue: deque[tuple[np.ndarray, Waiting]] = deque()
+        self._queued_bytes = 0
         self._flush_is_due = False
         self._running: set[asyncio.Task[None]] = set()
 
-    def submit(self, rows: np.ndarray) -> asyncio.Future[dict[str, Tensor]]:
-        """The future answers for these rows (n, width).
+    def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
+        """Get answers for these rows (n, width).
 
         Raises:
             Overloaded: the queue is full.
         """
         limits = self._limits
-        if len(self._waiting) >= limits.max_queued_requests or self._waiting_bytes >= limits.max_queued_bytes:
-            raise Overloaded(f"{len(self._waiting)} requests are waiting already")
-        answer: asyncio.Future[dict[str, Tensor]] = self._loop.create_future()
-        self._waiting.append((rows, answer))
-        self._waiting_bytes += rows.nbytes
+        if len(self._queue) >= limits.max_queued_requests or self._queued_bytes >= limits.max_queued_bytes:
+            raise Overloaded(f"{len(self._queue)} requests are waiting already")
+        self._queue.append((rows, waiting))
+        self._queued_bytes += rows.nbytes
+        self.num_unanswered += 1
+        if self.num_unanswered == 1:
+            self.idle.clear()
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
-        return answer
 
     def _flush(self) -> None:
         self._flush_is_due = False
-        while self._waiting and len(self._running) < self._limits.max_unanswered_batches:
+        while self._queue and len(self._running) < self._limits.max_unanswered_batches:
             batch = self._take()
             if batch:
                 task = self._loop.create_task(self._run(batch))
@@ -65,33 +85,40 @@ class Batcher:
         self._running.discard(task)
         self._flush()
 
-    def _take(self) -> list[tuple[np.ndarray, asyncio.Future[dict[str, Tensor]]]]:
+    def _take(self) -> list[tuple[np.ndarray, Waiting]]:
         """The oldest requests, up to the cap of rows; at least one, whatever its size."""
-        batch: list[tuple[np.ndarray, asyncio.Future[dict[str, Tensor]]]] = []
-        num_rows, width = 0, self._waiting[0][0].shape[1]
-        while self._waiting:
-            rows, answer = self._waiting[0]
+        batch: list[tuple[np.ndarray, Waiting]] = []
+        num_rows, width = 0, self._queue[0][0].shape[1]
+        while self._queue:
+            rows, waiting = self._queue[0]
             if batch and (num_rows + len(rows) > self._limits.max_batch_rows or rows.shape[1] != width):
                 break
-            self._waiting.popleft()
-            self._waiting_bytes -= rows.nbytes
-            if not answer.done():  # its client may have run out of time
-                batch.append((rows, answer))
+            self._queue.popleft()
+            self._queued_bytes -= rows.nbytes
+            if waiting.is_over:
+                self._settled(1)
+            else:
+                batch.append((rows, waiting))
                 num_rows += len(rows)
         return batch
 
-    async def _run(self, batch: list[tuple[np.ndarray, asyncio.Future[dict[str, Tensor]]]]) -> None:
+    async def _run(self, batch: list[tuple[np.ndarray, Waiting]]) -> None:
         try:
             joined = batch[0][0] if len(batch) == 1 else np.concatenate([rows for rows, _ in batch])
             answers = await self._infer(joined)
         except Exception as failure:  # noqa: BLE001 (whatever it is, those who wait shall hear it)
-            for _, answer in batch:
-                if not answer.done():
-                    answer.set_exception(failure)
+            self._settled(len(batch))
+            for _, waiting in batch:
+                waiting.failed(failure)
             return
+        self._settled(len(batch))
         begin = 0
-        for rows, answer in batch:
+        for rows, waiting in batch:
             end = begin + len(rows)
-            if not answer.done():
-                answer.set_result({name: tensor[begin:end] for name, tensor in answers.items()})
+            waiting.answered(answers, begin, end)
             begin = end
+
+    def _settled(self, count: int) -> None:
+        self.num_unanswered -= count
+        if not self.num_unanswered:
+            self.idle.set()

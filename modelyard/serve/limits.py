@@ -13,11 +13,17 @@ class Limits:
         poll_seconds: how often the bucket is asked for a newer revision.
         retry_seconds: first and longest pause before a revision that failed in passing is tried again.
         request_seconds: a request not answered by then gets a 504.
+        head_seconds: a request whose head has not arrived by then, from its first byte, gets a 408.
+        keep_alive_seconds: a connection that says nothing for so long is closed; longer than the pools of usual
+            clients keep an idle one.
+        max_connections: a further one is told 503 and closed.
         body_seconds: a request whose body has not arrived by then gets a 408.
         hang_seconds: a worker that owes an answer for this long is killed and restarted.
         load_seconds: from the start of a worker to its first answer.
         comeback_seconds: how long a request waits for a dead worker when no other version can answer.
         respawn_seconds: first and longest pause before a dead worker is started again.
+        max_deaths: after so many deaths in a row a version loses its weight to the other versions of its model.
+        steady_seconds: a worker that lived this long ends the row.
         drain_seconds: how long a replaced version finishes what it began.
         shutdown_seconds: the same for the whole endpoint; below what its supervisor waits before SIGKILL.
         idle_seconds: how long a stopping endpoint waits for idle clients to send one more request.
@@ -31,11 +37,16 @@ class Limits:
     poll_seconds: float = 2.0
     retry_seconds: tuple[float, float] = (2.0, 60.0)
     request_seconds: float = 10.0
+    head_seconds: float = 10.0
+    keep_alive_seconds: float = 75.0
+    max_connections: int = 16_384
     body_seconds: float = 30.0
     hang_seconds: float = 10.0
     load_seconds: float = 60.0
     comeback_seconds: float = 8.0
     respawn_seconds: tuple[float, float] = (0.05, 5.0)
+    max_deaths: int = 3
+    steady_seconds: float = 60.0
     drain_seconds: float = 20.0
     shutdown_seconds: float = 7.0
     idle_seconds: float = 1.0

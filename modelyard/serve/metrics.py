@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 # From a small model's answer to the request time-out.
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
+# (model, version, percent of the model's requests that it gets now)
+Share = tuple[str, str, float]
+
+
 class Metrics:
     """One registry of its own, so that several endpoints fit into one process (as they do in tests)."""
 
-    def __init__(self, revision: Callable[[], float], in_flight: Callable[[], float]) -> None:
+    def __init__(
+        self, revision: Callable[[], float], in_flight: Callable[[], float], shares: Callable[[], Iterable[Share]]
+    ) -> None:
         self.registry = CollectorRegistry()
         self._requests = Counter(
             "modelyard_requests_total",
@@ -41,6 +49,7 @@ class Metrics:
         }
         for name, (meaning, value) in gauges.items():
             Gauge(name, meaning, registry=self.registry).set_function(value)
+        self.registry.register(_Shares(shares))
         # Looking a label set up costs more than counting: keep the pairs in use.
         self._children = lru_cache(maxsize=1024)(self._find_children)
 
@@ -58,3 +67,20 @@ class Metrics:
 
     def _find_children(self, model: str, version: str, code: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(model, version, str(code)), self._seconds.labels(model, version)
+
+
+class _Shares(Collector):
+    """Read at each scrape, so that versions that are gone are not reported for ever."""
+
+    def __init__(self, shares: Callable[[], Iterable[Share]]) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "modelyard_version_share_percent",
+            "Percent of the model's requests that a version gets; 0 where it lost its weight.",
+            labels=["model", "version"],
+        )
+        for model, version, percent in self._shares():
+            family.add_metric([model, version], percent)
+        yield family

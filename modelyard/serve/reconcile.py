@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,20 +215,34 @@ class Reconciler:
         Raises:
             ModelyardError: a version cannot be served; nothing changed.
         """
-        started: list[RunningVersion] = []
-        try:
-            for model, wanted in revision.models.items():
-                for served in wanted.versions:
-                    if version_key(model, served) not in self._running:
-                        started.append(await self._start(model, served))  # noqa: PERF401 (what started must be known when one fails)
-        except BaseException:
-            await asyncio.gather(*(version.stop(0) for version in started))
-            raise
+        missing = [
+            (model, served)
+            for model, wanted in revision.models.items()
+            for served in wanted.versions
+            if version_key(model, served) not in self._running
+        ]
+        started = await self._start_all(missing)
         self._running |= {version.key: version for version in started}
         self._switch(revision, progress)
         await self._warm_previous(revision)
         self._retire(revision)
         await in_thread(self._remember, revision)
+
+    async def _start_all(self, missing: Sequence[tuple[str, ServedVersion]]) -> list[RunningVersion]:
+        """Start versions side by side: all of them, or none.
+
+        Raises:
+            ModelyardError: the first one's error; the others were ended.
+        """
+        tasks = [asyncio.create_task(self._start(model, served)) for model, served in missing]
+        try:
+            return await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(one.stop(0) for one in outcomes if isinstance(one, RunningVersion)))
+            raise
 
     def _switch(self, revision: Revision, progress: Progress) -> None:
         """The moment at which requests go elsewhere; no await in here."""

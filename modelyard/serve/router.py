@@ -35,11 +35,27 @@ class Route:
         return max(self.weighted, key=lambda pair: pair[1])[0]
 
     def draw(self, at_fraction: float) -> RunningVersion:
-        """The version at a point of [0, 1) when weights lie side by side."""
+        """The version at a point of [0, 1) when weights lie side by side, or who has the weight of one that keeps dying."""
         if len(self.weighted) == 1:
-            return self.weighted[0][0]
-        place = bisect_right(self._bounds, at_fraction * self._bounds[-1])
-        return self.weighted[min(place, len(self.weighted) - 1)][0]
+            drawn = self.weighted[0][0]
+        else:
+            place = bisect_right(self._bounds, at_fraction * self._bounds[-1])
+            drawn = self.weighted[min(place, len(self.weighted) - 1)][0]
+        return self._heir(drawn) if drawn.keeps_dying else drawn
+
+    def shares(self) -> dict[RunningVersion, float]:
+        """Percent of the requests that each version gets now."""
+        shares = dict.fromkeys(self.in_order(), 0.0)
+        for version, weight in self.weighted:
+            shares[self._heir(version) if version.keeps_dying else version] += weight
+        return shares
+
+    def _heir(self, dying: RunningVersion) -> RunningVersion:
+        """The heaviest version of the same width that does not keep dying; itself where there is none."""
+        for version in self.in_order():
+            if version.is_available and not version.keeps_dying and version.info.width == dying.info.width:
+                return version
+        return dying
 
     def in_order(self) -> Iterator[RunningVersion]:
         """Heaviest first, the previous one last."""
@@ -85,10 +101,10 @@ class Router:
                 return running
         raise NotFound(f"model {model!r} has no version {version!r} here")
 
-    async def infer(
-        self, picked: RunningVersion, rows: np.ndarray, *, pinned: bool
+    async def infer_instead(
+        self, lost: RunningVersion, rows: np.ndarray, *, pinned: bool
     ) -> tuple[RunningVersion, dict[str, Tensor]]:
-        """Ask the picked version, and others of the model if it dies over it (never others when ``pinned``).
+        """Ask other versions of the model (only ``lost`` itself when ``pinned``), now that its worker died over it.
 
         Returns:
             The version that answered, and its answers.
@@ -96,11 +112,12 @@ class Router:
         Raises:
             EndpointUnavailable: nobody could answer in time.
         """
-        for _ in range(self._limits.max_tries):
+        for _ in range(self._limits.max_tries - 1):
+            lost = await self._stand_in(lost, rows.shape[1], pinned)
             try:
-                return picked, await picked.infer(rows)
+                return lost, await lost.infer(rows)
             except WorkerLost:
-                picked = await self._stand_in(picked, rows.shape[1], pinned)
+                continue
         raise EndpointUnavailable(f"{self._limits.max_tries} workers died over this request")
 
     async def _stand_in(self, lost: RunningVersion, width: int, pinned: bool) -> RunningVersion:

@@ -11,15 +11,12 @@ import numpy as np
 
 from modelyard.errors import ModelyardError
 from modelyard.revisions import ServedVersion
-from modelyard.serve.batching import Batcher
+from modelyard.serve.batching import Batcher, Waiting
 from modelyard.serve.limits import Limits
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerHandle, WorkerInfo, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
-
-# A worker that lived this long starts its count of deaths anew.
-STEADY_SECONDS = 60.0
 
 
 class RunningVersion:
@@ -38,7 +35,6 @@ class RunningVersion:
         self.model = model
         self.served = served
         self.num_requests = 0
-        self.num_in_flight = 0
         self.num_restarts = 0
         self._folder = folder
         self._pool = pool
@@ -48,9 +44,9 @@ class RunningVersion:
         self._supervisor: asyncio.Task[None] | None = None
         self._batcher = Batcher(self._infer_batch, limits)
         self._available = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
         self._stopped = False
+        self._deaths = 0
+        self._born = 0.0
         self._info = WorkerInfo(columns=[], outputs=[])
 
     @property
@@ -65,6 +61,20 @@ class RunningVersion:
     def is_available(self) -> bool:
         alive = self._handle is not None and not self._handle.lost.is_set()
         return alive and self._available.is_set() and not self._stopped
+
+    @property
+    def keeps_dying(self) -> bool:
+        """Whether its worker died so often, each time soon after its start, that others should have its requests.
+
+        A worker that then lives for `Limits.steady_seconds` is trusted again.
+        """
+        if self._deaths < self._limits.max_deaths:
+            return False
+        return asyncio.get_running_loop().time() - self._born < self._limits.steady_seconds
+
+    @property
+    def num_in_flight(self) -> int:
+        return self._batcher.num_unanswered
 
     @property
     def worker_pid(self) -> int | None:
@@ -85,24 +95,28 @@ class RunningVersion:
         self._adopt(await self._pool.spawn(self.served, self._folder))
         self._supervisor = asyncio.create_task(self._supervise())
 
-    async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Answers for raw rows (n, width).
+    def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
+        """Have ``waiting`` called with the answers for raw rows (n, width), or with what went wrong.
 
         Raises:
-            WorkerLost: the worker is dead or died over it; another version may be asked.
+            WorkerLost: the worker is dead; another version may be asked.
             Overloaded: too much is waiting.
         """
         if not self.is_available:
             raise WorkerLost(f"{self.model} version {self.served.version} has no living worker")
+        self._batcher.submit(waiting, rows)
         self.num_requests += 1
-        self.num_in_flight += 1
-        self._idle.clear()
-        try:
-            return await self._batcher.submit(rows)
-        finally:
-            self.num_in_flight -= 1
-            if not self.num_in_flight:
-                self._idle.set()
+
+    async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """The same for who can wait.
+
+        Raises:
+            WorkerLost: the worker is dead or died over it.
+            Overloaded, DataError: as `submit`; the model refuses these rows.
+        """
+        awaited = _Awaited()
+        self.submit(awaited, rows)
+        return await awaited.answer
 
     async def wait_available(self) -> None:
         """Until it can be asked again.
@@ -120,7 +134,7 @@ class RunningVersion:
         """Finish what is in flight, up to a bound, and end the worker."""
         try:
             async with asyncio.timeout(drain_seconds):
-                await self._idle.wait()
+                await self._batcher.idle.wait()
         except TimeoutError:
             logger.warning("%s version %s: %d requests cut off", self.model, self.served.version, self.num_in_flight)
         self._stopped = True
@@ -137,35 +151,56 @@ class RunningVersion:
 
     def _adopt(self, handle: WorkerHandle) -> None:
         self._handle, self._info = handle, handle.info
+        self._born = asyncio.get_running_loop().time()
         self._available.set()
 
     async def _supervise(self) -> None:
         """Start the worker again whenever it dies, with growing pauses while it keeps dying."""
-        loop = asyncio.get_running_loop()
-        deaths = 0
         while self._handle:
-            born = loop.time()
             await self._handle.lost.wait()
             self._available.clear()
-            deaths = 0 if loop.time() - born > STEADY_SECONDS else deaths
+            if asyncio.get_running_loop().time() - self._born > self._limits.steady_seconds:
+                self._deaths = 0
             await self._handle.stop()
-            deaths = await self._respawn(deaths)
+            await self._respawn()
 
-    async def _respawn(self, deaths: int) -> int:
-        """Try until a worker lives; returns the number of tries it took on top of ``deaths``."""
+    async def _respawn(self) -> None:
+        """Try until a worker lives."""
         first, longest = self._limits.respawn_seconds
         while True:
             self.num_restarts += 1
             self._on_restart(self)
             logger.warning("%s version %s: worker died, starting another", self.model, self.served.version)
-            await asyncio.sleep(min(longest, first * 2 ** min(deaths, 16)))
-            deaths += 1
+            pause_seconds = min(longest, first * 2 ** min(self._deaths, 16))
+            self._deaths += 1
+            if self._deaths == self._limits.max_deaths:
+                logger.error("%s version %s keeps dying; others take its requests", self.model, self.served.version)
+            await asyncio.sleep(pause_seconds)
             try:
                 self._adopt(await self._pool.spawn(self.served, self._folder))
             except (ModelyardError, OSError) as failure:
                 logger.warning("%s version %s: %s", self.model, self.served.version, failure)
             else:
-                return deaths
+                return
+
+
+class _Awaited:
+    """Somebody who waits for one answer in a coroutine."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[dict[str, Tensor]] = asyncio.get_running_loop().create_future()
+
+    @property
+    def is_over(self) -> bool:
+        return self.answer.done()
+
+    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
+        if not self.is_over:
+            self.answer.set_result({name: tensor[begin:end] for name, tensor in answers.items()})
+
+    def failed(self, failure: Exception) -> None:
+        if not self.is_over:
+            self.answer.set_exception(failure)
 
 
 def version_key(model: str, served: ServedVersion) -> tuple[str, str, str, str]:

@@ -17,19 +17,23 @@ def describe(endpoint: str, status: ReplicaStatus, table: Table) -> dict[str, An
 
 
 def _describe_route(route: Route) -> dict[str, Any]:
+    shares = route.shares()
     return {
-        "versions": [_describe_version(version, weight) for version, weight in route.weighted],
-        "previous": _describe_version(route.previous, 0.0) if route.previous else None,
+        "versions": [_describe_version(version, weight, shares[version]) for version, weight in route.weighted],
+        "previous": _describe_version(route.previous, 0.0, shares[route.previous]) if route.previous else None,
     }
 
 
-def _describe_version(version: RunningVersion, weight: float) -> dict[str, Any]:
+def _describe_version(version: RunningVersion, weight: float, share: float) -> dict[str, Any]:
+    """``weight`` is what the revision says, ``share`` what it gets now, both in percent."""
     return {
         "version": version.served.version,
         "digest": version.served.artifact.digest,
         "form": version.served.form,
         "weight": weight,
+        "share": share,
         "state": version.state,
+        "keeps_dying": version.keeps_dying,
         "worker_pid": version.worker_pid,
         "requests": version.num_requests,
         "in_flight": version.num_in_flight,

@@ -23,6 +23,8 @@ _DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _TEXTS = 0
 
+# The network's own outputs, among a worker's answers.
+RAW_OUTPUTS = "outputs"
 # What one tensor is on either side: numbers as an array, texts as a list.
 Tensor = np.ndarray | list[str]
 Tensors = Mapping[str, Tensor]
@@ -33,6 +35,7 @@ class Kind(IntEnum):
     INFER = 2  # router -> worker: the tensor `features`
     ANSWER = 3  # worker -> router: one tensor per output
     FAILED = 4  # worker -> router: JSON {"error": ..., "transient": ...}; number 0 means that loading failed
+    LOAD = 5  # router -> worker, once, before all else: JSON {"folder": ..., "form": ...}
 
 
 def frame(number: int, kind: Kind, payload: bytes) -> bytes:

@@ -1,9 +1,9 @@
 """One model version in a process of its own.
 
-    python -m modelyard.serve.worker --socket-fd 5 --folder <package> --form int8 --router-pid 1234
+    python -m modelyard.serve.worker --socket-fd 5 --router-pid 1234
 
-Started by the router, never by hand: it inherits one end of a socket pair, loads and warms the package, says
-READY and answers frames one after the other. It ends when the router does: the socket closes, and the kernel
+Started by the router, never by hand: it inherits one end of a socket pair, loads and warms the package that LOAD
+names, says READY and answers frames one after the other. It ends when the router does: the socket closes, and the kernel
 sends SIGKILL should it be busy then.
 """
 
@@ -23,7 +23,8 @@ import orjson
 
 from modelyard.errors import TransientError
 from modelyard.model_package import ModelPackage
-from modelyard.serve.wire import HEADER, Kind, Tensor, frame, pack_tensors, unpack_tensors
+from modelyard.runtime import preload
+from modelyard.serve.wire import HEADER, RAW_OUTPUTS, Kind, Tensor, frame, pack_tensors, unpack_tensors
 
 WARM_BATCHES = (1, 32)
 _PR_SET_PDEATHSIG = 1
@@ -32,44 +33,53 @@ _PR_SET_PDEATHSIG = 1
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m modelyard.serve.worker", description=__doc__)
     parser.add_argument("--socket-fd", type=int, required=True)
-    parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--form", required=True)
     parser.add_argument("--router-pid", type=int, required=True)
     options = parser.parse_args(arguments)
     _end_with(options.router_pid)
     with socket.socket(fileno=options.socket_fd) as connection:
-        serve(connection, options.folder, options.form)
+        serve(connection)
 
 
-def serve(connection: socket.socket, folder: Path, form: str) -> None:
-    """Load, report, answer until the router hangs up."""
+def serve(connection: socket.socket) -> None:
+    """Prepare, load, report, answer until the router hangs up."""
+    preload()
     try:
-        try:
-            package = ModelPackage.open(folder, form)
-            info = _warmed(package)
-        except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
-            connection.sendall(_failed(0, failure))
-            return
-        connection.sendall(frame(0, Kind.READY, orjson.dumps(info)))
-        _answer_all(connection, package)
+        with connection.makefile("rb", buffering=2**18) as stream:
+            assert isinstance(stream, BufferedReader)
+            if package := _load(connection, stream):
+                _answer_all(connection, stream, package)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the router is gone, and nobody is left to tell
+
+
+def _load(connection: socket.socket, stream: BufferedReader) -> ModelPackage | None:
+    """The package that the router names, once it does; None where it cannot be loaded, or the router left."""
+    header = _exactly(stream, HEADER.size)
+    if not header:
+        return None
+    try:
+        wanted = orjson.loads(_exactly(stream, HEADER.unpack(header)[0] - (HEADER.size - 4)))
+        package = ModelPackage.open(Path(wanted["folder"]), wanted["form"])
+        info = _warmed(package)
+    except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
+        connection.sendall(_failed(0, failure))
+        return None
+    connection.sendall(frame(0, Kind.READY, orjson.dumps(info)))
+    return package
 
 
 def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
     """What a client may ask for: the decoded answers first, then the raw outputs."""
     outputs = np.ascontiguousarray(package.outputs(rows), dtype=np.float32)
     decoded = {name: _portable(values) for name, values in package.decode(outputs).items()}
-    return {**decoded, "outputs": outputs}
+    return {**decoded, RAW_OUTPUTS: outputs}
 
 
-def _answer_all(connection: socket.socket, package: ModelPackage) -> None:
-    with connection.makefile("rb", buffering=2**18) as stream:
-        assert isinstance(stream, BufferedReader)
-        while header := _exactly(stream, HEADER.size):
-            length, number, _ = HEADER.unpack(header)
-            payload = _exactly(stream, length - (HEADER.size - 4))
-            connection.sendall(_answer(package, number, payload))
+def _answer_all(connection: socket.socket, stream: BufferedReader, package: ModelPackage) -> None:
+    while header := _exactly(stream, HEADER.size):
+        length, number, _ = HEADER.unpack(header)
+        payload = _exactly(stream, length - (HEADER.size - 4))
+        connection.sendall(_answer(package, number, payload))
 
 
 def _answer(package: ModelPackage, number: int, payload: bytes) -> bytes:

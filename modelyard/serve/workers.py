@@ -6,11 +6,8 @@ The router knows only the two protocols, so that Ray handles (or anything else) 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import socket
 import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -22,6 +19,7 @@ import orjson
 from modelyard.errors import DataError, EndpointUnavailable
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
+from modelyard.serve.starting import StartedWorker, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
 
 STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
@@ -89,19 +87,19 @@ class WorkerPool(Protocol):
 class SubprocessPool:
     """Workers as processes of this machine, one thread of inference each."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, first: StartedWorker | None = None) -> None:
         self._limits = limits
+        self._first = first
 
     async def spawn(self, version: ServedVersion, folder: Path) -> SubprocessWorker:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            process = _start(theirs.fileno(), folder, version.form)
-        worker = SubprocessWorker(process, self._limits.hang_seconds)
+        started = self._take_first() or start_worker()
+        ours = started.connection
+        worker = SubprocessWorker(started.process, self._limits.hang_seconds)
         ours.setblocking(False)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
             async with asyncio.timeout(self._limits.load_seconds):
-                await worker.loaded()
+                await worker.load(folder, version.form)
         except TimeoutError:
             await worker.stop()
             raise WorkerLost(f"version {version.version} did not load in {self._limits.load_seconds:g} s") from None
@@ -109,6 +107,11 @@ class SubprocessPool:
             await worker.stop()
             raise
         return worker
+
+    def _take_first(self) -> StartedWorker | None:
+        """The worker that was started with the process itself, unless it is used or dead."""
+        first, self._first = self._first, None
+        return first if first and first.process.poll() is None else None
 
 
 class SubprocessWorker(asyncio.Protocol):
@@ -127,8 +130,11 @@ class SubprocessWorker(asyncio.Protocol):
         self._owed: dict[int, asyncio.Future[Any]] = {0: self._loop.create_future()}
         self._transport: asyncio.Transport | None = None
 
-    async def loaded(self) -> None:
-        """Wait until the worker can answer."""
+    async def load(self, folder: Path, form: str) -> None:
+        """Have it load a package, and wait until it can answer."""
+        if self._transport is None:
+            raise self._loss()
+        self._transport.write(frame(0, Kind.LOAD, orjson.dumps({"folder": str(folder), "form": form})))
         self.info = await asyncio.shield(self._owed[0])
 
     async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
@@ -181,26 +187,6 @@ class SubprocessWorker(asyncio.Protocol):
         code = self._process.poll()
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else "its connection closed"
         return WorkerLost(f"worker {self.pid} ended: {how}")
-
-
-def _start(socket_fd: int, folder: Path, form: str) -> subprocess.Popen[bytes]:
-    arguments = [
-        "--socket-fd",
-        str(socket_fd),
-        "--folder",
-        str(folder),
-        "--form",
-        form,
-        "--router-pid",
-        str(os.getpid()),
-    ]
-    # On the thread of the event loop: the kernel's parent-death signal follows the thread that forked.
-    return subprocess.Popen(
-        [sys.executable, "-m", "modelyard.serve.worker", *arguments],
-        stdin=subprocess.DEVNULL,
-        pass_fds=[socket_fd],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-    )
 
 
 def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from modelyard.settings import Settings
 from modelyard.storage import Store
+from tests.serve.packages import publish_version, roll_out
 from tests.serve.processes import Endpoint
 
 
@@ -29,3 +30,13 @@ def new_endpoint(
     yield make
     for endpoint in made:
         endpoint.close()
+
+
+@pytest.fixture(scope="session")
+def digits_endpoint(settings: Settings, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """One endpoint that serves version 7 of `digits` and nothing else, for tests that only ask it."""
+    endpoint = Endpoint(settings, f"test-{uuid4().hex[:8]}", tmp_path_factory.mktemp("endpoint"))
+    roll_out(store, endpoint.name, publish_version(store, "7"))
+    endpoint.start().reach(1)
+    yield endpoint
+    endpoint.close()

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import httpx
 import pytest
 
 from modelyard.revisions import ServedVersion
-from modelyard.serve.__main__ import build
-from modelyard.serve.limits import Limits
 from modelyard.settings import Settings
 from modelyard.storage import Store
+from tests.serve.inprocess import endpoint
 from tests.serve.load import BODY
-from tests.serve.packages import publish_version, roll_out
+from tests.serve.packages import publish_version
 
 INFER = "/v2/models/digits/infer"
 
@@ -30,37 +26,16 @@ def version(store: Store) -> ServedVersion:
     return publish_version(store, "1")
 
 
-@asynccontextmanager
-async def endpoint(
-    settings: Settings, store: Store, version: ServedVersion, home: Path, **bounds: Any
-) -> AsyncGenerator[tuple[httpx.AsyncClient, int]]:
-    """An endpoint with tight bounds that serves one version; gives a client and the worker's pid."""
-    own = settings.model_copy(
-        update={"home": home, "endpoint_name": f"test-{uuid4().hex[:8]}", "endpoint_admin_token": None}
-    )
-    roll_out(store, own.endpoint_name, version)
-    app, reconciler = build(own, Limits(**bounds))
-    following = asyncio.create_task(reconciler.run())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
-        async with asyncio.timeout(20):
-            while not (models := (await client.get("/admin/status")).json()["models"]):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        yield client, models["digits"]["versions"][0]["worker_pid"]
-    following.cancel()
-    await asyncio.wait([following])
-    await reconciler.close()
-
-
 async def test_overload_is_429_and_passes(settings: Settings, store: Store, version: ServedVersion, tmp_path: Path):
     """More than may wait is turned away at once with Retry-After; what was admitted is answered."""
     bounds = {"max_queued_requests": 3, "max_unanswered_batches": 1}
-    async with endpoint(settings, store, version, tmp_path, **bounds) as (client, pid):
-        os.kill(pid, signal.SIGSTOP)
-        first = asyncio.create_task(client.post(INFER, json=BODY))
+    async with endpoint(settings, store, version, tmp_path, **bounds) as inside:
+        os.kill(inside.worker_pid, signal.SIGSTOP)
+        first = asyncio.create_task(inside.client.post(INFER, json=BODY))
         await asyncio.sleep(0.05)
-        others = [asyncio.create_task(client.post(INFER, json=BODY)) for _ in range(8)]
+        others = [asyncio.create_task(inside.client.post(INFER, json=BODY)) for _ in range(8)]
         await asyncio.sleep(0.1)
-        os.kill(pid, signal.SIGCONT)
+        os.kill(inside.worker_pid, signal.SIGCONT)
         answers = await asyncio.gather(first, *others)
     codes = sorted(answer.status_code for answer in answers)
     assert codes == [200] * 4 + [429] * 5
@@ -72,23 +47,23 @@ async def test_a_hung_worker_is_504_then_replaced(
 ):
     """A request meets its own bound; the worker that hangs is killed, and its successor answers."""
     bounds = {"request_seconds": 0.3, "hang_seconds": 0.6, "respawn_seconds": (0.0, 0.0)}
-    async with endpoint(settings, store, version, tmp_path, **bounds) as (client, pid):
-        os.kill(pid, signal.SIGSTOP)
-        answer = await client.post(INFER, json=BODY)
+    async with endpoint(settings, store, version, tmp_path, **bounds) as inside:
+        os.kill(inside.worker_pid, signal.SIGSTOP)
+        answer = await inside.client.post(INFER, json=BODY)
         assert answer.status_code == 504
         assert answer.headers["Modelyard-Model-Version"] == "1"
         async with asyncio.timeout(15):
-            while (await client.post(INFER, json=BODY)).status_code != 200:  # noqa: ASYNC110
+            while (await inside.client.post(INFER, json=BODY)).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
 
 async def test_no_worker_is_503(settings: Settings, store: Store, version: ServedVersion, tmp_path: Path):
     """When the only worker does not come back within the bound, clients are told when to try again."""
     bounds = {"comeback_seconds": 0.2, "respawn_seconds": (30.0, 30.0)}
-    async with endpoint(settings, store, version, tmp_path, **bounds) as (client, pid):
-        os.kill(pid, signal.SIGKILL)
-        answer = await client.post(INFER, json=BODY)
-        ready = await client.get("/readyz")
+    async with endpoint(settings, store, version, tmp_path, **bounds) as inside:
+        os.kill(inside.worker_pid, signal.SIGKILL)
+        answer = await inside.client.post(INFER, json=BODY)
+        ready = await inside.client.get("/readyz")
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
     assert ready.status_code == 503
@@ -104,5 +79,37 @@ async def test_a_body_that_does_not_come_is_408(
         yield b"{"
         await asyncio.sleep(5)
 
-    async with endpoint(settings, store, version, tmp_path, body_seconds=0.1) as (client, _):
-        assert (await client.post(INFER, content=never())).status_code == 408
+    async with endpoint(settings, store, version, tmp_path, body_seconds=0.1) as inside:
+        assert (await inside.client.post(INFER, content=never())).status_code == 408
+
+
+async def test_a_version_that_keeps_dying_loses_its_weight(settings: Settings, store: Store, tmp_path: Path):
+    """After two deaths in a row the other version has all requests, status and metrics say so; then it comes back."""
+    stable, canary = publish_version(store, "1", weight=50), publish_version(store, "2", weight=50)
+    bounds = {"respawn_seconds": (0.0, 0.0), "max_deaths": 2, "steady_seconds": 2.0}
+    async with endpoint(settings, store, stable, tmp_path, [canary], **bounds) as inside:
+
+        async def look() -> dict[str, Any]:
+            versions = (await inside.client.get("/admin/status")).json()["models"]["digits"]["versions"]
+            return next(one for one in versions if one["version"] == "2")
+
+        async def until(condition: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+            async with asyncio.timeout(30):
+                while not condition(seen := await look()):  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            return seen
+
+        for _ in range(2):
+            pid = (await until(lambda seen: seen["worker_pid"]))["worker_pid"]
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda seen: seen["worker_pid"] not in (None, pid))  # noqa: B023
+        dying = await look()
+        assert (dying["keeps_dying"], dying["weight"], dying["share"]) == (True, 50.0, 0.0)
+        answers = [await inside.client.post(INFER, json=BODY) for _ in range(30)]
+        page = (await inside.client.get("/metrics")).text
+        await until(lambda seen: not seen["keeps_dying"])
+        trusted = await look()
+    assert {answer.headers["modelyard-model-version"] for answer in answers} == {"1"}
+    assert 'modelyard_version_share_percent{model="digits",version="1"} 100.0' in page
+    assert 'modelyard_version_share_percent{model="digits",version="2"} 0.0' in page
+    assert trusted["share"] == 50.0

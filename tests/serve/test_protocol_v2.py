@@ -172,7 +172,7 @@ def test_status_codes_of_the_protocol(endpoint: Endpoint):
         413: [client.post(INFER, content=b" " * (17 * 2**20), headers={"content-type": "application/json"})],
         415: [
             client.post(INFER, content=b"1,2,3,4", headers={"content-type": "text/csv"}),
-            client.post(INFER, json=good, headers={"content-encoding": "gzip"}),
+            client.post(INFER, json=good, headers={"content-encoding": "br"}),
         ],
         400: [client.post(INFER, json=good | {"outputs": [{"name": "secrets"}]}), client.post(INFER, json={"id": 5})],
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -40,6 +41,8 @@ def serving(store: Store, survivor: Endpoint, version: ServedVersion) -> Endpoin
     if not survivor.runs:
         survivor.start()
     assert survivor.reach(number)["error"] is None
+    state = survivor.log.parent / "endpoint" / "state.json"
+    until(lambda: json.loads(state.read_text())["number"] == number, "the local state")  # written after the switch
     return survivor
 
 
@@ -151,7 +154,7 @@ def test_a_taken_port_is_named(serving: Endpoint, tmp_path: Path):
     assert "MODELYARD_ENDPOINT_PORT" in second.stderr
 
 
-@pytest.mark.parametrize("module", ["modelyard.serve.__main__", "modelyard.serve.worker"])
+@pytest.mark.parametrize("module", ["modelyard.serve.program", "modelyard.serve.worker"])
 def test_endpoint_processes_import_nothing_heavy(module: str):
     """Neither process loads torch, Prefect or MLflow, not even through another module."""
     program = f"import {module}, sys; print({{'torch', 'prefect', 'mlflow'}} & set(sys.modules))"

@@ -1,0 +1,95 @@
+"""Datatypes of the Open Inference Protocol: what JSON numbers and raw bytes of each become, and back."""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from modelyard.errors import DataError
+from modelyard.serve.wire import Tensor
+
+_LENGTH = struct.Struct("<I")
+
+
+class BadRequestError(DataError):
+    """The request does not say what the protocol wants; the sentence goes to the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datatype:
+    """One datatype of numbers.
+
+    Attributes:
+        name: as the protocol spells it.
+        raw: one element of binary data, little-endian.
+        kinds: kinds of JSON number it admits: integers never take fractions.
+        buffer: what simdjson copies such a list as: doubles, signed or unsigned integers.
+    """
+
+    name: str
+    raw: np.dtype
+    kinds: str
+    buffer: Literal["d", "i", "u"]
+
+
+def _floats(bits: int) -> Datatype:
+    return Datatype(f"FP{bits}", np.dtype(f"<f{bits // 8}"), "iuf", "d")
+
+
+def _integers(bits: int, sign: Literal["i", "u"]) -> Datatype:
+    name = f"{'U' if sign == 'u' else ''}INT{bits}"
+    return Datatype(name, np.dtype(f"<{sign}{bits // 8}"), "iu", sign)
+
+
+_KNOWN = [*map(_floats, (16, 32, 64)), *(_integers(bits, sign) for sign in ("i", "u") for bits in (8, 16, 32, 64))]
+DATATYPES = {datatype.name: datatype for datatype in _KNOWN}
+BUFFER_DTYPES = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
+
+
+def as_rows(values: np.ndarray, datatype: Datatype) -> np.ndarray:
+    """Numbers (n, width) as a model takes them: float32 where the client says FP32, else float64.
+
+    Raises:
+        BadRequestError: beyond the datatype, or not finite.
+    """
+    if datatype.buffer != "d":
+        _refuse_beyond(values, datatype)
+    if values.dtype != datatype.raw and datatype.name in ("FP16", "FP32"):
+        with np.errstate(over="ignore"):  # a value beyond the type becomes infinite, and is refused as such
+            values = values.astype(datatype.raw)
+    rows = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
+    # One pass: the sum is finite only if all values are, but for an overflow that the second look settles.
+    if not math.isfinite(rows.sum(dtype=np.float64)) and not np.isfinite(rows).all():
+        raise BadRequestError("the data holds values that are not finite")
+    return rows
+
+
+def from_binary(raw: bytes | memoryview, datatype: Datatype, num_rows: int, width: int) -> np.ndarray:
+    """Raw bytes in row-major order as numbers (n, width); they share its memory.
+
+    Raises:
+        BadRequestError: another number of bytes.
+    """
+    expected = num_rows * width * datatype.raw.itemsize
+    if len(raw) != expected:
+        sentence = f"shape [{num_rows}, {width}] of {datatype.name} is {expected} bytes, the binary data has {len(raw)}"
+        raise BadRequestError(sentence)
+    return np.frombuffer(raw, datatype.raw).reshape(num_rows, width)
+
+
+def to_binary(tensor: Tensor) -> bytes:
+    """Numbers as raw little-endian bytes; each text as its length (u32) and its UTF-8 bytes."""
+    if isinstance(tensor, list):
+        encoded = [text.encode() for text in tensor]
+        return b"".join(part for text in encoded for part in (_LENGTH.pack(len(text)), text))
+    return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def _refuse_beyond(values: np.ndarray, datatype: Datatype) -> None:
+    bounds = np.iinfo(datatype.raw)
+    if values.dtype != datatype.raw and (int(values.min()) < bounds.min or int(values.max()) > bounds.max):
+        raise BadRequestError(f"the data holds values beyond {datatype.name}")

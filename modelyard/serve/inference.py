@@ -1,0 +1,181 @@
+"""One inference request from its bytes to its answer, without a task or a timer of its own.
+
+Both front doors lead here: connections that speak HTTP to us directly (`http`), and any ASGI server (`app`). A
+request is parsed, checked and queued in the turn of the event loop in which it arrived; its answer is written in the
+turn in which its batch came back. Only a worker's death makes it a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from modelyard.serve.answers import Answer, Headers, Lineage, http_error, refusal
+from modelyard.serve.bodies import Encoding, Head, compress, decompress
+from modelyard.serve.deadlines import Deadlines
+from modelyard.serve.limits import Limits
+from modelyard.serve.metrics import Metrics
+from modelyard.serve.router import Router
+from modelyard.serve.running import RunningVersion
+from modelyard.serve.wire import Tensor
+from modelyard.serve.workers import WorkerInfo, WorkerLost
+
+logger = logging.getLogger(__name__)
+
+Reply = Callable[[Answer], None]
+
+
+class Request(Protocol):
+    """A parsed request: raw rows (n, width), and whatever its dialect needs for the answer."""
+
+    @property
+    def rows(self) -> np.ndarray: ...
+
+
+class Dialect(Protocol):
+    """One protocol of inference requests: bytes to rows, and answers to bytes."""
+
+    def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> Any:
+        """A `Request`.
+
+        Raises:
+            HttpError, DataError: it does not say what the protocol wants, or does not fit the model.
+        """
+        ...
+
+    def write(
+        self,
+        answers: Mapping[str, Tensor],
+        info: WorkerInfo,
+        request: Any,
+        *,
+        model: str,
+        version: str,
+        request_id: str,
+    ) -> tuple[bytes, Headers]:
+        """The body of the answer, and the headers that describe it."""
+        ...
+
+
+class Inferences:
+    """Begins inferences, and knows what they share."""
+
+    def __init__(self, router: Router, metrics: Metrics, lineage: Lineage, limits: Limits) -> None:
+        self.num_in_flight = 0
+        self.router = router
+        self.metrics = metrics
+        self.lineage = lineage
+        self.limits = limits
+        self.deadlines = Deadlines(limits.request_seconds)
+
+    def begin(self, dialect: Dialect, model: str, version: str | None, head: Head, body: bytes, reply: Reply) -> None:
+        """Answer a request for a model (and one version of it, if named); ``reply`` is called once, perhaps at once."""
+        Inference(self, dialect, model, version, reply).begin(head, body)
+
+
+class Inference:
+    """One request. What it holds of its client is dropped as soon as it is over."""
+
+    __slots__ = (
+        "_accepts", "_dialect", "_engine", "_model", "_picked", "_reply", "_request", "_second_try", "_started", "_version", "is_over",
+    )  # fmt: skip
+
+    def __init__(self, engine: Inferences, dialect: Dialect, model: str, version: str | None, reply: Reply) -> None:
+        self.is_over = False
+        self._engine = engine
+        self._dialect = dialect
+        self._model = model
+        self._version = version
+        self._reply: Reply | None = reply
+        self._started = perf_counter()
+        self._accepts: Encoding | None = None
+        self._picked: RunningVersion | None = None
+        self._request: Request | None = None
+        self._second_try: asyncio.Task[None] | None = None
+        engine.num_in_flight += 1
+
+    def begin(self, head: Head, body: bytes) -> None:
+        engine = self._engine
+        self._accepts = head.accepts
+        try:
+            if head.encoding:
+                body = decompress(body, engine.limits)
+            # Draw, check and ask in one turn of the event loop: a switch of the table cannot come in between.
+            picked = self._picked = engine.router.pick(self._model, self._version)
+            request: Request = self._dialect.read(body, head, self._model, picked.info)
+            self._request = request
+            engine.deadlines.add(self)
+            picked.submit(self, request.rows)
+        except Exception as failure:  # noqa: BLE001 (each becomes a status)
+            self.failed(failure)
+
+    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
+        """Rows [begin, end) of a batch's answers are this request's."""
+        if self.is_over:
+            return
+        try:
+            answer = self._format({name: tensor[begin:end] for name, tensor in answers.items()})
+            compress(answer, self._accepts)
+        except Exception as failure:  # noqa: BLE001 (each becomes a status; its neighbours in the batch go on)
+            self._refuse(failure)
+        else:
+            self._finish(answer)
+
+    def failed(self, failure: Exception) -> None:
+        if self.is_over:
+            return
+        if isinstance(failure, WorkerLost) and self._picked and self._request:
+            second_try = self._ask_another(self._picked, self._request.rows)
+            self._second_try = asyncio.get_running_loop().create_task(second_try)
+        else:
+            self._refuse(failure)
+
+    def expire(self) -> None:
+        if self._second_try:
+            self._second_try.cancel()
+        self._refuse(TimeoutError())
+
+    async def _ask_another(self, lost: RunningVersion, rows: np.ndarray) -> None:
+        """The worker died over it; the router finds who answers instead."""
+        try:
+            self._picked, answers = await self._engine.router.infer_instead(
+                lost, rows, pinned=self._version is not None
+            )
+        except Exception as failure:  # noqa: BLE001 (each becomes a status)
+            if not self.is_over:
+                self._refuse(failure)
+        else:
+            self.answered(answers, 0, len(rows))
+
+    def _format(self, answers: dict[str, Tensor]) -> Answer:
+        picked, request = self._picked, self._request
+        assert picked
+        assert request
+        request_id, lineage = self._engine.lineage.stamp(picked)
+        content, headers = self._dialect.write(
+            answers, picked.info, request, model=self._model, version=picked.served.version, request_id=request_id
+        )
+        return Answer(200, content, [*headers, *lineage])
+
+    def _refuse(self, failure: Exception) -> None:
+        error = http_error(failure, self._engine.limits)
+        if error.status == 500:
+            logger.error("%s: an internal error", self._model, exc_info=failure)
+        _, lineage = self._engine.lineage.stamp(self._picked)
+        self._finish(refusal(error, lineage))
+
+    def _finish(self, answer: Answer) -> None:
+        engine, picked, reply = self._engine, self._picked, self._reply
+        self.is_over = True
+        self._request = self._reply = None
+        engine.num_in_flight -= 1
+        # No client's invention becomes a label.
+        model, version = (self._model, picked.served.version) if picked else ("", "")
+        engine.metrics.count(model, version, answer.status, perf_counter() - self._started)
+        assert reply
+        reply(answer)

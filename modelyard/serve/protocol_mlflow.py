@@ -1,0 +1,166 @@
+"""MLflow's scoring protocol: rows by column name, as JSON in its four shapes or as CSV, to records of answers. Pure.
+
+An answer holds what `mlflow.pyfunc.load_model(...).predict` gives for the same rows: the task's answers without the raw
+outputs of the network. `params` are accepted and, as there, not used.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from modelyard.serve.answers import JSON, Headers
+from modelyard.serve.bodies import Head, refuse_kind
+from modelyard.serve.datatypes import DATATYPES, BadRequestError, as_rows
+from modelyard.serve.wire import RAW_OUTPUTS, Tensor
+from modelyard.serve.workers import WorkerInfo
+
+CSV_KIND = b"text/csv"
+SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
+_LISTED = 5  # missing columns that a sentence names
+
+
+@dataclass(frozen=True, slots=True)
+class ScoringRequest:
+    """Raw rows (n, width), float64, in the model's order of columns."""
+
+    rows: np.ndarray
+
+
+class Scoring:
+    """The dialect of `/invocations`."""
+
+    def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> ScoringRequest:  # noqa: ARG002 (the columns say it)
+        """A request body as rows.
+
+        Raises:
+            HttpError: 415.
+            BadRequestError: says what is wrong with it.
+        """
+        refuse_kind(head, b"application/json", CSV_KIND)
+        values = _from_csv(body, info.columns) if head.kind == CSV_KIND else _from_json(body, info.columns)
+        if not values.size:
+            raise BadRequestError("there are no rows")
+        return ScoringRequest(as_rows(values, DATATYPES["FP64"]))
+
+    def write(
+        self,
+        answers: Mapping[str, Tensor],
+        info: WorkerInfo,
+        request: ScoringRequest,
+        *,
+        model: str,  # noqa: ARG002 (the protocol has no place for it; the headers do)
+        version: str,  # noqa: ARG002 (the same)
+        request_id: str,  # noqa: ARG002 (the same)
+    ) -> tuple[bytes, Headers]:
+        """`{"predictions": [{"label": ..., "probability": ...}, ...]}`, one record a row."""
+        names = [name for name, _, _ in info.outputs if name != RAW_OUTPUTS]
+        columns = [_plain(answers[name]) for name in names]
+        records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+        assert len(records) == len(request.rows)
+        return orjson.dumps({"predictions": records}, option=orjson.OPT_SERIALIZE_NUMPY), [JSON]
+
+
+def _plain(tensor: Tensor) -> Sequence[Any]:
+    """Scalars that JSON writes as short as they are: float32 stays float32."""
+    return list(tensor)
+
+
+def _from_csv(body: bytes, columns: Sequence[str]) -> np.ndarray:
+    try:
+        lines = [line for line in csv.reader(body.decode().splitlines(), strict=True) if line]
+    except (UnicodeDecodeError, csv.Error) as failure:
+        raise BadRequestError(f"the body is not CSV: {failure}") from None
+    if not lines:
+        raise BadRequestError("the first line of the CSV must name its columns")
+    names, *rows = lines
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(names):
+            raise BadRequestError(f"row {number} of the CSV has {len(row)} values, its header {len(names)}")
+    places = _places(names, columns)
+    try:
+        return np.array([[float(row[place]) for place in places] for row in rows], dtype=np.float64)
+    except ValueError as failure:
+        raise BadRequestError(f"the CSV holds something else than numbers: {failure}") from None
+
+
+def _from_json(body: bytes, columns: Sequence[str]) -> np.ndarray:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as failure:
+        raise BadRequestError(f"the body is not JSON: {failure}") from None
+    given = [shape for shape in SHAPES if isinstance(document, dict) and shape in document]
+    if len(given) != 1:
+        raise BadRequestError(f"the body must be a JSON object with exactly one of {', '.join(SHAPES)}")
+    shape, content = given[0], document[given[0]]
+    if shape == "dataframe_split":
+        return _from_split(content, columns)
+    if shape == "inputs" and isinstance(content, dict):
+        return _from_columns(content, columns)
+    if not isinstance(content, list):
+        raise BadRequestError(f"{shape!r} must be a list of rows")
+    if shape == "dataframe_records" or (content and isinstance(content[0], dict)):
+        return _from_records(content, columns)
+    return _matrix(content, len(columns))
+
+
+def _from_split(content: Any, columns: Sequence[str]) -> np.ndarray:
+    if not isinstance(content, dict) or not isinstance(content.get("data"), list):
+        raise BadRequestError("'dataframe_split' must be an object with 'columns' and 'data'")
+    names = content.get("columns")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadRequestError("'columns' must be a list of names")
+    places = _places(names, columns)
+    return _matrix(content["data"], len(names))[:, places]
+
+
+def _from_records(content: list[Any], columns: Sequence[str]) -> np.ndarray:
+    for number, record in enumerate(content):
+        if not isinstance(record, dict):
+            raise BadRequestError(f"row {number} is not an object of column names and values")
+        if len(record) < len(columns) or not all(name in record for name in columns):
+            _refuse_missing([name for name in columns if name not in record], f"row {number}: ")
+    return _matrix([[record[name] for name in columns] for record in content], len(columns))
+
+
+def _from_columns(content: dict[str, Any], columns: Sequence[str]) -> np.ndarray:
+    _refuse_missing([name for name in columns if name not in content])
+    wanted = [content[name] for name in columns]
+    if not all(isinstance(values, list) and len(values) == len(wanted[0]) for values in wanted):
+        raise BadRequestError("the columns of 'inputs' must be lists of the same length")
+    return _matrix(wanted, len(wanted[0])).T
+
+
+def _matrix(rows: list[Any], width: int) -> np.ndarray:
+    """Nested lists as numbers (n, width)."""
+    if not rows:
+        return np.empty((0, width))
+    try:
+        values = np.asarray(rows)
+    except (ValueError, OverflowError):
+        raise BadRequestError("the rows must be lists of the same length") from None
+    if values.ndim != 2 or values.shape[1] != width:
+        raise BadRequestError(f"expected rows of {width} values, got data of shape {list(values.shape)}")
+    if values.dtype.kind not in DATATYPES["FP64"].kinds:
+        raise BadRequestError("the rows hold something else than numbers")
+    return values
+
+
+def _places(names: Sequence[str], columns: Sequence[str]) -> list[int]:
+    """Where each of the model's columns is among these names; further ones are left out."""
+    place = {name: number for number, name in enumerate(names)}
+    if len(place) < len(names):
+        raise BadRequestError("the names of the columns must differ")
+    _refuse_missing([name for name in columns if name not in place])
+    return [place[name] for name in columns]
+
+
+def _refuse_missing(missing: Sequence[str], where: str = "") -> None:
+    if missing:
+        more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+        raise BadRequestError(f"{where}columns are missing: {', '.join(missing[:_LISTED])}{more}")

@@ -1,0 +1,89 @@
+"""The listening socket, and uvicorn's server around our connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Generator
+from functools import partial
+from typing import cast
+
+import uvicorn
+
+from modelyard.errors import ConfigError, PortTaken
+from modelyard.serve.app import EndpointApp
+from modelyard.serve.http import HttpProtocol
+from modelyard.serve.limits import Limits
+from modelyard.settings import Settings
+
+SWEEP_TICKS = 5  # of uvicorn's, 0.1 s each
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket.
+
+    Raises:
+        PortTaken: somebody else has it.
+        ConfigError: the address is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.endpoint_port))
+    except OSError as failure:
+        listener.close()
+        if failure.errno == errno.EADDRINUSE:
+            raise PortTaken(settings.endpoint_port, "MODELYARD_ENDPOINT_PORT", None) from failure
+        raise ConfigError("MODELYARD_HOST", f"{settings.host!r} cannot be listened on: {failure}") from failure
+    return listener
+
+
+def http_server(app: EndpointApp) -> Server:
+    """uvicorn with our connections, and without what the endpoint does itself or not at all."""
+    return Server(
+        uvicorn.Config(
+            app,
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, endpoint=app)),
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            log_level="warning",
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+        )
+    )
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handling, and with an end that drops nobody."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called by uvicorn's main loop: end connections whose time is over."""
+        if counter % SWEEP_TICKS == 0:
+            now = asyncio.get_running_loop().time()
+            for connection in list(self.server_state.connections):
+                cast("HttpProtocol", connection).expire_by(now)
+        return await super().on_tick(counter)
+
+    async def drain(self, app: EndpointApp, limits: Limits) -> None:
+        """Accept nobody, answer everybody; idle clients get a moment to send one more request and be told."""
+        for server in getattr(self, "servers", []):
+            server.close()
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        while self.server_state.connections and loop.time() - begun < limits.shutdown_seconds:
+            busy = app.num_in_flight or self.server_state.tasks
+            if not busy and loop.time() - begun > limits.idle_seconds:
+                break
+            await asyncio.sleep(0.02)
+        self.should_exit = True

@@ -1,0 +1,42 @@
+"""What the endpoint's processes have loaded while they serve, not only when they start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from psutil import Process
+
+from tests.serve.packages import ROWS
+from tests.serve.processes import Endpoint
+
+HEAVY = ("torch", "pandas", "pyarrow", "mlflow", "matplotlib", "scipy", "sklearn", "aiohttp", "onnx")
+MAX_PSS_BYTES = 110e6
+
+
+@pytest.fixture(scope="module")
+def processes(digits_endpoint: Endpoint) -> dict[str, int]:
+    """Router and worker, after they answered in each protocol."""
+    body = {"inputs": [{"name": "features", "datatype": "FP64", "shape": [8, 4], "data": ROWS.tolist()}]}
+    csv = b"feature_0,feature_1,feature_2,feature_3\n1,2,3,4"
+    client = digits_endpoint.client
+    assert client.post("/v2/models/digits/infer", json=body).status_code == 200
+    assert client.post("/invocations", content=csv, headers={"Content-Type": "text/csv"}).status_code == 200
+    assert client.get("/metrics").status_code == client.get("/openapi.json").status_code == 200
+    [worker] = digits_endpoint.worker_pids()
+    return {"router": digits_endpoint.process.pid, "worker": worker}
+
+
+@pytest.mark.parametrize("name", ["router", "worker"])
+def test_serving_loads_nothing_heavy(processes: dict[str, int], name: str):
+    """No library of training, tracking or frames is mapped into a process that has served."""
+    maps = Path(f"/proc/{processes[name]}/maps").read_text()
+    loaded = {line.split("site-packages/")[1].split("/")[0] for line in maps.splitlines() if "site-packages/" in line}
+    assert "numpy" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_router_and_worker_are_small(processes: dict[str, int]):
+    """Together they hold less than 110 MB, shared pages counted by their share."""
+    sizes = {name: Process(pid).memory_full_info().pss for name, pid in processes.items()}
+    assert sum(sizes.values()) < MAX_PSS_BYTES, sizes
