@@ -196,3 +196,21 @@ def _is_rank(process: psutil.Process) -> bool:
     except psutil.NoSuchProcess:
         return False
     return "modelyard.train.worker" in words and "modelyard.train.launcher" not in words
+
+
+def test_network_that_gives_other_outputs_than_the_target_has_is_refused(
+    catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Labels would lie out of range: said before the first step, with both shapes."""
+    (tmp_path / "narrow_network.py").write_text(
+        "from torch import nn\n\n\ndef build(input_width, output_width):\n    return nn.Linear(input_width, output_width - 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    narrow = TrainConfig.model_validate(
+        {**config.model_dump(), "model": {"kind": "custom", "factory": "narrow_network:build"}, "ranks": 1}
+    )
+    with pytest.raises(
+        ConfigError, match=r"train\.model: the network's outputs are \('n', 8\), the target needs \(n, 10\)"
+    ):
+        train(catalog, dataset, narrow, Origin())
