@@ -26,6 +26,12 @@ from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 
 KILL_BOUND_SECONDS = 10
+TRAINING_SCRIPT = (
+    "import sys; from modelyard.train import *; from modelyard.catalog import *; from modelyard.storage import Store;"
+    "from modelyard.artifacts import ArtifactRef; from modelyard.settings import load_settings;"
+    "train(Catalog(Store(load_settings())), ArtifactRef.model_validate_json(sys.argv[1]),"
+    " TrainConfig.model_validate_json(sys.argv[2]), Origin(), lambda event: print(event.kind, flush=True))"
+)
 
 
 def test_ended_and_killed_training_goes_on_bit_for_bit(
@@ -71,18 +77,12 @@ def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEv
 
 def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[psutil.Process]:
     """Train in a process of its own and kill that at its second checkpoint; what it had started."""
-    script = (
-        "import sys; from modelyard.train import *; from modelyard.catalog import *; from modelyard.storage import Store;"
-        "from modelyard.artifacts import ArtifactRef; from modelyard.settings import load_settings;"
-        "train(Catalog(Store(load_settings())), ArtifactRef.model_validate_json(sys.argv[1]),"
-        " TrainConfig.model_validate_json(sys.argv[2]), Origin(), lambda event: print(event.kind, flush=True))"
-    )
-    command = [sys.executable, "-c", script, dataset.model_dump_json(), config.model_dump_json()]
+    command = [sys.executable, "-c", TRAINING_SCRIPT, dataset.model_dump_json(), config.model_dump_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert list(itertools.islice((line for line in process.stdout if line == "checkpoint\n"), 2))
         family = psutil.Process(process.pid).children(recursive=True)
-        assert sum(_is_rank(member) for member in family) == 2
+        assert sum(is_rank(member) for member in family) == 2
         process.send_signal(signal.SIGKILL)
     return family
 
@@ -95,7 +95,7 @@ def test_group_outlives_a_killed_rank(catalog: Catalog, dataset: ArtifactRef, co
         nonlocal started
         started += event.kind == "started"
         if event.kind == "checkpoint" and started == 1:
-            ranks = [child for child in psutil.Process().children(recursive=True) if _is_rank(child)]
+            ranks = [child for child in psutil.Process().children(recursive=True) if is_rank(child)]
             os.kill(ranks[-1].pid, signal.SIGKILL)
 
     seeded = config.model_copy(update={"seed": 7, "batch_size": 8, "max_epochs": 6})
@@ -190,7 +190,7 @@ def _descendant(process: psutil.Process, word: str) -> psutil.Process:
     return next(child for child in process.children(recursive=True) if word in child.cmdline())
 
 
-def _is_rank(process: psutil.Process) -> bool:
+def is_rank(process: psutil.Process) -> bool:
     try:
         words = process.cmdline()
     except psutil.NoSuchProcess:
