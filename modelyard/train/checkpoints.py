@@ -166,16 +166,12 @@ class Checkpoints:
 
 
 def kept_pointers(pointers: Mapping[str, CheckpointPointer | None], config: CheckpointConfig) -> Sequence[str]:
-    """URIs of the newest ``keep_last`` and the best ``keep_best``; of equal ones the earlier is better."""
-    readable = sorted(uri for uri, pointer in pointers.items() if pointer)
-    scored = [(pointer.score, uri) for uri in readable if (pointer := pointers[uri]) and pointer.score]
-    # The same validation may have been saved by two groups: each step counts once.
-    best: dict[int, str] = {}
-    for _, uri in sorted(scored, key=lambda item: (-item[0][0], -item[0][1], item[1])):
-        pointer = pointers[uri]
-        assert pointer is not None
-        best.setdefault(pointer.step, uri)
-    return [*readable[-config.keep_last :], *list(best.values())[: config.keep_best]]
+    """URIs of the newest ``keep_last`` and the best ``keep_best``; of equal scores the earlier step is better."""
+    readable = {uri: pointer for uri, pointer in sorted(pointers.items()) if pointer}
+    # A step that a later group saved again counts once, as that group's: the first may have been found damaged.
+    scored = {pointer.step: (pointer.score, uri) for uri, pointer in readable.items() if pointer.score}
+    ranked = sorted(scored, key=lambda step: (-scored[step][0][0], -scored[step][0][1], step))
+    return [*list(readable)[-config.keep_last :], *(scored[step][1] for step in ranked[: config.keep_best])]
 
 
 def sha256_of(*parts: bytes) -> str:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Self
 
 import modelyard.errors
-from modelyard.errors import PermanentError, RankLost, TrainingFailed
+from modelyard.errors import ConfigError, PermanentError, RankLost, TrainingFailed
 from modelyard.train.events import RankEvent, parse_event
 
 GRACE_SECONDS = 5.0
@@ -157,4 +157,7 @@ def _rank_error(event: RankEvent) -> PermanentError:
     simple = isinstance(kind, type) and issubclass(kind, PermanentError) and kind.__init__ is PermanentError.__init__
     if simple:
         return kind(event.message)
+    if kind is ConfigError:
+        field, _, problem = event.message.partition(": ")
+        return ConfigError(field, problem)
     return TrainingFailed(f"rank {event.rank}: {event.error}: {event.message}")

@@ -204,6 +204,7 @@ class Trainer:
         """Metrics over the whole validation split, each rank scoring its share."""
         stepper, split = self.stepper, self.validation
         stepper.parallel.eval()
+        stepper.align_buffers_()
         metric = self._objective.new_metric()
         # Equal numbers of batches: under fsdp a forward pass is a collective.
         shares = torch.arange(len(split)).split(max(self.config.batch_size, VALIDATION_ROWS) * stepper.world_size)
@@ -223,6 +224,7 @@ class Trainer:
         """Copy the state and have it saved beside training; waits only for a save that is still under way."""
         with self._stall:
             self._saver.wait(self._alive)
+            self.stepper.align_buffers_()
             tensors = staged(shared_tensors(self.stepper.network, self.stepper.optimizers, self.stepper.average))
             finite = all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
             if not all(self.agreement.all_of(finite)):

@@ -8,6 +8,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
+from modelyard.errors import NotFound
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelSpec
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
@@ -86,7 +87,11 @@ def _add_model(catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, config:
     pointers = shelf.pointers()
     progress = Progress.from_json(pointers[0].progress)
     best = progress.best_validation
-    kept = next(pointer for pointer in pointers if pointer.step == best["step"] and pointer.score)
+    kept = next((pointer for pointer in pointers if pointer.step == best["step"] and pointer.score), None)
+    if kept is None:
+        raise NotFound(
+            f"{checkpoints}: the best checkpoint (step {best['step']:g}) is gone; delete that folder and train anew"
+        )
     shelf.fetch(kept, attempt.scratch / "checkpoint")
     weights = published_weights(attempt.scratch / "checkpoint", progress.shapes)
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)

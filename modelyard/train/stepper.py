@@ -140,6 +140,13 @@ class Stepper:
             # Without DDP around it: that would synchronise buffers, and ranks may have unequal numbers of batches.
             return self.network(features.to(self.device)).float()
 
+    @torch.no_grad()
+    def align_buffers_(self) -> None:
+        """Rank 0's buffers (running statistics, say) on every rank, as ddp has them at its next step anyway."""
+        if self.config.strategy == "ddp" and self.world_size > 1:
+            for buffer in self.network.buffers():
+                distributed.broadcast(buffer, src=0)
+
     def gradient_norm(self) -> float:
         """Norm of the gradient that the last step used, before it was clipped. Under fsdp every rank must ask."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]

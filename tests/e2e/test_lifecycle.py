@@ -73,6 +73,9 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
         10,
         "no system metrics arrived",
     )
+    assert train.data.tags["modelyard.stopped_by"] == "target"
+    trained_on = train.inputs.dataset_inputs[0].dataset
+    assert json.loads(trained_on.source)["digest"] == last_run["artifacts"]["dataset"]["digest"]
     inputs = by_stage["preprocess"].inputs.dataset_inputs
     assert json.loads(inputs[0].dataset.source)["digest"] == last_run["artifacts"]["snapshot"]["digest"]
     pictures = client.list_artifacts(by_stage["evaluate"].info.run_id)

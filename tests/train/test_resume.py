@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from modelyard.errors import NotFound, Preempted, TrainingTakenOver
 from modelyard.models import MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, OptimizerConfig, RankEvent, TrainConfig
-from modelyard.train.checkpoints import CheckpointPointer, Checkpoints
+from modelyard.train.checkpoints import CheckpointPointer, Checkpoints, kept_pointers
 from tests.train import runs
 from tests.train.ranks import Ranks
 
@@ -75,6 +77,40 @@ def test_two_ranks_resume_to_the_bit(pair: Ranks, settings: Settings, folder: st
     assert steps == {17}
     assert_same(pair.run(runs.fitted, settings, f"{folder}/a", config)[0],
                 pair.run(runs.fitted, settings, f"{folder}/b", config)[0])  # fmt: skip
+
+
+def normed(settings: Settings, folder: str, config: TrainConfig, at_step: int | None) -> Any:
+    """A training of a network with running statistics, asked to end after a step or left alone."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(runs.WIDTH, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, runs.CLASSES)]
+    made = runs.trainer(settings, folder, config, network=nn.Sequential(*layers))
+    if at_step is None:
+        made.fit()
+        return made.progress.validations, {name: value.numpy() for name, value in runs.weights(made).items()}
+    while made.progress.step < at_step:
+        made._train_step()
+    made._save()
+    made._saver.wait()
+    return None
+
+
+def test_running_statistics_resume_to_the_bit(pair: Ranks, settings: Settings, folder: str):
+    """Ranks see different rows, so their buffers differ until the next step; a checkpoint holds those that count."""
+    config = FULL.model_copy(update={"ranks": 2, "ema_decay": None, "batch_size": 9})
+    pair.run(normed, settings, f"{folder}/a", config, 7)
+    assert_same(pair.run(normed, settings, f"{folder}/a", config, None)[0],
+                pair.run(normed, settings, f"{folder}/b", config, None)[0])  # fmt: skip
+
+
+def test_a_step_saved_again_is_kept_once(store: Store, folder: str):
+    """After a fall back the best step is saved by a later group too: that one stays, for the first may be damaged."""
+    config = CheckpointConfig(keep_last=1, keep_best=1)
+    shelf_ = shelf(store, folder, config)
+    one, two = shelf_.new_fence(), shelf_.new_fence()
+    steps = [(one, 10, (0.9, -0.1)), (two, 10, (0.9, -0.1)), (two, 20, (0.8, -0.2)), (two, 30, (0.9, -0.1))]
+    made = [pointer(fence, step).model_copy(update={"score": score}) for fence, step, score in steps]
+    kept = kept_pointers({one.name: one for one in made}, config)
+    assert list(kept) == [made[3].name, made[1].name]
 
 
 def test_another_number_of_ranks_goes_on_with_the_same_rows(alone: Ranks, pair: Ranks, settings: Settings, folder: str):
