@@ -31,10 +31,11 @@ from obstore.exceptions import (
 )
 from obstore.store import S3Store
 
-from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
+from modelyard.errors import NotFound, ObjectChanged, StoreRefused, StoreUnavailable
 from modelyard.settings import Settings
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from obstore.store import ClientConfig, S3Config
     from s3fs import S3FileSystem
 
@@ -92,7 +93,8 @@ class Store:
     """An S3 store, addressed by full URIs.
 
     Every method raises `StoreUnavailable` for what may pass (time-outs, 5xx, throttling), `StoreRefused`
-    for what will not (credentials, buckets) and `NotFound` for a missing object.
+    for what will not (credentials, buckets), `NotFound` for a missing object and `ObjectChanged` for one that was
+    replaced while it was read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -114,11 +116,12 @@ class Store:
         self.traffic.bytes_in += len(body)
         return body
 
-    def get_stream(self, uri: str) -> Iterator[bytes]:
-        """The object in chunks of about 10 MB."""
+    def get_stream(self, uri: str, etag: str | None = None) -> Iterator[bytes]:
+        """The object in chunks of about 10 MB; with an ETag, that version of it or `ObjectChanged`."""
         bucket, key = split_uri(uri)
+        options: GetOptions = {"if_match": etag} if etag else {}
         with _translated(uri):
-            for chunk in obstore.get(self._client(bucket), key).stream():
+            for chunk in obstore.get(self._client(bucket), key, options=options).stream():
                 self.traffic.bytes_in += len(chunk)
                 yield bytes(chunk)
 
@@ -474,6 +477,8 @@ def _translated(uri: str) -> Generator[None]:
         if "NoSuchBucket" in str(failure):
             raise StoreRefused(f"{uri}: the bucket does not exist") from failure
         raise NotFound(f"{uri}: no such object") from failure
+    except PreconditionError as failure:
+        raise ObjectChanged(f"{uri}: replaced while it was read; try again") from failure
     except (PermissionDeniedError, UnauthenticatedError, PermissionError) as failure:
         raise StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})") from failure
     except (BaseError, OSError) as failure:

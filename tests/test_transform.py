@@ -21,7 +21,7 @@ def test_moments_of_parts_merge_to_those_of_the_whole(rows: np.ndarray, cut: flo
     """How rows are cut into partitions does not matter beyond rounding."""
     edge = min(max(int(cut * len(rows)), 1), len(rows) - 1)
     merged = Moments.of(rows[:edge]).merge(Moments.of(rows[edge:]))
-    assert merged.count == len(rows)
+    assert (merged.count == len(rows)).all()
     np.testing.assert_allclose(merged.mean, rows.mean(axis=0), rtol=1e-9, atol=1e-6)
     np.testing.assert_allclose(merged.deviation, rows.std(axis=0), rtol=1e-6, atol=1e-4)
     np.testing.assert_array_equal(merged.low, rows.min(axis=0))

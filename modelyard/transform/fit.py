@@ -12,13 +12,13 @@ from modelyard.transform.fitted import FeatureScale, FittedTransform, TransformC
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean, sum of squared deviations, minimum and maximum of each column; each array is (width,), float64.
+    """Count, mean, sum of squared deviations, minimum and maximum of each column's values; NaN is no value.
 
-    Partitions merge by the pairwise update of Chan, Golub & LeVeque (1979), so the result does not depend on how
-    the rows were cut beyond rounding.
+    Each array is (width,), float64. Partitions merge by the pairwise update of Chan, Golub & LeVeque (1979), so the
+    result does not depend on how the rows were cut beyond rounding. A column without values has count 0, mean 0.
     """
 
-    count: int
+    count: np.ndarray
     mean: np.ndarray
     squared: np.ndarray
     low: np.ndarray
@@ -26,18 +26,24 @@ class Moments:
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Moments:
-        """Moments of one partition: rows is (n, width) with n > 0."""
+        """Moments of one partition: rows is (n, width)."""
         rows = rows.astype(np.float64, copy=False)
-        mean = rows.mean(axis=0)
-        return cls(len(rows), mean, ((rows - mean) ** 2).sum(axis=0), rows.min(axis=0), rows.max(axis=0))
+        here = ~np.isnan(rows)
+        count = here.sum(axis=0).astype(np.float64)
+        mean = np.where(here, rows, 0.0).sum(axis=0) / np.maximum(count, 1)
+        deviations = np.where(here, rows - mean, 0.0)
+        low = np.where(here, rows, np.inf).min(axis=0, initial=np.inf)
+        high = np.where(here, rows, -np.inf).max(axis=0, initial=-np.inf)
+        return cls(count, mean, (deviations**2).sum(axis=0), low, high)
 
     def merge(self, other: Moments) -> Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
+        share = other.count / np.maximum(count, 1)
         return Moments(
             count,
-            self.mean + delta * (other.count / count),
-            self.squared + other.squared + delta**2 * (self.count * other.count / count),
+            self.mean + delta * share,
+            self.squared + other.squared + delta**2 * self.count * share,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
         )
@@ -45,7 +51,7 @@ class Moments:
     @property
     def deviation(self) -> np.ndarray:
         """Population standard deviation."""
-        return np.sqrt(self.squared / self.count)
+        return np.sqrt(self.squared / np.maximum(self.count, 1))
 
 
 def fit_scaling(columns: Sequence[str], moments: Moments, config: TransformConfig) -> FittedTransform:
