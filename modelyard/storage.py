@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -168,13 +168,20 @@ class Store:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def upload(self, path: Path, uri: str) -> None:
-        """A local file to one object, in parallel parts when it is large."""
+    def upload(self, path: Path, uri: str, attributes: Mapping[str, str] | None = None) -> None:
+        """A local file to one object, in parallel parts when it is large; ``attributes`` are kept with the object."""
         bucket, key = split_uri(uri)
         size = path.stat().st_size
         with _translated(uri):
-            obstore.put(self._client(bucket), key, path, **_part_options(size))
+            obstore.put(self._client(bucket), key, path, attributes=dict(attributes or {}), **_part_options(size))
         self.traffic.bytes_out += size
+
+    def attributes(self, uri: str) -> Mapping[str, str]:
+        """What was given to `upload`, without reading the object."""
+        bucket, key = split_uri(uri)
+        with _translated(uri):
+            found = obstore.get(self._client(bucket), key, options={"head": True}).attributes
+        return {str(name).lower(): str(value) for name, value in found.items()}
 
     def download(self, uri: str, path: Path) -> None:
         """One object to a local file, in parallel ranges when it is large; the file appears whole or not at all."""

@@ -66,6 +66,8 @@ def detect(path: Path, name: str, config: ReadConfig) -> FileKind:
     form = _said(config) or (None if packing else _by_content(head)) or SUFFIXES.get(suffix)
     if form is None:
         raise DataError(f"{name}: neither name nor content say what it is; set preprocess.read.format")
+    if packing and form in ("parquet", "arrow"):
+        raise DataError(f"{name}: {form} files are packed inside, not as a whole; unpack it")
     tabs = config.format == "tsv" or (config.format is None and suffix == ".tsv")
     return FileKind(format=form, packing=packing, delimiter=config.delimiter or ("\t" if tabs else ","))
 

@@ -25,6 +25,7 @@ from modelyard.storage import Store
 BATCH_BYTES = 8 * 2**20
 # A longer row is refused: a quote that is never closed would otherwise be read as one field, up to the file's end.
 ROW_BYTES = BATCH_BYTES
+TORN_BYTES = 2**20  # a torn row of that size has swallowed others
 BATCH_ROWS = 65_536
 # What a text field may say instead of a value. Not "NA": it is also a country, and in a number column it is refused.
 NULLS = ["", "NaN", "nan", "NULL", "null"]
@@ -209,10 +210,16 @@ class _TornRows:
     def __init__(self, name: str, show: bool) -> None:
         self._name, self._show = name, show
         self._waiting: list[tuple[int, str, str | None]] = []
+        self._swallowed: tuple[int, int] | None = None
 
     def take(self, row: csv.InvalidRow) -> str:
         """Called by the parser, possibly ahead of the batches that were handed on."""
         reason = f"{row.actual_columns} fields instead of {row.expected_columns}"
+        breaks = row.text.rstrip().count("\n")
+        if breaks:
+            reason += f", over {breaks + 1} lines"
+        if len(row.text) > TORN_BYTES:
+            self._swallowed = self._swallowed or (row.number - 1, breaks + 1)
         self._waiting.append((row.number - 1, reason, row.text[:200] if self._show else None))  # the header is row 1
         return "skip"
 
@@ -233,6 +240,11 @@ class _TornRows:
         return self._lines(self._waiting)
 
     def _lines(self, torn: Sequence[tuple[int, str, str | None]]) -> pl.DataFrame | None:
+        if self._swallowed:
+            number, lines = self._swallowed
+            raise DataError(
+                f"{self._name}: row {number} goes over {lines} lines and does not fit: a quote is never closed; repair it"
+            )
         if not torn:
             return None
         numbers, reasons, values = zip(*torn, strict=True)

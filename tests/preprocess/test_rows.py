@@ -26,7 +26,8 @@ COLUMNS = ["x", "y", "who"]
 
 def frame_of(rows: list[tuple]) -> pl.DataFrame:
     frame = pl.DataFrame(rows, schema={"x": pl.Float64, "y": pl.Int64, "who": pl.String}, orient="row")
-    return frame.with_columns(pl.col("x") + 0.0)  # cleaning leaves no -0.0
+    # Cleaning leaves no -0.0.
+    return frame.with_columns(pl.when(pl.col("x") == 0).then(0.0).otherwise(pl.col("x")).alias("x"))
 
 
 def splits(frame: pl.DataFrame, identity: list[str]) -> np.ndarray:
