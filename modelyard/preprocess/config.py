@@ -129,6 +129,7 @@ class PreprocessConfig(Frozen):
         default_factory=list,
         description="columns that say which rows belong together and so to the same split; empty: the whole row",
     )
+    keep: list[str] = Field(default_factory=list, description="columns that go along with the rows, as text or dates")
     columns: dict[str, ColumnConfig] = Field(default_factory=dict, description="rules for single columns")
     ranges: dict[str, tuple[Bound, Bound]] = Field(
         default_factory=dict, description="allowed values (both ends included) per feature; *: of every other one"
@@ -179,7 +180,7 @@ class PreprocessConfig(Frozen):
         """Columns that must be there, each once."""
         features = [] if self.features == EVERY else list(self.features)
         time = [self.split.time_column] if self.split.time_column else []
-        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *time]))
+        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *time, *self.keep]))
 
 
 def _check_order(field: str, low: float | datetime | None, high: float | datetime | None) -> None:
