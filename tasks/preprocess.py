@@ -32,7 +32,9 @@ def snapshot(dataset_uri: str, trail: Trail) -> State[StageResult]:
 def preprocess(source: ArtifactRef, config: PreprocessConfig, dataset_uri: str, trail: Trail) -> State[StageResult]:
     """Clean, split and write the shards and the fitted transform."""
     with recording("preprocess", config.model_dump(mode="json"), trail) as record:
-        product = preprocess_core(record.session.catalog, source, config, record.origin)
+        key = record.session.settings.sensitive_key
+        secret = key.get_secret_value().encode() if key else None
+        product = preprocess_core(record.session.catalog, source, config, record.origin, secret)
         facts = product.manifest.content.facts
         record.session.tracker.log_dataset(
             record.run_id, name=trail.model_name, uri=dataset_uri, digest=source.digest, profile=str(facts["splits"])

@@ -48,7 +48,7 @@ class Judged:
 
     def count(self, frame: pd.DataFrame, targets: np.ndarray) -> None:
         """Answer rows and compare with their encoded targets (n,)."""
-        rows = frame[self.package.transform.columns].to_numpy(dtype=np.float64)
+        rows = self.package.transform.rows(frame)
         outputs = self.package.outputs(rows)
         self._num_rows += len(rows)
         self._num_finite += int(np.isfinite(outputs).all(axis=1).sum())

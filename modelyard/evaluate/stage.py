@@ -121,14 +121,14 @@ def _count_all(dataset: Dataset, judged: list[Judged], config: EvaluateConfig) -
     if not num_rows:
         raise DataError("the test split is empty")
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
-    kind, columns = task_kind(dataset.target.task), judged[0].package.transform.columns
+    kind, transform = task_kind(dataset.target.task), judged[0].package.transform
     golden, position = [], 0
     for frame in dataset.frames("test"):
         targets = kind.encode(dataset.target, frame[dataset.target.column])
         for one in judged:
             one.count(frame, targets)
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
+        golden.append(transform.rows(frame)[here])
         position += len(frame)
     return np.concatenate(golden)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from modelyard.preprocess.config import TextStep
 from modelyard.preprocess.schema import Column, Plan
 from modelyard.preprocess.values import booleans, dates, integers, numbers, texts
 
@@ -114,7 +116,7 @@ def _number(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
 
 
 def _label(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
-    labels = _normalised(texts(raw), column)
+    labels = normalised(texts(raw), column.rule.text)
     problems = np.zeros(len(raw), dtype=np.int8)
     if column.kind == "integer":
         labels, unreadable = integers(raw if raw.dtype != pl.String else labels)
@@ -135,7 +137,7 @@ def _date(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
 
 
 def _text(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
-    values = _normalised(texts(raw), column)
+    values = normalised(texts(raw), column.rule.text)
     problems = np.zeros(len(raw), dtype=np.int8)
     if column.allowed is not None:
         known = values.is_in(list(column.allowed)).fill_null(value=True).to_numpy()
@@ -143,9 +145,8 @@ def _text(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
     return values, problems
 
 
-def _normalised(values: pl.Series, column: Column) -> pl.Series:
-    """Text steps, always in this order whatever order they were asked in."""
-    steps = column.rule.text
+def normalised(values: pl.Series, steps: Sequence[TextStep]) -> pl.Series:
+    """Texts after the steps, always in this order whatever order they were asked in."""
     if "nfc" in steps:
         values = values.str.normalize("NFC")
     if "control" in steps:

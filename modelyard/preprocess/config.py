@@ -105,6 +105,8 @@ class ColumnConfig(Frozen):
             raise ValueError("`fill` and `nulls: value` go together")
         if self.type in ("category", "date") and (self.range or self.outliers or self.nulls in ("mean", "median")):
             raise ValueError(f"range, outliers, mean and median are for numbers, not for a {self.type}")
+        if self.sensitive and (self.type not in (None, "category") or self.range or self.values or self.outliers):
+            raise ValueError("a sensitive column becomes a text: no other type than category, no range, no values")
         if self.sensitive == "mask" and self.unique:
             raise ValueError("a masked column cannot be unique: all its values become one")
         return self

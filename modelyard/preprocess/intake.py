@@ -14,6 +14,7 @@ from modelyard.errors import DataError
 from modelyard.preprocess.clean import DROPPED, REASONS, REJECTED_SCHEMA, clean
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import HashLedger
+from modelyard.preprocess.protect import Protector
 from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Plan, check_file, make_plan
 from modelyard.preprocess.shards import ShardFolder, ShardWriter
@@ -82,9 +83,9 @@ class TakenIn:
 class Intake:
     """Takes in batches of raw rows, in the order of arrival."""
 
-    def __init__(self, attempt: Attempt, config: PreprocessConfig) -> None:
+    def __init__(self, attempt: Attempt, config: PreprocessConfig, protector: Protector) -> None:
         self.plan: Plan | None = None
-        self._config, self._scratch = config, attempt.scratch
+        self._config, self._protector = config, protector
         self._folder = ShardFolder(attempt.scratch, attempt.add)
         self._quarantine = Quarantine(self._folder, config.shard_rows)
         self._spool = Spool(attempt.scratch / "spool")
@@ -117,9 +118,10 @@ class Intake:
             self._quarantine.add(batch.torn)
         if not batch.rows.height:
             return
-        self.plan = self.plan or make_plan(self._config, file, batch.rows)
-        check_file(self.plan, file, batch.rows.schema)
-        cleaned = clean(batch.rows, self.plan, file, batch.numbers)
+        rows = self._protector.apply(batch.rows)
+        self.plan = self.plan or make_plan(self._config, file, rows)
+        check_file(self.plan, file, rows.schema)
+        cleaned = clean(rows, self.plan, file, batch.numbers)
         self._quarantine.add(cleaned.rejected)
         if cleaned.rows.height:
             self._keep(file, cleaned.rows, cleaned.numbers, self.plan)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import yaml
 
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
@@ -136,6 +137,24 @@ def check_file(plan: Plan, name: str, schema: Mapping[str, pl.DataType]) -> None
         _check_type(name, column.name, schema[column.name], wanted, dates=column.kind in ("date", "text"))
 
 
+def schema_yaml(config: PreprocessConfig, plan: Plan) -> bytes:
+    """The plan as the `preprocess` part of a preset: what was said, and what was found where nothing was said."""
+    columns = {}
+    for column in plan.columns:
+        rule = column.rule.model_dump(mode="json", exclude_defaults=True)
+        if column.role == "feature":
+            low, high = (None if np.isinf(bound) else bound for bound in (column.low, column.high))
+            rule |= {"type": column.kind}
+            rule |= {"range": [low, high]} if column.is_number and (low, high) != (None, None) else {}
+            rule |= {"nulls": column.nulls} if column.nulls != "reject" else {}
+        if rule:
+            columns[column.name] = rule
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude={"ranges", "nulls"})
+    dropped = {name: rule for name, rule in said.get("columns", {}).items() if name not in columns}
+    tree = said | {"target": config.target, "features": plan.features, "columns": columns | dropped}
+    return yaml.safe_dump({"preprocess": tree}, sort_keys=False, allow_unicode=True).encode()
+
+
 def _check_type(name: str, column: str, kind: pl.DataType, wanted: str, *, dates: bool = False) -> None:
     is_date = kind == pl.Date or isinstance(kind, pl.Datetime)
     fits = kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null) or (dates and is_date)
@@ -148,6 +167,7 @@ def _feature(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
     kind = rule.type or "number"
     if kind in ("number", "integer"):
         _check_has_numbers(name, values)
+    nulls = config.nulls if values.name not in config.columns else rule.nulls
     low, high = rule.range or config.ranges.get(values.name, config.ranges.get(EVERY, (None, None)))
     if kind == "date":
         low, high = _microseconds(rule.earliest), _microseconds(rule.latest)
@@ -158,7 +178,7 @@ def _feature(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
         low=-np.inf if low is None else low,
         high=np.inf if high is None else high,
         allowed=None if rule.values is None else frozenset(map(str, rule.values)),
-        nulls=config.nulls if values.name not in config.columns else rule.nulls,
+        nulls=nulls,
         rule=rule,
     )
 

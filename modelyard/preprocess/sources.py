@@ -198,7 +198,7 @@ def _csv_batches(
         for part in reader:
             numbers, broken = torn.number(first, part.num_rows)
             first += part.num_rows + (0 if broken is None else broken.height)
-            yield _checked_text(RawBatch(pl.DataFrame(pl.from_arrow(part)), numbers, broken), name)
+            yield _checked_text(RawBatch(pl.DataFrame(pl.from_arrow(part)), numbers, broken), name, show_torn)
     rest = torn.rest()
     if rest is not None:
         yield RawBatch(pl.DataFrame(schema=dict.fromkeys(columns, pl.String)), np.zeros(0, dtype=np.int64), rest)
@@ -252,7 +252,7 @@ class _TornRows:
         return lines.with_columns(pl.Series("reason", reasons, dtype=pl.String))
 
 
-def _checked_text(batch: RawBatch, name: str) -> RawBatch:
+def _checked_text(batch: RawBatch, name: str, show: bool) -> RawBatch:
     """Bytes to text; rows that are no UTF-8, and headers in the middle, are taken out."""
     bad = np.zeros(batch.rows.height, dtype=bool)
     torn = [] if batch.torn is None else [batch.torn]
@@ -264,9 +264,8 @@ def _checked_text(batch: RawBatch, name: str) -> RawBatch:
             decoded = [None if value is None else _decoded(value) for value in values]
             columns.append(pl.Series(values.name, decoded, dtype=pl.String))
             wrong = (columns[-1].is_null() & values.is_not_null()).to_numpy() & ~bad
-            torn.append(
-                rejection(name, batch.numbers[wrong], values.name, "not UTF-8", values.filter(pl.Series(wrong)))
-            )
+            shown = values.filter(pl.Series(wrong)) if show else None
+            torn.append(rejection(name, batch.numbers[wrong], values.name, "not UTF-8", shown))
             bad |= wrong
     rows = pl.DataFrame(columns)
     repeated = _repeats_header(rows) & ~bad

@@ -18,6 +18,7 @@ from modelyard.preprocess.formats import detect
 from modelyard.preprocess.intake import Intake
 from modelyard.preprocess.output import write_output
 from modelyard.preprocess.prefetch import ahead
+from modelyard.preprocess.protect import Protector
 from modelyard.preprocess.schema import check_columns
 from modelyard.preprocess.snapshot import Source, read_snapshot
 from modelyard.preprocess.sources import batches, columns_of, fetched
@@ -25,7 +26,13 @@ from modelyard.preprocess.sources import batches, columns_of, fetched
 LIBRARIES = ("numpy", "polars", "pyarrow")
 
 
-def preprocess(catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessConfig, origin: Origin) -> Product:
+def preprocess(
+    catalog: Catalog,
+    snapshot_ref: ArtifactRef,
+    config: PreprocessConfig,
+    origin: Origin,
+    sensitive_key: bytes | None = None,
+) -> Product:
     """Make a data set from a snapshot.
 
     Args:
@@ -33,6 +40,7 @@ def preprocess(catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessCo
         snapshot_ref: a ``snapshot`` artifact.
         config: see `PreprocessConfig`.
         origin: who asks.
+        sensitive_key: for the columns that are to be hashed.
 
     Returns:
         A ``dataset`` artifact, laid out as `modelyard.datasets` says. Rows read = kept + rejected + duplicates.
@@ -41,18 +49,29 @@ def preprocess(catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessCo
         DataError: the data cannot be used as it is: file, column and what to do are in the sentence.
         ConfigError: the config speaks of a column that plays no such part.
     """
+    protector = Protector(config, sensitive_key)
+    fingerprint = protector.fingerprint()
     work = Work(
         kind="dataset",
         config=config.model_dump(mode="json"),
         inputs={"snapshot": snapshot_ref},
-        code_version=code_version("modelyard.preprocess", LIBRARIES),
+        code_version=code_version("modelyard.preprocess", _libraries(config)),
+        occasion={"key": fingerprint} if fingerprint else {},
     )
-    return catalog.produce(work, partial(_build, catalog, snapshot_ref, config), origin)
+    return catalog.produce(work, partial(_build, catalog, snapshot_ref, config, protector), origin)
 
 
-def _build(catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessConfig, attempt: Attempt) -> None:
+def _libraries(config: PreprocessConfig) -> list[str]:
+    """Those whose arithmetic shows in the result."""
+    reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
+    return [*LIBRARIES, *(["scikit-learn"] if reduces else [])]
+
+
+def _build(
+    catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessConfig, protector: Protector, attempt: Attempt
+) -> None:
     folder, sources = read_snapshot(catalog, snapshot_ref)
-    with closing(Intake(attempt, config)) as intake:
+    with closing(Intake(attempt, config, protector)) as intake:
         for source in sources:
             _take_in(intake, attempt, folder, source, config)
         taken = intake.finish()
@@ -67,6 +86,8 @@ def _take_in(intake: Intake, attempt: Attempt, folder: str, source: Source, conf
         present = columns_of(path, source.name, kind, config.read)
         check_columns(config, source.name, present)
         wanted = intake.wanted(present)
-        raw = batches(path, source.name, kind, wanted, config.read)
+        # The text of a row that could not be told into columns may hold anything.
+        show_torn = not any(rule.sensitive for rule in config.columns.values())
+        raw = batches(path, source.name, kind, wanted, config.read, show_torn=show_torn)
         for batch in ahead(raw):
             intake.add(batch, source.name)
