@@ -32,6 +32,10 @@ class ReadConfig(Frozen):
     )
     delimiter: str | None = Field(None, min_length=1, max_length=1, description="of CSV; none: a tab in .tsv, else ,")
     encoding: str = Field("utf-8", description="of CSV files")
+    nulls: list[str] = Field(
+        default_factory=list,
+        description="texts of CSV and JSON Lines that mean no value, besides the empty one, NaN and NULL",
+    )
 
 
 class FileKind(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,7 +129,7 @@ def _batches(
         if kind.format == "arrow":
             yield from _numbered(_arrow_tables(stream, columns))
         elif kind.format == "jsonl":
-            yield from _json_batches(stream, name, columns, show_torn)
+            yield from _json_batches(stream, name, columns, config, show_torn)
         else:
             yield from _csv_batches(stream, name, kind, columns, config, show_torn)
 
@@ -183,7 +183,7 @@ def _csv_reader(
         csv.ConvertOptions(
             include_columns=list(columns or []),
             column_types=dict.fromkeys(columns or [], pa.binary()),
-            null_values=NULLS,
+            null_values=[*NULLS, *config.nulls],
             strings_can_be_null=True,
         ),
     )
@@ -331,14 +331,17 @@ def _names_of_readable(lines: Sequence[bytes]) -> list[str]:
     return list(names)
 
 
-def _json_batches(stream: IO[bytes], name: str, columns: Sequence[str], show_torn: bool) -> Iterator[RawBatch]:
+def _json_batches(
+    stream: IO[bytes], name: str, columns: Sequence[str], config: ReadConfig, show_torn: bool
+) -> Iterator[RawBatch]:
     first = 1
     for block in _line_blocks(stream, name):
         lines = _lines(block)
         numbers = np.arange(first, first + lines.height)
         first += lines.height
         filled = (lines["line"].str.strip_chars() != "").to_numpy() | lines["bad"].to_numpy()
-        yield _json_batch(lines.filter(pl.Series(filled)), numbers[filled], name, columns, show_torn)
+        batch = _json_batch(lines.filter(pl.Series(filled)), numbers[filled], name, columns, show_torn)
+        yield replace(batch, rows=_without_nulls(batch.rows, config.nulls))
 
 
 def _lines(block: bytes) -> pl.DataFrame:
@@ -358,14 +361,14 @@ def _json_batch(
     schema = dict.fromkeys(columns, pl.String)
     rows = None if lines["bad"].any() else _read_json("\n".join(lines["line"]), schema)
     if rows is not None and rows.height == lines.height:
-        return RawBatch(_without_nulls(rows), numbers)
+        return RawBatch(rows, numbers)
     good = np.array([not bad and _is_object(line) for line, bad in lines.iter_rows()], dtype=bool)
     text = "\n".join(lines["line"].filter(pl.Series(good)))
     rows = pl.read_ndjson(io.BytesIO(text.encode()), schema=schema) if good.any() else pl.DataFrame(schema=schema)
     shown = lines["line"].filter(pl.Series(~good)) if show_torn else None
     reasons = ["not UTF-8" if bad else "not a JSON object" for bad in lines["bad"].filter(pl.Series(~good))]
     torn = rejection(name, numbers[~good], "", "", shown).with_columns(pl.Series("reason", reasons, dtype=pl.String))
-    return RawBatch(_without_nulls(rows), numbers[good], torn)
+    return RawBatch(rows, numbers[good], torn)
 
 
 def _is_object(line: str) -> bool:
@@ -379,8 +382,8 @@ def _read_json(text: str, schema: Mapping[str, type[pl.String]] | None) -> pl.Da
         return None
 
 
-def _without_nulls(rows: pl.DataFrame) -> pl.DataFrame:
-    return rows.with_columns(pl.when(pl.all().is_in(NULLS)).then(None).otherwise(pl.all()).name.keep())
+def _without_nulls(rows: pl.DataFrame, more: Sequence[str]) -> pl.DataFrame:
+    return rows.with_columns(pl.when(pl.all().is_in([*NULLS, *more])).then(None).otherwise(pl.all()).name.keep())
 
 
 # -- opening ------------------------------------------------------------------------------------------------------

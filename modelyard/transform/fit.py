@@ -13,7 +13,7 @@ from modelyard.transform.config import TransformConfig
 from modelyard.transform.features import Category, FeatureScale
 from modelyard.transform.fitted import FittedTransform
 
-SAMPLE_VALUES = 200_000
+SAMPLE_VALUES: int = 200_000
 MAX_DISTINCT = 1_000_000
 
 
