@@ -41,11 +41,13 @@ class Cleaned:
         rows: clean rows with the plan's columns, in their order and types; null where a column's policy admits it.
         numbers: (n,) number of each clean row in its file.
         rejected: one line for each refused row (`REJECTED_SCHEMA`), with the first thing that is wrong with it.
+        parsed: every row, bad ones too, as far as it could be read.
     """
 
     rows: pl.DataFrame
     numbers: np.ndarray
     rejected: pl.DataFrame
+    parsed: pl.DataFrame
 
 
 def clean(batch: pl.DataFrame, plan: Plan, file: str, rows: np.ndarray) -> Cleaned:
@@ -64,9 +66,9 @@ def clean(batch: pl.DataFrame, plan: Plan, file: str, rows: np.ndarray) -> Clean
         if problems is not None:
             bad |= problems > 0
     if not bad.any():
-        return Cleaned(frame, rows, pl.DataFrame(schema=REJECTED_FRAME))
+        return Cleaned(frame, rows, pl.DataFrame(schema=REJECTED_FRAME), frame)
     rejected = _describe(batch, plan, [problems for _, problems in checked], np.flatnonzero(bad), file, rows)
-    return Cleaned(frame.filter(pl.Series(~bad)), rows[~bad], rejected)
+    return Cleaned(frame.filter(pl.Series(~bad)), rows[~bad], rejected, frame)
 
 
 def rejection(file: str, rows: np.ndarray, column: str, reason: str, values: pl.Series | None = None) -> pl.DataFrame:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -14,6 +15,7 @@ from modelyard.errors import DataError
 from modelyard.preprocess.clean import DROPPED, REASONS, REJECTED_SCHEMA, clean
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import HashLedger
+from modelyard.preprocess.profile import TableProfile
 from modelyard.preprocess.protect import Protector
 from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Plan, check_file, make_plan
@@ -70,6 +72,7 @@ class TakenIn:
     Attributes:
         repeated: (rows of the spool,) whether the row is equal to an earlier one.
         taken: column -> the same mask for the values of a column that must be unique.
+        profile: what the columns held, in every row that was one.
     """
 
     spool: Spool
@@ -78,6 +81,7 @@ class TakenIn:
     quarantine: Quarantine
     folder: ShardFolder
     num_read: int
+    profile: dict[str, Any]
 
 
 class Intake:
@@ -95,6 +99,7 @@ class Intake:
             for number, (name, rule) in enumerate(config.columns.items())
             if rule.unique
         }
+        self._profile: TableProfile | None = None
         self._num_read = 0
 
     def close(self) -> None:
@@ -123,6 +128,8 @@ class Intake:
         check_file(self.plan, file, rows.schema)
         cleaned = clean(rows, self.plan, file, batch.numbers)
         self._quarantine.add(cleaned.rejected)
+        self._profile = self._profile or TableProfile(self.plan.columns)
+        self._profile.add(cleaned.parsed)
         if cleaned.rows.height:
             self._keep(file, cleaned.rows, cleaned.numbers, self.plan)
 
@@ -141,6 +148,7 @@ class Intake:
             quarantine=self._quarantine,
             folder=self._folder,
             num_read=self._num_read,
+            profile=self._profile.as_json() if self._profile else {},
         )
 
     def _keep(self, file: str, rows: pl.DataFrame, numbers: np.ndarray, plan: Plan) -> None:

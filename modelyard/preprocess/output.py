@@ -18,6 +18,7 @@ from modelyard.preprocess.duplicates import HashLedger
 from modelyard.preprocess.fitting import TransformFitter, even_batches, limits
 from modelyard.preprocess.intake import TakenIn
 from modelyard.preprocess.prefetch import ahead
+from modelyard.preprocess.profile import TableProfile
 from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Column, Plan, schema_yaml
 from modelyard.preprocess.shards import ShardWriter
@@ -41,6 +42,7 @@ class _Output:
         self._attempt, self._config, self._plan, self._taken = attempt, config, plan, taken
         self._num_duplicates = 0
         self._fitter = TransformFitter(config, plan)
+        self._profile = TableProfile(plan.columns)
         self._limits: dict[str, tuple[float, float]] = {}
         self._labels: dict[str, Counter[Any]] = {split: Counter() for split in SPLITS}
         self._keys = {
@@ -52,6 +54,7 @@ class _Output:
     def write(self) -> None:
         self._limits = self._fit_limits()
         for chunk, codes in self._split_rows(final=True):
+            self._profile.add(chunk.rows)
             for name, ledger in self._keys.items():
                 ledger.add(row_hashes(chunk.rows, [name]), codes)
             for number, split in enumerate(SPLITS):
@@ -201,6 +204,7 @@ class _Output:
                 }
                 for split, writer in self._writers.items()
             },
+            "profile": {"before": self._taken.profile, "after": self._profile.as_json()},
             "columns": {
                 "features": self._plan.features,
                 "target": self._plan.target.name,
