@@ -6,7 +6,6 @@ import glob
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from modelyard.errors import DataError
 from modelyard.preprocess.formats import is_data
@@ -18,8 +17,17 @@ CHUNK_BYTES = 2**20
 
 
 def local_path(uri: str) -> Path | None:
-    """The path behind a `file://` URI; None for any other."""
-    return Path(unquote(urlsplit(uri).path)) if uri.startswith(LOCAL) else None
+    """The path behind a `file://` URI, taken as it is written; None for any other.
+
+    Raises:
+        DataError: the path is relative, and so would mean another folder in every process.
+    """
+    if not uri.startswith(LOCAL):
+        return None
+    path = Path(uri.removeprefix(LOCAL))
+    if not path.is_absolute():
+        raise DataError(f"{uri}: the path of a file:// URI has to be absolute, file:///like/this")
+    return path
 
 
 def find(store: Store, uri: str) -> Sequence[ObjectInfo]:

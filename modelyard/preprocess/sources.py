@@ -315,7 +315,7 @@ def _line_blocks(stream: IO[bytes], name: str) -> Iterator[bytes]:
 def _json_names(block: bytes) -> list[str]:
     lines = [line for line in block.splitlines() if line.strip()]
     try:
-        return pl.read_ndjson(io.BytesIO(b"\n".join(lines)), infer_schema_length=1000).columns
+        return pl.read_ndjson(io.BytesIO(b"\n".join(lines)), infer_schema_length=None).columns
     except pl.exceptions.PolarsError:
         return _names_of_readable(lines[:1000])
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -14,12 +17,14 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from commands.environment import PROJECT
 from modelyard.catalog import Catalog, Product
 from modelyard.datasets import SPLITS, Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import digits_parquet
 from modelyard.settings import Settings
+from modelyard.storage import Store
 from tests.workbench import DIGITS, ORIGIN, blobs, csv_bytes, own_catalog, parquet_bytes, upload
 
 CONFIG = PreprocessConfig(target="kind")
@@ -117,6 +122,39 @@ def test_the_same_work_has_the_same_digest(catalog: Catalog, settings: Settings)
     one, other = run(catalog, files), run(own_catalog(settings), files)
     assert not other.reused
     assert one.ref.digest == other.ref.digest
+
+
+SAME_WORK = """
+import sys
+from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
+from modelyard.settings import load_settings
+from tests.workbench import ORIGIN, own_catalog
+catalog = own_catalog(load_settings())
+transform = {"select": {"variance": 0, "mutual_information": 2}, "components": 1}
+config = PreprocessConfig.model_validate({"target": "kind", "transform": transform})
+print(preprocess(catalog, snapshot(catalog, sys.argv[1], ORIGIN).ref, config, ORIGIN).ref.digest)
+"""
+
+
+@pytest.mark.soak
+def test_threads_do_not_show(store: Store, tmp_path: Path):
+    """One thread or four, in processes of their own: one digest, with selection and extraction too."""
+    del store  # it runs
+    rows = pd.concat([blobs(150_000), blobs(1000)])
+    (tmp_path / "rows.csv").write_bytes(csv_bytes(rows))
+    digests = set()
+    for threads in ("1", "4"):
+        limits = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+        done = subprocess.run(
+            [sys.executable, "-c", SAME_WORK, f"file://{tmp_path}"],
+            env=os.environ | limits,
+            cwd=PROJECT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        digests.add(done.stdout)
+    assert len(digests) == 1
 
 
 def test_growing_data_moves_no_row(catalog: Catalog, tmp_path: Path):

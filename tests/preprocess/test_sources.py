@@ -116,6 +116,25 @@ def test_local_folders_patterns_and_files(catalog: Catalog, tmp_path: Path):
         assert [source.name for source in sources] == names
 
 
+def test_odd_names_of_files(catalog: Catalog, tmp_path: Path):
+    """Question marks, percent signs and spaces in a path are part of it; a relative path is refused."""
+    path = tmp_path / "what? 50%20 #1.csv"
+    path.write_bytes(csv_bytes(FRAME))
+    ref = snapshot(catalog, f"file://{tmp_path}", ORIGIN).ref
+    assert preprocess(catalog, ref, CONFIG, ORIGIN).manifest.content.facts["read"] == 200
+    with pytest.raises(DataError, match="has to be absolute"):
+        snapshot(catalog, "file://rows.csv", ORIGIN)
+
+
+def test_columns_may_come_late_in_json(catalog: Catalog):
+    """A key that the first thousand lines lack is a column all the same."""
+    frame = blobs(1500).astype(object)
+    lines = json_bytes(frame).splitlines(keepends=True)
+    lines[:1200] = [line.replace(b'"b"', b'"c"') for line in lines[:1200]]
+    config = CONFIG.model_copy(update={"features": ["a", "b"], "nulls": "mean"})
+    assert run(catalog, {"p.jsonl": b"".join(lines)}, config).manifest.content.facts["kept"] == 1500
+
+
 def test_the_user_has_the_last_word_on_the_format(catalog: Catalog):
     """A single object may be called anything; format, delimiter and encoding can be said."""
     latin = blobs(200).assign(who="José").to_csv(index=False, sep=";").encode("latin-1")
@@ -125,6 +144,9 @@ def test_the_user_has_the_last_word_on_the_format(catalog: Catalog):
         preprocess(catalog, ref, CONFIG, ORIGIN)
     read = ReadConfig(format="csv", delimiter=";", encoding="latin-1")
     config = CONFIG.model_copy(update={"read": read, "identity": ["who"]})
+    wide = FRAME.to_csv(index=False).encode("utf-16")
+    spelt = CONFIG.model_copy(update={"read": ReadConfig(encoding="utf-16")})
+    assert rows_of(run(catalog, {"p.csv": wide}, spelt)) == rows_of(run(catalog, {"p.csv": csv_bytes(FRAME)}))
     with pytest.raises(DataError, match="split is empty"):  # everybody is José: read as text, and one identity
         preprocess(catalog, ref, config, ORIGIN)
 
