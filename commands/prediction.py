@@ -49,7 +49,7 @@ def held_out_rows(catalog: Catalog, dataset: ArtifactRef, count: int) -> Rows:
     with tempfile.TemporaryDirectory(prefix="modelyard-rows-") as scratch:
         opened = Dataset.fetch(catalog, dataset, Path(scratch), ["test"])
         frame = next(opened.frames("test", count))
-    return Rows(values=frame[opened.transform.columns].to_numpy(float), truths=frame[opened.target.column].tolist())
+    return Rows(values=opened.transform.rows(frame), truths=frame[opened.target.column].tolist())
 
 
 def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:

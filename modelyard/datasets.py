@@ -4,6 +4,7 @@ train/ validation/ test/   Parquet shards of clean, untransformed rows
 rejected/                  the rows that were refused, each with its reason
 transform.json             fitted on the training split
 target.json                the fitted target schema
+schema.yaml                what each column was taken for, as a preset's `preprocess` says it: to copy and edit
 report.json                what went in, what came out, and why the rest did not
 """
 
@@ -28,6 +29,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 TRANSFORM_FILE = "transform.json"
 TARGET_FILE = "target.json"
 REPORT_FILE = "report.json"
+SCHEMA_FILE = "schema.yaml"
 BATCH_ROWS = 8192
 
 
@@ -58,10 +60,10 @@ class Dataset:
         return sum(parquet.read_metadata(shard).num_rows for shard in (self._folder / split).glob("*.parquet"))
 
     def batches(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Raw feature rows (n, width) float64 and encoded targets (n,), ready for `FittedTransform.apply`."""
+        """Feature rows (n, number of columns) float64 and encoded targets (n,), ready for `FittedTransform.apply`."""
         kind = task_kind(self.target.task)
         for frame in self.frames(split, batch_rows):
-            rows = frame[self.transform.columns].to_numpy(dtype=np.float64)
+            rows = self.transform.rows(frame)
             yield rows, kind.encode(self.target, frame[self.target.column])
 
     def load(self, split: Split) -> tuple[np.ndarray, np.ndarray]:

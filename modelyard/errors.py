@@ -3,6 +3,7 @@
     ModelyardError
     ├── TransientError            the same call may succeed later: tasks retry it, with backoff
     │   ├── StoreUnavailable      the object store did not answer, or answered 5xx / 429
+    │   ├── ObjectChanged         an object was replaced while it was read
     │   ├── TrackerUnavailable    the same for MLflow
     │   ├── EndpointUnavailable   the same for the serving endpoint
     │   ├── RankLost              a training process died or hung without saying why
@@ -48,6 +49,10 @@ class PermanentError(ModelyardError):
 
 class StoreUnavailable(TransientError):
     """The object store did not answer in time, or asked to slow down."""
+
+
+class ObjectChanged(TransientError):
+    """An object was replaced while it was read; what stands there now can be read from its beginning."""
 
 
 class TrackerUnavailable(TransientError):

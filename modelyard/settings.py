@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     s3_ca_bundle: Path | None = Field(None, description="PEM file of a private certificate authority")
     s3_timeout_seconds: float = Field(60, gt=0, description="bound on one request to the store")
 
+    # Data
+    sensitive_key: SecretStr | None = Field(None, description="key with which sensitive columns are hashed")
+
     # Tracking and orchestration
     mlflow_tracking_uri: str | None = Field(None, description="an outside MLflow; empty: embedded")
     prefect_api_url: str | None = Field(None, description="an outside Prefect API; empty: embedded")

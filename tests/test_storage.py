@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import SSLError
 from pydantic import SecretStr
 
-from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
+from modelyard.errors import NotFound, ObjectChanged, StoreRefused, StoreUnavailable
 from modelyard.settings import Settings
 from modelyard.storage import Store, split_uri
 from modelyard.storage.clients import connect_control
@@ -68,7 +68,7 @@ def test_an_object_replaced_while_it_is_read_is_refused(store: Store, folder: st
     store.put(uri, bytes(2 * PART_BYTES))
     with (
         (tmp_path / "file").open("wb") as file,
-        pytest.raises(StoreUnavailable, match=f"{uri}: the object was replaced"),
+        pytest.raises(ObjectChanged, match=f"{uri}: replaced"),
         Translated(uri),
     ):
         _fetch_rest(client, key, meta, file)

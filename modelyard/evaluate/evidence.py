@@ -87,7 +87,7 @@ def _pass_over(
     """Returns the raw feature values of the golden rows, spread evenly, and the first rows whole."""
     num_rows = dataset.num_rows("test")
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
-    columns = judged[CANDIDATE].package.transform.columns
+    transform = judged[CANDIDATE].package.transform
     golden, firsts, position = [], [], 0
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
@@ -96,7 +96,7 @@ def _pass_over(
             targets = judged[CANDIDATE].targets(frame)
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        golden.append(frame[columns].to_numpy(dtype=np.float64)[here])
+        golden.append(transform.rows(frame)[here])
         if position < config.robustness_rows:
             firsts.append(frame.iloc[: config.robustness_rows - position])
         position += len(frame)

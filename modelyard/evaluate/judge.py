@@ -68,7 +68,7 @@ class Judged:
             The raw outputs, (n, k).
         """
         targets = self.targets(frame)
-        rows = frame[self.package.transform.columns].to_numpy(dtype=np.float64)
+        rows = self.package.transform.rows(frame)
         outputs = self.package.outputs(rows)
         self._num_rows += len(rows)
         self._num_finite += int(np.isfinite(outputs).all(axis=1).sum())

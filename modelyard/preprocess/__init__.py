@@ -3,11 +3,11 @@
     snapshot    names exactly which bytes a data set is made from
     preprocess  schema check, cleaning, exact duplicates, split by hash, shards, fitted transform
 
-Rows are read in bounded batches; what is kept in memory for the whole set is 16 bytes a row (for the duplicates).
+Everything streams: rows are read in bounded batches, and what must wait until all were seen waits on the local disk.
 """
 
-from modelyard.preprocess.config import PreprocessConfig, SplitFractions
+from modelyard.preprocess.config import PreprocessConfig, SplitConfig
 from modelyard.preprocess.snapshot import snapshot
 from modelyard.preprocess.stage import preprocess
 
-__all__ = ["PreprocessConfig", "SplitFractions", "preprocess", "snapshot"]
+__all__ = ["PreprocessConfig", "SplitConfig", "preprocess", "snapshot"]

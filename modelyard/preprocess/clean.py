@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
+import polars as pl
 import pyarrow as pa
 
-from modelyard.preprocess.schema import Plan
-from modelyard.preprocess.values import identity_texts, integers, label_texts, numbers
+from modelyard.preprocess.config import TextStep
+from modelyard.preprocess.schema import Column, Plan
+from modelyard.preprocess.values import booleans, dates, integers, numbers, texts
 
 # Position is the code; 0 is a good value.
-REASONS = ("", "null", "not a number", "not finite", "out of range", "not an integer", "unknown label")
-NULL, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE, NOT_AN_INTEGER, UNKNOWN_LABEL = range(1, len(REASONS))
+REASONS = ("", "null", "not a number", "not finite", "out of range", "not an integer", "unknown label", "not a boolean",
+           "not a date", "unknown value", "null, dropped")  # fmt: skip
+(NULL, NOT_A_NUMBER, NOT_FINITE, OUT_OF_RANGE, NOT_AN_INTEGER, UNKNOWN_LABEL, NOT_A_BOOLEAN, NOT_A_DATE, UNKNOWN_VALUE,
+ DROPPED) = range(1, len(REASONS))  # fmt: skip
+SHOWN_CHARACTERS = 200
+WHITESPACE, CONTROL = r"\s+", r"[\p{Cc}&&[^\t\n\r]]"
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -24,6 +30,7 @@ REJECTED_SCHEMA = pa.schema(
         ("value", pa.string()),
     ]
 )
+REJECTED_FRAME = {"file": pl.String, "row": pl.Int64, "column": pl.String, "reason": pl.String, "value": pl.String}
 
 
 @dataclass(frozen=True)
@@ -31,93 +38,150 @@ class Cleaned:
     """A batch, told apart.
 
     Attributes:
-        rows: clean rows with the plan's columns, in their order.
+        rows: clean rows with the plan's columns, in their order and types; null where a column's policy admits it.
+        numbers: (n,) number of each clean row in its file.
         rejected: one line for each refused row (`REJECTED_SCHEMA`), with the first thing that is wrong with it.
+        parsed: every row, bad ones too, as far as it could be read.
     """
 
-    rows: pd.DataFrame
-    rejected: pd.DataFrame
+    rows: pl.DataFrame
+    numbers: np.ndarray
+    rejected: pl.DataFrame
+    parsed: pl.DataFrame
 
 
-def clean(batch: pa.RecordBatch, plan: Plan, file: str, first_row: int) -> Cleaned:
+def clean(batch: pl.DataFrame, plan: Plan, file: str, rows: np.ndarray) -> Cleaned:
     """Check every value of a batch.
 
     Args:
         batch: raw rows with the plan's columns.
         plan: what each column should be.
         file: name of the file they come from.
-        first_row: number of the batch's first row in it, counted from 1 without a header.
+        rows: (n,) number of each row in it, counted from 1 without a header.
     """
-    features, feature_problems = _features(batch, plan)
-    labels, label_problems = _labels(batch, plan)
-    extra = {column: identity_texts(batch.column(column)) for column in plan.extra}
-    missing = [texts.isna().to_numpy().astype(np.int8) * NULL for texts in extra.values()]
-    problems = np.column_stack([feature_problems, label_problems, *missing])
-    bad = problems.any(axis=1)
-    frame = pd.DataFrame(features, columns=pd.Index(plan.features))
-    frame = pd.concat([frame, labels.rename(plan.target), pd.DataFrame(extra)], axis=1)
-    rejected = _describe(batch, plan, problems, np.flatnonzero(bad), file=file, first_row=first_row)
-    return Cleaned(frame[~bad].reset_index(drop=True), rejected)
+    checked = [_checked(batch[column.name], column) for column in plan.columns]
+    frame = pl.DataFrame([values for values, _ in checked])
+    bad = np.zeros(batch.height, dtype=bool)
+    for _, problems in checked:
+        if problems is not None:
+            bad |= problems > 0
+    if not bad.any():
+        return Cleaned(frame, rows, pl.DataFrame(schema=REJECTED_FRAME), frame)
+    rejected = _describe(batch, plan, [problems for _, problems in checked], np.flatnonzero(bad), file, rows)
+    return Cleaned(frame.filter(pl.Series(~bad)), rows[~bad], rejected, frame)
 
 
-def _features(batch: pa.RecordBatch, plan: Plan) -> tuple[np.ndarray, np.ndarray]:
-    """Values (n, width) float64 and problem codes (n, width)."""
-    read = [numbers(batch.column(column)) for column in plan.features]
-    # -0.0 equals 0.0 and must not hash apart from it.
-    values = np.column_stack([column for column, _ in read]) + 0.0
-    unreadable = np.column_stack([mask for _, mask in read])
-    problems = np.zeros(values.shape, dtype=np.int8)
-    with np.errstate(invalid="ignore"):
-        problems[(values < plan.low) | (values > plan.high)] = OUT_OF_RANGE
-    problems[np.isinf(values)] = NOT_FINITE
-    problems[np.isnan(values)] = NULL
-    problems[unreadable] = NOT_A_NUMBER
-    return values, problems
-
-
-def _labels(batch: pa.RecordBatch, plan: Plan) -> tuple[pd.Series, np.ndarray]:
-    """Labels as the plan stores them, and problem codes (n,)."""
-    if plan.label_type == "number":
-        return _numeric_labels(batch.column(plan.target))
-    texts = label_texts(batch.column(plan.target))
-    problems = np.zeros(len(texts), dtype=np.int8)
-    labels = texts
-    if plan.label_type == "integer":
-        whole, readable = integers(texts)
-        labels = pd.Series(whole)
-        texts = labels.astype(str)
-        problems[~readable] = NOT_AN_INTEGER
-    if plan.labels is not None:
-        problems[(problems == 0) & ~texts.isin(plan.labels).to_numpy()] = UNKNOWN_LABEL
-    problems[label_texts(batch.column(plan.target)).isna().to_numpy()] = NULL
-    return labels, problems
-
-
-def _numeric_labels(column: pa.Array) -> tuple[pd.Series, np.ndarray]:
-    values, unreadable = numbers(column)
-    problems = np.zeros(len(values), dtype=np.int8)
-    problems[np.isinf(values)] = NOT_FINITE
-    problems[np.isnan(values)] = NULL
-    problems[unreadable] = NOT_A_NUMBER
-    return pd.Series(values + 0.0), problems
-
-
-def _describe(
-    batch: pa.RecordBatch, plan: Plan, problems: np.ndarray, bad: np.ndarray, *, file: str, first_row: int
-) -> pd.DataFrame:
-    """The quarantine's lines for the rows numbered ``bad``."""
-    where = (problems[bad] > 0).argmax(axis=1)
-    columns = [plan.columns[position] for position in where]
-    return pd.DataFrame(
+def rejection(file: str, rows: np.ndarray, column: str, reason: str, values: pl.Series | None = None) -> pl.DataFrame:
+    """Lines of the quarantine for rows that share column and reason."""
+    shown = pl.Series([None] * len(rows), dtype=pl.String) if values is None else _shown(values)
+    return pl.DataFrame(
         {
-            "file": [file] * len(bad),
-            "row": (bad + first_row).astype(np.int64),
-            "column": columns,
-            "reason": [REASONS[code] for code in problems[bad, where]],
-            "value": [_shown(batch.column(column)[int(row)]) for column, row in zip(columns, bad, strict=True)],
+            "file": pl.Series([file], dtype=pl.String).new_from_index(0, len(rows)),
+            "row": pl.Series(rows, dtype=pl.Int64),
+            "column": pl.Series([column], dtype=pl.String).new_from_index(0, len(rows)),
+            "reason": pl.Series([reason], dtype=pl.String).new_from_index(0, len(rows)),
+            "value": shown,
         }
     )
 
 
-def _shown(value: pa.Scalar) -> str | None:
-    return str(value.as_py())[:200] if value.is_valid else None
+def _checked(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray | None]:
+    """Values as they are stored, and problem codes (n,) where there are any."""
+    if column.role == "target" and not column.is_number:
+        values, problems = _label(raw, column)
+    elif column.is_number:
+        values, problems = _number(raw, column)
+    elif column.kind == "date":
+        values, problems = _date(raw, column)
+    else:
+        values, problems = _text(raw, column)
+    nulls = values.is_null()
+    if nulls.any() and column.nulls in ("reject", "drop"):
+        code = NULL if column.nulls == "reject" else DROPPED
+        problems = np.where(nulls.to_numpy() & (problems == 0), code, problems)
+    return values, problems if problems.any() else None
+
+
+def _number(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
+    values, unreadable = booleans(raw) if column.kind == "boolean" else numbers(raw)
+    plain = values.to_numpy()  # null as NaN, which compares as neither below nor above
+    problems = np.zeros(len(plain), dtype=np.int8)
+    problems[(plain < column.low) | (plain > column.high)] = OUT_OF_RANGE
+    if column.kind == "integer":
+        problems[np.isfinite(plain) & (plain != np.round(plain))] = NOT_AN_INTEGER
+    problems[np.isinf(plain)] = NOT_FINITE
+    problems[unreadable] = NOT_A_BOOLEAN if column.kind == "boolean" else NOT_A_NUMBER
+    if column.allowed is not None:
+        known = values.is_in([float(value) for value in column.allowed]).fill_null(value=True).to_numpy()
+        problems[~known & (problems == 0)] = UNKNOWN_VALUE
+    return values, problems
+
+
+def _label(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
+    labels = normalised(texts(raw), column.rule.text)
+    problems = np.zeros(len(raw), dtype=np.int8)
+    if column.kind == "integer":
+        labels, unreadable = integers(raw if raw.dtype != pl.String else labels)
+        problems[unreadable] = NOT_AN_INTEGER
+    if column.allowed is not None:
+        known = labels.cast(pl.String).is_in(list(column.allowed)).fill_null(value=True).to_numpy()
+        problems[~known & (problems == 0)] = UNKNOWN_LABEL
+    return labels, problems
+
+
+def _date(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
+    values, unreadable = dates(raw)
+    problems = np.zeros(len(raw), dtype=np.int8)
+    moments = values.to_physical().cast(pl.Float64).to_numpy()
+    problems[(moments < column.low) | (moments > column.high)] = OUT_OF_RANGE
+    problems[unreadable] = NOT_A_DATE
+    return values, problems
+
+
+def _text(raw: pl.Series, column: Column) -> tuple[pl.Series, np.ndarray]:
+    values = normalised(texts(raw), column.rule.text)
+    problems = np.zeros(len(raw), dtype=np.int8)
+    if column.allowed is not None:
+        known = values.is_in(list(column.allowed)).fill_null(value=True).to_numpy()
+        problems[~known] = UNKNOWN_VALUE
+    return values, problems
+
+
+def normalised(values: pl.Series, steps: Sequence[TextStep]) -> pl.Series:
+    """Texts after the steps, always in this order whatever order they were asked in."""
+    if "nfc" in steps:
+        values = values.str.normalize("NFC")
+    if "control" in steps:
+        values = values.str.replace_all(CONTROL, "")
+    if "whitespace" in steps:
+        values = values.str.replace_all(WHITESPACE, " ").str.strip_chars()
+    if "lower" in steps:
+        values = values.str.to_lowercase()
+    return texts(values) if steps else values
+
+
+def _describe(
+    batch: pl.DataFrame,
+    plan: Plan,
+    problems: list[np.ndarray | None],
+    bad: np.ndarray,
+    file: str,
+    rows: np.ndarray,
+) -> pl.DataFrame:
+    """The quarantine's lines for the rows at positions ``bad``, in their order."""
+    codes = np.column_stack([np.zeros(len(bad)) if part is None else part[bad] for part in problems]).astype(np.int8)
+    where = (codes > 0).argmax(axis=1)
+    lines = []
+    for number in np.unique(where):
+        here = bad[where == number]
+        name = plan.columns[number].name
+        line = rejection(file, rows[here], name, "", batch[name].gather(here))
+        reasons = [REASONS[code] for code in codes[where == number, number]]
+        lines.append(line.with_columns(pl.Series("reason", reasons, dtype=pl.String)))
+    return pl.concat(lines).sort("row")
+
+
+def _shown(values: pl.Series) -> pl.Series:
+    if values.dtype == pl.Binary:
+        values = values.bin.encode("hex")
+    return values.cast(pl.String, strict=False).str.slice(0, SHOWN_CHARACTERS)

@@ -3,73 +3,167 @@
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
+from modelyard.preprocess.formats import ReadConfig
 from modelyard.task_kinds import TaskName
 from modelyard.transform import TransformConfig
 
 EVERY = "*"
 Bound = float | None  # None: open
+Kind = Literal["number", "integer", "boolean", "category", "date"]
+NullPolicy = Literal["reject", "drop", "value", "mean", "median", "most_frequent"]
+TextStep = Literal["nfc", "control", "whitespace", "lower"]
+FITTED_POLICIES = ("mean", "median", "most_frequent")
 
 
-class SplitFractions(Frozen):
-    """Share of the rows in each split; they sum to 1. A small set meets them only roughly: each row is hashed."""
+class SplitConfig(Frozen):
+    """Which rows train, choose (validation) and judge (test).
+
+    ``hash``: each row, or each identity, is hashed; a small set meets the fractions only roughly. ``stratified``:
+    each class meets them to within a row or two, in order of arrival. ``time``: by two dates. With each of them a row
+    stays where it is while data is added (for ``stratified``: added behind what was there).
+    """
 
     train: float = Field(0.8, gt=0, lt=1)
     validation: float = Field(0.1, gt=0, lt=1)
     test: float = Field(0.1, gt=0, lt=1)
+    method: Literal["hash", "stratified", "time"] = "hash"
+    time_column: str | None = Field(None, description="for time: the column of dates")
+    validation_from: datetime | None = Field(None, description="for time: rows from here on are not for training")
+    test_from: datetime | None = Field(None, description="for time: rows from here on are for testing")
+    disjoint: list[str] = Field(
+        default_factory=list, description="columns of which no value may occur in two splits; one that does is an error"
+    )
 
     @model_validator(mode="after")
-    def _sum_is_one(self) -> SplitFractions:
+    def _sum_is_one(self) -> SplitConfig:
         total = self.train + self.validation + self.test
         if not math.isclose(total, 1.0, abs_tol=1e-9):
             raise ValueError(f"the fractions of train, validation and test must sum to 1, not {total:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _time_is_whole(self) -> SplitConfig:
+        given = (self.time_column, self.validation_from, self.test_from)
+        if self.method == "time":
+            if None in given:
+                raise ValueError("split.method time needs time_column, validation_from and test_from")
+            if not self.validation_from < self.test_from:  # ty: ignore[unsupported-operator]  (not None: checked above)
+                raise ValueError("split.validation_from must lie before split.test_from")
+        elif any(value is not None for value in given):
+            raise ValueError("time_column, validation_from and test_from belong to split.method time")
+        return self
+
+
+class OutlierConfig(Frozen):
+    """Values far from the rest of the training split.
+
+    ``zscore``: more than ``limit`` deviations from the mean. ``iqr``: more than ``limit`` interquartile ranges below
+    the first or above the third quartile (Tukey, 1977, takes 1.5). ``clip`` moves them to the bound instead.
+    """
+
+    method: Literal["zscore", "iqr"] = "iqr"
+    limit: float = Field(3.0, gt=0)
+    action: Literal["reject", "clip"] = "reject"
+
+
+class ColumnConfig(Frozen):
+    """What one column must be, and what becomes of values that are not."""
+
+    type: Kind | None = Field(None, description="none: from the first rows")
+    range: tuple[Bound, Bound] | None = Field(None, description="allowed numbers, both ends included")
+    earliest: datetime | None = Field(None, description="dates before are refused")
+    latest: datetime | None = Field(None, description="dates after are refused")
+    values: list[str | int] | None = Field(None, min_length=1, description="values that may occur")
+    nulls: NullPolicy = Field(
+        "reject", description="reject: into the quarantine; drop: leave the row out; value: fill with `fill`; or fill"
+        " with the mean, median or most_frequent value of the training split"
+    )  # fmt: skip
+    fill: float | str | None = Field(None, description="for nulls: value")
+    unique: bool = Field(False, description="later rows with a value that occurred are refused")
+    outliers: OutlierConfig | None = None
+    text: list[TextStep] = Field(
+        default_factory=list,
+        description="nfc: one spelling of each character; control: remove control characters; whitespace: trim, and one"
+        " space for each run; lower",
+    )
+    sensitive: Literal["drop", "mask", "hash"] | None = Field(
+        None,
+        description="done before anything else sees the column; hash needs MODELYARD_SENSITIVE_KEY in the environment",
+    )
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> ColumnConfig:
+        _check_order("range", *(self.range or (None, None)))
+        _check_order("earliest", self.earliest, self.latest)
+        if (self.nulls == "value") != (self.fill is not None):
+            raise ValueError("`fill` and `nulls: value` go together")
+        if self.type in ("category", "date") and (self.range or self.outliers or self.nulls in ("mean", "median")):
+            raise ValueError(f"range, outliers, mean and median are for numbers, not for a {self.type}")
+        if self.sensitive and (self.type not in (None, "category") or self.range or self.values or self.outliers):
+            raise ValueError("a sensitive column becomes a text: no other type than category, no range, no values")
+        if self.sensitive == "mask" and self.unique:
+            raise ValueError("a masked column cannot be unique: all its values become one")
         return self
 
 
 class PreprocessConfig(Frozen):
     """How rows become a data set.
 
-    Features are stored as float64, identity columns as text, the target of a regression as float64, else as int64 or
-    text: text only if most labels of the first rows (or any of ``target_values``) are not integers. So the same rows in CSV and in Parquet make
-    the same data set.
+    Number features are stored as float64, categories and identity columns as text, dates as time stamps, the target
+    of a regression as float64, else as int64 or text: text only if most labels of the first rows (or any of ``target_values``) are not integers. So
+    the same rows in CSV and in Parquet make the same data set.
     """
 
     target: str = Field(min_length=1, description="column to predict")
     task: TaskName = "classification"
     features: Literal["*"] | list[str] = Field(
-        EVERY, description="input columns in the network's order; *: every numeric column but target and identity"
+        EVERY,
+        description="input columns in the network's order; *: every column that holds numbers or whose type `columns`"
+        " says, but target and identity",
     )
     identity: list[str] = Field(
         default_factory=list,
         description="columns that say which rows belong together and so to the same split; empty: the whole row",
     )
+    keep: list[str] = Field(default_factory=list, description="columns that go along with the rows, as text or dates")
+    columns: dict[str, ColumnConfig] = Field(default_factory=dict, description="rules for single columns")
     ranges: dict[str, tuple[Bound, Bound]] = Field(
         default_factory=dict, description="allowed values (both ends included) per feature; *: of every other one"
     )
     target_values: list[str | int] | None = Field(
         None, min_length=2, description="labels that may occur; rows with others are quarantined"
     )
-    split: SplitFractions = SplitFractions()
-    nulls: Literal["reject"] = Field("reject", description="what becomes of a row with a null")
+    split: SplitConfig = SplitConfig()
+    nulls: NullPolicy = Field("reject", description="what becomes of a null in a feature without a rule of its own")
     max_rejected_fraction: float = Field(0.05, ge=0, le=1, description="more quarantined rows than this: an error")
-    shard_rows: int = Field(100_000, ge=1, description="rows per file of the data set")
+    shard_rows: int = Field(100_000, ge=1, description="rows per file of the data set, at most")
+    read: ReadConfig = ReadConfig()
     transform: TransformConfig = TransformConfig()
 
     @model_validator(mode="after")
     def _ranges_are_ordered(self) -> PreprocessConfig:
         for column, (low, high) in self.ranges.items():
-            if low is not None and high is not None and not low <= high:
-                raise ValueError(f"ranges.{column}: {low:g} lies above {high:g}")
+            _check_order(f"ranges.{column}", low, high)
+        if self.nulls == "value":
+            raise ValueError("nulls: value needs a value of its own for each column: write it under `columns`")
         return self
 
     @model_validator(mode="after")
-    def _labels_belong_to_classes(self) -> PreprocessConfig:
-        if self.task == "regression" and self.target_values is not None:
+    def _regression_has_no_classes(self) -> PreprocessConfig:
+        if self.task != "regression":
+            return self
+        if self.target_values is not None:
             raise ValueError("target_values lists classes; a regression predicts numbers")
+        if self.split.method == "stratified":
+            raise ValueError("split.method stratified keeps the shares of classes; a regression has none")
+        if self.transform.select.mutual_information is not None:
+            raise ValueError("transform.select.mutual_information is that with classes; a regression has none")
         return self
 
     @model_validator(mode="after")
@@ -80,4 +174,29 @@ class PreprocessConfig(Frozen):
             raise ValueError("features: name at least one column, or * for all numeric ones")
         if len(set(self.features)) != len(self.features):
             raise ValueError("features: a column is named twice")
+        if self.split.method == "stratified" and self.identity:
+            raise ValueError("split.method stratified deals with single rows; identity keeps rows together: choose one")
         return self
+
+    @model_validator(mode="after")
+    def _sensitive_columns_are_free(self) -> PreprocessConfig:
+        dropped = [name for name, rule in self.columns.items() if rule.sensitive == "drop"]
+        for name in dropped:
+            if name in self.named:
+                raise ValueError(f"columns.{name}: a column that is dropped cannot be used")
+        target = self.columns.get(self.target)
+        if target and (target.sensitive or target.outliers or target.nulls not in ("reject", "drop")):
+            raise ValueError(f"columns.{self.target}: the target is neither protected, filled nor clipped")
+        return self
+
+    @property
+    def named(self) -> list[str]:
+        """Columns that must be there, each once."""
+        features = [] if self.features == EVERY else list(self.features)
+        time = [self.split.time_column] if self.split.time_column else []
+        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *time, *self.keep]))
+
+
+def _check_order(field: str, low: float | datetime | None, high: float | datetime | None) -> None:
+    if low is not None and high is not None and not low <= high:  # ty: ignore[unsupported-operator]  (both of one type)
+        raise ValueError(f"{field}: {low} lies above {high}")

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
+import yaml
 
 from modelyard.errors import ConfigError, DataError
-from modelyard.preprocess.config import EVERY, PreprocessConfig
-from modelyard.preprocess.values import integers, label_texts, numbers
+from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
+from modelyard.preprocess.values import integers, numbers, texts
 
-LabelType = Literal["integer", "text", "number"]
+Role = Literal["feature", "target", "key"]
+NO_RULE = ColumnConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column of the data set.
+
+    Attributes:
+        kind: what its values are; ``text`` only for keys and text labels.
+        low, high: allowed numbers, or dates as microseconds since 1970; both ends included.
+        allowed: values that may occur, as text; None allows any.
+        nulls: what becomes of a row without a value.
+    """
+
+    name: str
+    role: Role
+    kind: Kind | Literal["text"]
+    low: float = -np.inf
+    high: float = np.inf
+    allowed: frozenset[str] | None = None
+    nulls: NullPolicy = "reject"
+    rule: ColumnConfig = field(default=NO_RULE)
+
+    @property
+    def is_number(self) -> bool:
+        """Stored as float64: labels are not, a regression's target is."""
+        if self.role == "target":
+            return self.kind == "number"
+        return self.kind in ("number", "integer", "boolean") and self.role == "feature"
+
+    @property
+    def stored(self) -> pa.DataType:
+        if self.role == "target" and self.kind == "integer":
+            return pa.int64()
+        if self.is_number:
+            return pa.float64()
+        return pa.timestamp("us") if self.kind == "date" else pa.string()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,164 +61,226 @@ class Plan:
     """The columns of a data set.
 
     Attributes:
-        features: float64 columns, in the network's order.
-        target: the column to predict, and how its labels are stored.
-        identity: text columns that decide the split; empty means the whole row.
+        columns: features in the network's order, target, then keys that are no features.
+        identity: columns that decide the split; empty means the whole row.
         ignored: columns of the first file that nothing uses.
-        low, high: (width,) allowed feature values, both ends included.
-        labels: labels that may occur, as text; None allows any.
     """
 
-    features: list[str]
-    target: str
-    label_type: LabelType
+    columns: list[Column]
     identity: list[str]
     ignored: list[str]
-    low: np.ndarray
-    high: np.ndarray
-    labels: frozenset[str] | None
 
     @property
-    def extra(self) -> list[str]:
-        """Identity columns that are not features as well; those are stored once, as features."""
-        return [column for column in self.identity if column not in self.features]
+    def features(self) -> list[str]:
+        return [column.name for column in self.columns if column.role == "feature"]
 
     @property
-    def columns(self) -> list[str]:
-        return [*self.features, self.target, *self.extra]
+    def target(self) -> Column:
+        return next(column for column in self.columns if column.role == "target")
+
+    @property
+    def names(self) -> list[str]:
+        return [column.name for column in self.columns]
 
     @property
     def table_schema(self) -> pa.Schema:
         """What a shard holds."""
-        label = {"integer": pa.int64(), "text": pa.string(), "number": pa.float64()}[self.label_type]
-        return pa.schema(
-            [(column, pa.float64()) for column in self.features]
-            + [(self.target, label)]
-            + [(column, pa.string()) for column in self.extra]
-        )
+        return pa.schema([(column.name, column.stored) for column in self.columns])
 
 
-def make_plan(config: PreprocessConfig, name: str, first: pa.RecordBatch) -> Plan:
+def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
     """The plan that follows from a config and the first rows of the first file that has any.
 
     Raises:
         DataError: a column is missing, or holds nothing that its part asks for.
-        ConfigError: a range for a column that is no feature.
+        ConfigError: a rule for a column that plays no part.
     """
-    check_columns(config, name, first.schema)
-    features = _all_numeric(config, first) if config.features == EVERY else list(config.features)
+    features = _all_features(config, first) if config.features == EVERY else list(config.features)
     if not features:
         raise DataError(f"{name}: no numeric column besides the target; name the feature columns")
-    for column in features:
-        _check_has_numbers(name, column, first.column(column))
-    if config.task == "regression":
-        _check_has_numbers(name, config.target, first.column(config.target))
-    low, high = _bounds(config, features)
-    used = {*features, config.target, *config.identity}
+    _check_rules(config, features, first.columns)
+    columns = [_feature(config, name, first[column]) for column in features]
+    columns.append(_target(config, name, first[config.target]))
+    keys = [key for key in config.named if key not in {*features, config.target}]
+    columns += [_key(config, key) for key in keys]
+    used = {column.name for column in columns}
     return Plan(
-        features=features,
-        target=config.target,
-        label_type=_label_type(config, first.column(config.target)),
+        columns=columns,
         identity=config.identity,
-        ignored=[column for column in first.schema.names if column not in used],
-        low=low,
-        high=high,
-        labels=None if config.target_values is None else frozenset(map(str, config.target_values)),
+        ignored=[column for column in first.columns if column not in used],
     )
 
 
-def check_columns(config: PreprocessConfig, name: str, schema: pa.Schema) -> None:
-    """What can be said of a file before its rows are read: the named columns are there.
+def check_columns(config: PreprocessConfig, name: str, columns: Sequence[str]) -> None:
+    """What can be said of a file before its rows are read: the named columns are there, each once.
 
     Raises:
         DataError: names file, column and what the file has instead.
     """
-    named = [] if config.features == EVERY else list(config.features)
-    _check_present(name, [*named, config.target, *config.identity], schema)
+    declared = [column for column, rule in config.columns.items() if rule.type and rule.sensitive != "drop"]
+    for column in dict.fromkeys([*config.named, *declared]):
+        if column not in columns:
+            raise DataError(f"{name}: column {column!r} is missing; the file has {_some(columns)}")
+    for column in columns:
+        if columns.count(column) > 1:
+            raise DataError(f"{name}: column {column!r} occurs more than once; rename one of them")
 
 
-def check_file(plan: Plan, name: str, schema: pa.Schema) -> None:
+def check_file(plan: Plan, name: str, schema: Mapping[str, pl.DataType]) -> None:
     """Hold a file against the plan: every column is there, of a type that can be read as what it should be.
 
     Raises:
         DataError: names file, column, its type and what to do.
     """
-    _check_present(name, plan.columns, schema)
-    for column in plan.features:
-        _check_type(name, column, schema.field(column).type, "a number")
-    _check_type(name, plan.target, schema.field(plan.target).type, "a label")
+    for column in plan.columns:
+        if column.name not in schema:
+            raise DataError(f"{name}: column {column.name!r} is missing; the file has {_some(schema)}")
+        wanted = "a number" if column.is_number else "a label" if column.role == "target" else f"a {column.kind}"
+        _check_type(name, column.name, schema[column.name], wanted, dates=column.kind in ("date", "text"))
 
 
-def _check_present(name: str, wanted: Sequence[str], schema: pa.Schema) -> None:
-    for column in wanted:
-        if column not in schema.names:
-            raise DataError(f"{name}: column {column!r} is missing; the file has {_some(schema.names)}")
-        if schema.names.count(column) > 1:
-            raise DataError(f"{name}: column {column!r} occurs more than once; rename one of them")
+def schema_yaml(config: PreprocessConfig, plan: Plan) -> bytes:
+    """The plan as the `preprocess` part of a preset: what was said, and what was found where nothing was said."""
+    columns = {}
+    for column in plan.columns:
+        rule = column.rule.model_dump(mode="json", exclude_defaults=True)
+        if column.role == "feature":
+            low, high = (None if np.isinf(bound) else bound for bound in (column.low, column.high))
+            rule |= {"type": column.kind}
+            rule |= {"range": [low, high]} if column.is_number and (low, high) != (None, None) else {}
+            rule |= {"nulls": column.nulls} if column.nulls != "reject" else {}
+        if rule:
+            columns[column.name] = rule
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude={"ranges", "nulls"})
+    dropped = {name: rule for name, rule in said.get("columns", {}).items() if name not in columns}
+    tree = said | {"target": config.target, "features": plan.features, "columns": columns | dropped}
+    return yaml.safe_dump({"preprocess": tree}, sort_keys=False, allow_unicode=True).encode()
 
 
-def _check_type(name: str, column: str, kind: pa.DataType, wanted: str) -> None:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (_is_number(kind) or _is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+def _check_type(name: str, column: str, kind: pl.DataType, wanted: str, *, dates: bool = False) -> None:
+    is_date = kind == pl.Date or isinstance(kind, pl.Datetime)
+    fits = kind.is_numeric() or kind in (pl.String, pl.Boolean, pl.Null) or (dates and is_date)
+    if not fits:
         raise DataError(f"{name}: column {column!r} is of type {kind}, not {wanted}; convert it, or leave it out")
 
 
-def _check_has_numbers(name: str, column: str, values: pa.Array) -> None:
-    """A column of words would have every row quarantined; better to say so at the first ones."""
-    _check_type(name, column, values.type, "a number")
-    _, unreadable = numbers(values)
-    present = len(values) - values.null_count
-    if present and unreadable.sum() == present:
-        example = values.drop_null()[0].as_py()
-        raise DataError(
-            f"{name}: column {column!r} should hold numbers but holds {values.type} such as {example!r};"
-            " convert it, or leave it out of the features"
-        )
+def _feature(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
+    rule = config.columns.get(values.name, NO_RULE)
+    kind = rule.type or "number"
+    if kind in ("number", "integer"):
+        _check_has_numbers(name, values)
+    nulls = config.nulls if values.name not in config.columns else rule.nulls
+    low, high = rule.range or config.ranges.get(values.name, config.ranges.get(EVERY, (None, None)))
+    if kind == "date":
+        low, high = _microseconds(rule.earliest), _microseconds(rule.latest)
+    return Column(
+        name=values.name,
+        role="feature",
+        kind=kind,
+        low=-np.inf if low is None else low,
+        high=np.inf if high is None else high,
+        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        nulls=nulls,
+        rule=rule,
+    )
 
 
-def _all_numeric(config: PreprocessConfig, first: pa.RecordBatch) -> list[str]:
-    others = {config.target, *config.identity}
-    return [
-        field.name for field in first.schema if field.name not in others and _holds_numbers(first.column(field.name))
-    ]
-
-
-def _holds_numbers(values: pa.Array) -> bool:
-    """Declared as numbers, or text (as all of a CSV file) that mostly reads as numbers."""
-    if not _is_text(values.type):
-        return _is_number(values.type)
-    _, unreadable = numbers(values)
-    present = len(values) - values.null_count
-    return present > 0 and unreadable.sum() * 2 < present
-
-
-def _label_type(config: PreprocessConfig, values: pa.Array) -> LabelType:
+def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
+    rule = config.columns.get(config.target, NO_RULE)
     if config.task == "regression":
-        return "number"
-    if config.target_values is not None:
-        return "integer" if all(isinstance(value, int) for value in config.target_values) else "text"
-    present = label_texts(values).dropna()
-    _, readable = integers(present)
-    return "integer" if len(present) and readable.sum() * 2 >= len(present) else "text"
+        _check_has_numbers(name, values)
+        low, high = rule.range or (None, None)
+        return Column(
+            name=config.target,
+            role="target",
+            kind="number",
+            low=-np.inf if low is None else low,
+            high=np.inf if high is None else high,
+            nulls=rule.nulls,
+            rule=rule,
+        )
+    labels = config.target_values or rule.values
+    return Column(
+        name=config.target,
+        role="target",
+        kind=_label_kind(labels, values),
+        allowed=None if labels is None else frozenset(map(str, labels)),
+        nulls=rule.nulls,
+        rule=rule,
+    )
 
 
-def _bounds(config: PreprocessConfig, features: list[str]) -> tuple[np.ndarray, np.ndarray]:
+def _key(config: PreprocessConfig, name: str) -> Column:
+    rule = config.columns.get(name, NO_RULE)
+    is_time = name == config.split.time_column
+    kind = "date" if is_time or rule.type == "date" else "text"
+    low, high = (_microseconds(rule.earliest), _microseconds(rule.latest)) if kind == "date" else (None, None)
+    return Column(
+        name=name,
+        role="key",
+        kind=kind,
+        low=-np.inf if low is None else low,
+        high=np.inf if high is None else high,
+        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        nulls="drop" if rule.nulls == "drop" else "reject",
+        rule=rule,
+    )
+
+
+def _check_rules(config: PreprocessConfig, features: Sequence[str], present: Sequence[str]) -> None:
     strangers = set(config.ranges) - set(features) - {EVERY}
     if strangers:
         raise ConfigError("preprocess.ranges", f"{min(strangers)!r} is not a feature; those are {_some(features)}")
-    default = config.ranges.get(EVERY, (None, None))
-    chosen = [config.ranges.get(column, default) for column in features]
-    low = np.array([-np.inf if low is None else low for low, _ in chosen])
-    high = np.array([np.inf if high is None else high for _, high in chosen])
-    return low, high
+    dropped = {name for name, rule in config.columns.items() if rule.sensitive == "drop"}
+    strangers = set(config.columns) - set(present) - dropped
+    if strangers:
+        raise ConfigError(
+            "preprocess.columns", f"{min(strangers)!r} is no column of the data; those are {_some(present)}"
+        )
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+def _check_has_numbers(name: str, values: pl.Series) -> None:
+    """A column of words would have every row quarantined; better to say so at the first ones."""
+    _check_type(name, values.name, values.dtype, "a number")
+    _, unreadable = numbers(values)
+    present = len(values) - values.null_count()
+    if present and unreadable.sum() == present:
+        raise DataError(
+            f"{name}: column {values.name!r} should hold numbers but holds text such as {values.drop_nulls()[0]!r};"
+            f" convert it, leave it out of the features, or set preprocess.columns.{values.name}.type to category"
+        )
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+def _all_features(config: PreprocessConfig, first: pl.DataFrame) -> list[str]:
+    others = {config.target, *(name for name in config.named if name not in config.features)}
+    return [
+        name
+        for name in first.columns
+        if name not in others and (config.columns.get(name, NO_RULE).type or _holds_numbers(first[name]))
+    ]
+
+
+def _holds_numbers(values: pl.Series) -> bool:
+    """Declared as numbers, or text (as all of a CSV file) that mostly reads as numbers."""
+    if values.dtype != pl.String:
+        return values.dtype.is_numeric()
+    _, unreadable = numbers(values)
+    present = len(values) - values.null_count()
+    return present > 0 and unreadable.sum() * 2 < present
+
+
+def _label_kind(labels: Sequence[str | int] | None, values: pl.Series) -> Literal["integer", "text"]:
+    if labels is not None:
+        return "integer" if all(isinstance(label, int) for label in labels) else "text"
+    present = texts(values).drop_nulls()
+    whole, _ = integers(present)
+    return "integer" if len(present) and whole.count() * 2 >= len(present) else "text"
+
+
+def _microseconds(moment: datetime | None) -> float | None:
+    if moment is None:
+        return None
+    return float(np.datetime64(moment.replace(tzinfo=None), "us").astype(np.int64))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import Field
@@ -12,10 +11,11 @@ from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.errors import DataError
-from modelyard.storage import ObjectInfo, Store, split_uri
+from modelyard.preprocess.formats import SUFFIXES, is_data
+from modelyard.preprocess.locations import find, folder_of, stream
+from modelyard.storage import ObjectInfo, Store
 
 SOURCES_FILE = "sources.json"
-SUFFIXES = (".parquet", ".csv")
 # Role under which the manifest's provenance keeps the folder that the names are relative to.
 ROLE = "sources"
 PARALLEL_FILES = 8
@@ -40,7 +40,7 @@ def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
 
     Args:
         catalog: where the snapshot goes.
-        dataset_uri: ``s3://bucket/folder``, ``s3://bucket/folder/*.parquet`` or one object; Parquet and CSV files count.
+        dataset_uri: ``s3://bucket/folder``, ``s3://bucket/folder/*.parquet`` or one object; the same with ``file://``.
         origin: who asks.
 
     Returns:
@@ -48,10 +48,12 @@ def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
         from names, sizes and bytes alone, so a copy of the files elsewhere gives the same one.
 
     Raises:
-        DataError: no Parquet or CSV object is there.
+        DataError: no file of a known format is there.
+        ObjectChanged: an object was replaced while it was read; the next try lists anew.
     """
+    dataset_uri = dataset_uri.rstrip("/")
     objects = _list(catalog.store, dataset_uri)
-    folder = _folder_of(dataset_uri, objects)
+    folder = folder_of(dataset_uri, objects)
     listing = [[info.uri.removeprefix(f"{folder}/"), info.size, info.etag] for info in objects]
 
     def build(attempt: Attempt) -> None:
@@ -78,31 +80,22 @@ def read_snapshot(catalog: Catalog, ref: ArtifactRef) -> tuple[str, list[Source]
 
 
 def _list(store: Store, dataset_uri: str) -> list[ObjectInfo]:
-    found = store.glob(dataset_uri.rstrip("/"))
-    usable = [info for info in found if info.uri.endswith(SUFFIXES)]
+    """What counts: in a folder or pattern the files whose names say that they hold data, a single object in any case."""
+    found = find(store, dataset_uri)
+    alone = len(found) == 1 and found[0].uri == dataset_uri
+    usable = [info for info in found if alone or is_data(info.uri)]
     if not usable:
         others = f" ({len(found)} other objects are)" if found else ""
         raise DataError(
-            f"{dataset_uri}: no .parquet or .csv object is there{others}; check the URI, or upload the data"
+            f"{dataset_uri}: no file of a known format is there{others}; known are {', '.join(SUFFIXES)}, also as .gz"
+            " or .zst. Check the URI, or upload the data"
         )
-    return sorted(usable, key=lambda info: info.uri)
-
-
-def _folder_of(dataset_uri: str, objects: Sequence[ObjectInfo]) -> str:
-    """The part of the URI before any wildcard or, for one object, before its name."""
-    uri = dataset_uri.rstrip("/")
-    bucket, key = split_uri(uri)
-    signs = [key.index(sign) for sign in "*?[" if sign in key]
-    if signs:
-        key = key[: min(signs)].rpartition("/")[0]
-    elif any(info.uri == uri for info in objects):
-        key = key.rpartition("/")[0]
-    return f"s3://{bucket}/{key}".rstrip("/")
+    return usable
 
 
 def _hash(store: Store, info: ObjectInfo, folder: str) -> Source:
     digest, size = hashlib.sha256(), 0
-    for chunk in store.get_stream(info.uri):
+    for chunk in stream(store, info):
         digest.update(chunk)
         size += len(chunk)
     return Source(name=info.uri.removeprefix(f"{folder}/"), size=size, sha256=digest.hexdigest())

@@ -1,63 +1,123 @@
-"""One reading of values, whichever file format they come from."""
+"""Raw columns to values of one type, and which values are none. Whole columns at a time; nothing raises on bad values."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-from pyarrow import compute
+import polars as pl
 
 # A float column writes its whole numbers as 3.0: that is the label 3.
-INTEGER = r"[+-]?\d{1,18}(\.0*)?"
+INTEGER = r"^[+-]?\d{1,18}(\.0*)?$"
+NOT_A_NUMBER_WORDS = ("nan", "+nan", "-nan")
+DATE_FORMS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M", "%Y-%m-%d", "%Y/%m/%d", "%d.%m.%Y")
+Parsed = tuple[pl.Series, np.ndarray]
+_Reader = Callable[[pl.Series], pl.Series]
 
 
-def numbers(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """A column as float64 (n,), null as NaN, and a mask (n,) of what is there but is not a number."""
-    values = _plain(values)
-    none_bad = np.zeros(len(values), dtype=bool)
-    try:
-        return values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), none_bad
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        parsed = [_number(value) for value in values.to_pylist()]
-        return (
-            np.array([np.nan if value is None else value[0] for value in parsed], dtype=np.float64),
-            np.array([value is not None and value[1] for value in parsed], dtype=bool),
-        )
+def numbers(values: pl.Series) -> Parsed:
+    """A column as float64, nulls and NaN as null, and a mask (n,) of what is there but is not a number.
 
-
-def label_texts(values: pa.Array) -> pd.Series:
-    """A target column as text, None where it is null, NaN or empty."""
-    values = _plain(values)
-    if pa.types.is_floating(values.type):
-        texts = [None if value is None or math.isnan(value) else repr(value) for value in values.to_pylist()]
+    Infinities stay: whether they may is the caller's question.
+    """
+    if values.dtype == pl.String:
+        parsed, unreadable = _with_second_look(values, _as_float, lambda texts: _as_float(texts.str.strip_chars()))
     else:
-        texts = [value or None for value in values.cast(pa.string()).to_pylist()]
-    return pd.Series(texts, dtype=object)
+        parsed = values.cast(pl.Float64, strict=False)
+        unreadable = (parsed.is_null() & values.is_not_null()).to_numpy()
+    # -0.0 equals 0.0 and must not hash apart from it.
+    return pl.Series(values.name, parsed.to_numpy() + 0.0, nan_to_null=True), unreadable
 
 
-def identity_texts(values: pa.Array) -> pd.Series:
-    """An identity column as text, None where it is null or empty."""
-    return pd.Series([value or None for value in _plain(values).cast(pa.string()).to_pylist()], dtype=object)
+def booleans(values: pl.Series) -> Parsed:
+    """A column as 0.0 and 1.0: from booleans, from 0 and 1, or from the words true, false, yes, no."""
+    if values.dtype != pl.String:
+        parsed, unreadable = numbers(values)
+    else:
+        words = values.str.strip_chars().str.to_lowercase()
+        known = {"true": "1", "t": "1", "yes": "1", "y": "1", "false": "0", "f": "0", "no": "0", "n": "0"}
+        parsed, unreadable = numbers(words.replace(known))
+    strange = (parsed.is_not_null() & ~parsed.is_in([0.0, 1.0])).to_numpy()
+    return parsed, unreadable | strange
 
 
-def integers(texts: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Label texts as int64 (n,), 0 where they are none, and a mask (n,) of those that are."""
-    readable = texts.str.fullmatch(INTEGER).fillna(False).to_numpy(dtype=bool)
-    whole = [int(text.partition(".")[0]) if good else 0 for text, good in zip(texts, readable, strict=True)]
-    return np.array(whole, dtype=np.int64), readable
+def integers(values: pl.Series) -> Parsed:
+    """A column as int64, and a mask of what is there but is no whole number."""
+    if values.dtype.is_integer():
+        parsed = values.cast(pl.Int64, strict=False)
+    elif values.dtype == pl.String:
+        return _with_second_look(values, _as_integer, _as_whole)
+    else:
+        return _with_second_look(texts(values), _as_integer, _as_whole)
+    return parsed, (parsed.is_null() & values.is_not_null()).to_numpy()
 
 
-def _plain(values: pa.Array) -> pa.Array:
-    return compute.cast(values, values.type.value_type) if pa.types.is_dictionary(values.type) else values
+def texts(values: pl.Series) -> pl.Series:
+    """A column as text, null where it is null, NaN or empty."""
+    if values.dtype.is_float():
+        values = values.fill_nan(None)
+    if values.dtype != pl.String:
+        values = values.cast(pl.String, strict=False)
+    return values.set(values == "", None) if (values == "").any() else values
 
 
-def _number(value: str | None) -> tuple[float, bool] | None:
-    """The number and False, NaN and True for a text that is none, None for nothing."""
-    if value is None or not value.strip():
-        return None
-    try:
-        return (float("nan"), True) if "_" in value else (float(value), False)
-    except ValueError:
-        return float("nan"), True
+def dates(values: pl.Series) -> Parsed:
+    """A column as time stamps in microseconds, and a mask of what is there but is no date.
+
+    Text is read as ISO 8601 or one of a few unambiguous forms; time zones are converted to UTC.
+    """
+    if values.dtype != pl.String:
+        parsed = _naive(values)
+        return parsed, (parsed.is_null() & values.is_not_null()).to_numpy()
+    parsed = pl.Series(values.name, [None] * len(values), dtype=pl.Datetime("us"))
+    stripped = values.str.strip_chars().set(values == "", None)
+    for form in DATE_FORMS:
+        missing = parsed.is_null() & stripped.is_not_null()
+        if not missing.any():
+            break
+        read = stripped.set(~missing, None).str.to_datetime(form, strict=False, time_unit="us")
+        parsed = parsed.zip_with(~missing, read)
+    return parsed, (parsed.is_null() & stripped.is_not_null()).to_numpy()
+
+
+def _naive(values: pl.Series) -> pl.Series:
+    if isinstance(values.dtype, pl.Datetime) and values.dtype.time_zone:
+        values = values.dt.convert_time_zone("UTC").dt.replace_time_zone(None)
+    if values.dtype == pl.Date or isinstance(values.dtype, pl.Datetime):
+        return values.cast(pl.Datetime("us"), strict=False)
+    return pl.Series(values.name, [None] * len(values), dtype=pl.Datetime("us"))
+
+
+def _with_second_look(values: pl.Series, quick: _Reader, thorough: _Reader) -> Parsed:
+    """Read all values the quick way, and only those it could not read the thorough way."""
+    parsed = quick(values)
+    lost = parsed.is_null() & values.is_not_null()
+    if not lost.any():
+        return parsed, np.zeros(len(values), dtype=bool)
+    again = values.filter(lost)
+    second = thorough(again)
+    empty = (again.str.strip_chars() == "").to_numpy()
+    positions = lost.arg_true()
+    parsed = parsed.scatter(positions, second)
+    unreadable = np.zeros(len(values), dtype=bool)
+    unreadable[positions.to_numpy()] = second.is_null().to_numpy() & ~empty & ~_says_nan(again)
+    return parsed, unreadable
+
+
+def _says_nan(values: pl.Series) -> np.ndarray:
+    return values.str.strip_chars().str.to_lowercase().is_in(NOT_A_NUMBER_WORDS).to_numpy()
+
+
+def _as_float(values: pl.Series) -> pl.Series:
+    return values.cast(pl.Float64, strict=False)
+
+
+def _as_integer(values: pl.Series) -> pl.Series:
+    return values.cast(pl.Int64, strict=False)
+
+
+def _as_whole(values: pl.Series) -> pl.Series:
+    """Whole numbers that are written as floats, or with spaces around them."""
+    stripped = values.str.strip_chars()
+    whole = stripped.set(~stripped.str.contains(INTEGER), None).str.extract(r"^([+-]?\d+)")
+    return whole.cast(pl.Int64, strict=False)

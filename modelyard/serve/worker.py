@@ -95,7 +95,7 @@ def _warmed(package: ModelPackage) -> dict[str, object]:
     """Run the batch sizes that matter once, and describe what goes in and out (the fields of `WorkerInfo`)."""
     described: dict[str, Tensor] = {}
     for num_rows in WARM_BATCHES:
-        described = answers(package, np.zeros((num_rows, package.transform.width), dtype=np.float32))
+        described = answers(package, np.zeros((num_rows, len(package.transform.columns)), dtype=np.float32))
     return {
         "columns": package.transform.columns,
         "outputs": [

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
 
-from modelyard.errors import NotFound, StoreRefused, StoreUnavailable
+from modelyard.errors import NotFound, ObjectChanged, StoreRefused, StoreUnavailable
 
 REFUSALS = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "AccessDenied", "403 Forbidden", "401 Unauthorized")
 
@@ -31,13 +31,13 @@ class Translated:
             raise _translation(self._uri, failure) from failure
 
 
-def _translation(uri: str, failure: Exception) -> NotFound | StoreRefused | StoreUnavailable:
+def _translation(uri: str, failure: Exception) -> NotFound | ObjectChanged | StoreRefused | StoreUnavailable:
     text = str(failure)
     if isinstance(failure, FileNotFoundError):
         absent = "NoSuchBucket" in text
         return StoreRefused(f"{uri}: the bucket does not exist") if absent else NotFound(f"{uri}: no such object")
     if isinstance(failure, PreconditionError):
-        return StoreUnavailable(f"{uri}: the object was replaced while it was read")
+        return ObjectChanged(f"{uri}: replaced while it was read; try again")
     if isinstance(failure, PermissionDeniedError | UnauthenticatedError | PermissionError):
         return StoreRefused(f"{uri}: the store refused the credentials ({_first_line(failure)})")
     # What follows arrives as a generic error with the answer in its text: a listing that is refused, for one.

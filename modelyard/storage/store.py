@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,6 +24,7 @@ from modelyard.storage.failures import Translated
 from modelyard.storage.uris import split_uri
 
 if TYPE_CHECKING:
+    from obstore import GetOptions
     from s3fs import S3FileSystem
 
 
@@ -49,7 +50,8 @@ class Store:
     """An S3 store, addressed by full URIs.
 
     Every method raises `StoreUnavailable` for what may pass (time-outs, 5xx, throttling), `StoreRefused`
-    for what will not (credentials, buckets) and `NotFound` for a missing object.
+    for what will not (credentials, buckets), `NotFound` for a missing object and `ObjectChanged` for one that was
+    replaced while it was read.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -72,11 +74,12 @@ class Store:
         self.traffic.bytes_in += len(body)
         return body
 
-    def get_stream(self, uri: str) -> Iterator[bytes]:
-        """The object in chunks of about 10 MB."""
+    def get_stream(self, uri: str, etag: str | None = None) -> Iterator[bytes]:
+        """The object in chunks of about 10 MB; with an ETag, that version of it or `ObjectChanged`."""
         bucket, key = split_uri(uri)
+        options: GetOptions = {"if_match": etag} if etag else {}
         with Translated(uri):
-            for chunk in obstore.get(self._client(bucket), key).stream():
+            for chunk in obstore.get(self._client(bucket), key, options=options).stream():
                 self.traffic.bytes_in += len(chunk)
                 yield bytes(chunk)
 
@@ -123,13 +126,22 @@ class Store:
 
     # -- files ----------------------------------------------------------------------------------------
 
-    def upload(self, path: Path, uri: str) -> None:
-        """A local file to one object, in parallel parts when it is large."""
+    def upload(self, path: Path, uri: str, attributes: Mapping[str, str] | None = None) -> None:
+        """A local file to one object, in parallel parts when it is large; ``attributes`` are kept with the object."""
         bucket, key = split_uri(uri)
         size = path.stat().st_size
         with Translated(uri):
-            obstore.put(self._client(bucket), key, path, **transfer.part_options(size))
+            obstore.put(
+                self._client(bucket), key, path, attributes=dict(attributes or {}), **transfer.part_options(size)
+            )
         self.traffic.bytes_out += size
+
+    def attributes(self, uri: str) -> Mapping[str, str]:
+        """What was given to `upload`, without reading the object."""
+        bucket, key = split_uri(uri)
+        with Translated(uri):
+            found = obstore.get(self._client(bucket), key, options={"head": True}).attributes
+        return {str(name).lower(): str(value) for name, value in found.items()}
 
     def download(self, uri: str, path: Path) -> None:
         """One object to a local file, in parallel ranges when it is large; the file appears whole or not at all."""

@@ -1,10 +1,27 @@
 """Fitted transforms: from the columns a user has to the tensors a network takes.
 
 Fitted once on the training split, kept as data (`transform.json`), applied on read by this one implementation in
-training, evaluation and serving, so that they cannot differ. Torch is not imported here: the endpoint needs this.
+training, evaluation and serving, so that they cannot differ. Torch is not imported here, nor are pandas and
+scikit-learn by what applies: the endpoint needs this.
 """
 
-from modelyard.transform.fit import Moments, fit_scaling
-from modelyard.transform.fitted import FeatureScale, FittedTransform, TransformConfig
+from modelyard.transform.config import SelectConfig, TransformConfig
+from modelyard.transform.features import Category, DateParts, FeatureScale, HashedCategory
+from modelyard.transform.fit import Counts, Moments, Sample, fit_category, fit_scales, fit_scaling
+from modelyard.transform.fitted import FittedTransform
 
-__all__ = ["FeatureScale", "FittedTransform", "Moments", "TransformConfig", "fit_scaling"]
+__all__ = [
+    "Category",
+    "Counts",
+    "DateParts",
+    "FeatureScale",
+    "FittedTransform",
+    "HashedCategory",
+    "Moments",
+    "Sample",
+    "SelectConfig",
+    "TransformConfig",
+    "fit_category",
+    "fit_scales",
+    "fit_scaling",
+]

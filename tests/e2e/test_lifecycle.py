@@ -80,6 +80,8 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
     assert json.loads(inputs[0].dataset.source)["digest"] == last_run["artifacts"]["snapshot"]["digest"]
     pictures = client.list_artifacts(by_stage["evaluate"].info.run_id)
     assert "confusion.png" in [picture.path for picture in pictures]
+    pages = client.list_artifacts(by_stage["preprocess"].info.run_id)
+    assert "data.html" in [page.path for page in pages]
 
 
 def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
@@ -93,7 +95,9 @@ def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, 
     kinds = {artifact.key: artifact.type for artifact in found}
     assert kinds["lifecycle-report"] == "markdown"
     assert kinds["training"] == "progress"
-    assert {"preprocess-rows", "compress-forms", "evaluate-checks", "evaluate-confusion"} <= set(kinds)
+    assert {"preprocess-rows", "preprocess-columns", "compress-forms", "evaluate-checks", "evaluate-confusion"} <= set(
+        kinds
+    )
     report = next(artifact.data for artifact in found if artifact.key == "lifecycle-report")
     assert last_run["mlflow_run_id"] in report
 

@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import numpy as np
-import pandas as pd
-import pyarrow as pa
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from modelyard.preprocess.config import PreprocessConfig, SplitFractions
-from modelyard.preprocess.rows import SeenRows, assign_splits, identity_digests, row_digests
-from modelyard.preprocess.schema import Plan, make_plan
+from modelyard.preprocess import duplicates
+from modelyard.preprocess.config import PreprocessConfig, SplitConfig
+from modelyard.preprocess.duplicates import HashLedger
+from modelyard.preprocess.rows import LONG_TEXT_BYTES, assign_by_hash, row_hashes
 from tests.workbench import PROPERTY
 
-FRACTIONS = SplitFractions(train=0.6, validation=0.2, test=0.2)
+FRACTIONS = SplitConfig(train=0.6, validation=0.2, test=0.2)
 ROWS = st.lists(st.tuples(st.floats(-100, 100), st.integers(0, 3), st.sampled_from("abcdef")), min_size=1, max_size=40)
+TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=40)), max_size=30)
+COLUMNS = ["x", "y", "who"]
 
 
-def frame_of(rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=pd.Index(["x", "y", "who"])).astype({"x": float}) + {"x": 0.0, "y": 0, "who": ""}
+def frame_of(rows: list[tuple]) -> pl.DataFrame:
+    frame = pl.DataFrame(rows, schema={"x": pl.Float64, "y": pl.Int64, "who": pl.String}, orient="row")
+    # Cleaning leaves no -0.0.
+    return frame.with_columns(pl.when(pl.col("x") == 0).then(0.0).otherwise(pl.col("x")).alias("x"))
 
 
-def plan(identity: list[str]) -> Plan:
-    config = PreprocessConfig(target="y", features=["x"], identity=identity)
-    return make_plan(config, "f", pa.RecordBatch.from_pydict({"x": [0.5], "y": [1], "who": ["a"]}))
-
-
-def splits(frame: pd.DataFrame, identity: list[str]) -> np.ndarray:
-    chosen = plan(identity)
-    return assign_splits(identity_digests(frame, chosen, row_digests(frame, chosen)), FRACTIONS)
+def splits(frame: pl.DataFrame, identity: list[str]) -> np.ndarray:
+    return assign_by_hash(row_hashes(frame, identity or COLUMNS), FRACTIONS)
 
 
 @pytest.mark.parametrize("identity", [[], ["who"]])
@@ -48,13 +49,20 @@ def test_rows_stay_in_their_split_while_data_grows(identity: list[str], old: lis
 def test_rows_of_one_identity_stay_together(rows: list[tuple]):
     """All rows of a person are in one split, so that no test row is half known from training."""
     frame = frame_of(rows)
-    assert (frame.assign(split=splits(frame, ["who"])).groupby("who")["split"].nunique() == 1).all()
+    assigned = frame.with_columns(pl.Series("split", splits(frame, ["who"])))
+    assert (assigned.group_by("who").agg(pl.col("split").n_unique())["split"] == 1).all()
 
 
 def test_the_hash_is_fixed():
-    """The split of a row is a promise to data sets that exist: it must not change with a version of ours."""
-    frame = frame_of([(float(number), number % 3, "a") for number in range(20)])
-    assert "".join(map(str, splits(frame, []))) == "10010002002101102000"
+    """The split of a row is a promise to data sets that exist: it must not change with a version of anything."""
+    frame = frame_of([(float(number), number % 3, "abcdefghij"[:number]) for number in range(20)])
+    assert "".join(map(str, splits(frame, []))) == "20200010220220220202"
+    long = pl.DataFrame({"text": [None, "", "é" * LONG_TEXT_BYTES]}, schema={"text": pl.String})
+    assert row_hashes(long, ["text"])[:, 0].tolist() == [
+        5319541251822433485,
+        11718101864910123335,
+        12175178684974650326,
+    ]
 
 
 def test_fractions_are_met():
@@ -65,23 +73,45 @@ def test_fractions_are_met():
 
 
 @PROPERTY
-@given(ROWS)
-def test_duplicates_are_equal_rows(rows: list[tuple]):
+@given(TEXTS)
+def test_texts_hash_by_value(texts: list[str | None]):
+    """Equal texts have equal hashes wherever they stand in a column, different ones different hashes."""
+    column = pl.DataFrame({"text": texts}, schema={"text": pl.String})
+    together = [tuple(pair) for pair in row_hashes(column, ["text"]).tolist()]
+    alone = [tuple(row_hashes(column[number], ["text"])[0].tolist()) for number in range(len(texts))]
+    assert together == alone
+    assert len(set(together)) == len(set(texts))
+
+
+@PROPERTY
+@given(rows=ROWS, cut=st.integers(0, 40))
+def test_duplicates_are_equal_rows(rows: list[tuple], cut: int):
     """The first of equal rows is fresh, all later ones are not, in whatever batches they come."""
-    frame, chosen = frame_of(rows), plan(["who"])
-    digests = row_digests(frame, chosen)
-    expected = ~frame.duplicated().to_numpy()
-    assert (SeenRows().fresh(digests) == expected).all()
-    seen = SeenRows()
-    assert np.concatenate([seen.fresh(digests[:7]), seen.fresh(digests[7:])]).tolist() == expected.tolist()
+    frame = frame_of(rows)
+    hashes = row_hashes(frame, COLUMNS)
+    with TemporaryDirectory() as folder:
+        ledger = HashLedger(Path(folder) / "ledger")
+        ledger.add(hashes[:cut])
+        ledger.add(hashes[cut:])
+        assert (
+            ledger.repeated().tolist() == (~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series()).to_list()
+        )
+
+
+def test_duplicates_are_found_across_all_files(tmp_path: Path):
+    """As many rows as fill every file of the ledger, each there twice: every second one is found, no first one."""
+    hashes = row_hashes(pl.DataFrame({"x": np.arange(20_000.0)}), ["x"])
+    ledger = HashLedger(tmp_path / "ledger")
+    for part in np.array_split(np.concatenate([hashes, hashes]), 7):
+        ledger.add(part)
+    assert len(list((tmp_path / "ledger").iterdir())) == duplicates.NUM_FILES
+    assert ledger.repeated().tolist() == [False] * 20_000 + [True] * 20_000
 
 
 def test_texts_do_not_run_together():
     """("ab", "c") and ("a", "bc") are two rows."""
-    config = PreprocessConfig(target="y", features=["x"], identity=["p", "q"])
-    chosen = make_plan(config, "f", pa.RecordBatch.from_pydict({"x": [1], "y": [1], "p": ["a"], "q": ["b"]}))
-    frame = pd.DataFrame({"x": [1.0, 1.0], "y": [1, 1], "p": ["ab", "a"], "q": ["c", "bc"]})
-    assert len(set(row_digests(frame, chosen))) == 2
+    frame = pl.DataFrame({"p": ["ab", "a"], "q": ["c", "bc"]})
+    assert len(np.unique(row_hashes(frame, ["p", "q"]), axis=0)) == 2
 
 
 @pytest.mark.parametrize(

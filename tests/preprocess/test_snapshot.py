@@ -62,7 +62,7 @@ def test_a_uri_may_be_a_pattern_a_file_or_a_folder(catalog: Catalog, pattern: st
 
 def test_nothing_there_is_an_error_with_the_uri(catalog: Catalog):
     """An empty folder, and one with files of other kinds."""
-    with pytest.raises(DataError, match=r"nowhere/\*\.parquet: no \.parquet or \.csv object"):
+    with pytest.raises(DataError, match=r"nowhere/\*\.parquet: no file of a known format"):
         snapshot(catalog, f"{catalog.store.root}/nowhere/*.parquet", ORIGIN)
     with pytest.raises(DataError, match="1 other objects are"):
         snapshot(catalog, upload(catalog.store, {"data.json": b"{}"}), ORIGIN)

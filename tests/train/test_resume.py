@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ class BrokenStore(Store):
 
     hangs = False
 
-    def upload(self, path: Path, uri: str) -> None:
+    def upload(self, path: Path, uri: str, attributes: Mapping[str, str] | None = None) -> None:
         if self.hangs:
             time.sleep(20)
         raise NotFound(f"{path.name} -> {uri}: the bucket is gone")

@@ -52,7 +52,7 @@ def test_training_killed_at_random_moments_ends_in_the_same_bits(
     battered = train(catalog, dataset, long, Origin())
 
     elsewhere = Catalog(Store(settings.model_copy(update={"bucket": "modelyard-calm"})))
-    elsewhere.store.create_bucket()
+    elsewhere.store.control.create_bucket()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELYARD_BUCKET", "modelyard-calm")
         calm = train(elsewhere, make_dataset(elsewhere), long, Origin())

@@ -1,0 +1,190 @@
+"""What the transform needs to know of the training rows, gathered shard by shard, and what follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime
+
+import numpy as np
+import polars as pl
+
+from modelyard.errors import ConfigError
+from modelyard.preprocess.config import PreprocessConfig
+from modelyard.preprocess.schema import Column, Plan
+from modelyard.transform import (
+    Counts,
+    DateParts,
+    FeatureScale,
+    FittedTransform,
+    HashedCategory,
+    Moments,
+    Sample,
+    fit_category,
+    fit_scales,
+)
+from modelyard.transform.features import Feature
+from modelyard.transform.reduce import extract, select
+
+FIT_ROWS = 8192  # rows per batch of the passes that reduce; fixed, because the last digits depend on it
+SAMPLE_ROWS = 20_000  # of which mutual information is estimated
+TrainRows = Callable[[], Iterator[pl.DataFrame]]
+
+
+class TransformFitter:
+    """Sees every shard of the training split once, in order."""
+
+    def __init__(self, config: PreprocessConfig, plan: Plan) -> None:
+        self._config, self._plan = config, plan
+        features = [column for column in plan.columns if column.role == "feature"]
+        self._features = features
+        self._numbers = [column for column in features if column.kind != "category"]
+        self._moments: Moments | None = None
+        self._samples = {column.name: Sample() for column in features if _needs_quantiles(column)}
+        self._counts = {column.name: Counts(column.name) for column in features if self._needs_counts(column)}
+        self._num_rows = 0
+
+    def add(self, shard: pl.DataFrame) -> None:
+        self._num_rows += shard.height
+        if self._numbers:
+            numbers = [physical(shard[column.name]) for column in self._numbers]
+            part = Moments.of(np.column_stack(numbers))
+            self._moments = self._moments.merge(part) if self._moments else part
+        for name, sample in self._samples.items():
+            sample.add(shard[name].to_numpy())
+        for name, counts in self._counts.items():
+            found = shard[name].drop_nulls().value_counts(name="\x01rows")
+            counts.add(_texts(found[name]), found["\x01rows"].to_list())
+
+    def finish(self, train: TrainRows, target: Callable[[pl.Series], np.ndarray]) -> FittedTransform:
+        """The transform.
+
+        Args:
+            train: reads the training rows once more, in order, in batches of any size.
+            target: labels to class numbers.
+        """
+        transform = FittedTransform(features=self._fitted())
+        config = self._config.transform
+        if config.select.variance is not None or config.select.mutual_information is not None:
+            moments, sample, labels = self._outputs(transform, train, target)
+            transform = select(transform, moments, sample, labels, config.select)
+        if config.components is not None:
+            batches = (transform.apply(_codes(transform, rows)).astype(np.float64) for rows in even_batches(train()))
+            transform = extract(transform, batches, config.components)
+        return transform
+
+    def _fitted(self) -> list[Feature]:
+        scales: dict[str, tuple[FeatureScale, int]] = {}
+        if self._moments is not None:
+            names = [column.name for column in self._numbers]
+            fitted = fit_scales(names, self._moments, self._config.transform)
+            scales = {scale.name: (scale, at) for at, scale in enumerate(fitted)}
+        return [self._feature(column, scales) for column in self._features]
+
+    def _feature(self, column: Column, scales: dict[str, tuple[FeatureScale, int]]) -> Feature:
+        config = self._config.transform
+        if column.kind == "category":
+            fill = self._category_fill(column)
+            if config.categories == "hashing":
+                return HashedCategory(name=column.name, buckets=config.hash_buckets, fill=fill)
+            return fit_category(column.name, self._counts[column.name], config, fill)
+        scale, at = scales[column.name]
+        assert self._moments is not None
+        fill = self._number_fill(column, at)
+        if column.kind == "date":
+            low, high = float(self._moments.low[at]), float(self._moments.high[at])
+            return DateParts(name=column.name, parts=config.date_parts, low=low, high=high, fill=fill)
+        low, high = (None, None)
+        if column.rule.outliers and column.rule.outliers.action == "clip":
+            low, high = limits(column, self._moments, at, self._samples.get(column.name))
+        return scale.model_copy(update={"fill": fill, "low": low, "high": high})
+
+    def _number_fill(self, column: Column, at: int) -> float | None:
+        assert self._moments is not None
+        if column.nulls == "mean":
+            return float(self._moments.mean[at])
+        if column.nulls == "median":
+            return self._samples[column.name].quantile(0.5)
+        if column.nulls == "most_frequent":
+            return _as_number(column, self._counts[column.name].most_common(1)[0])
+        return _as_number(column, column.rule.fill) if column.nulls == "value" else None
+
+    def _category_fill(self, column: Column) -> str | None:
+        if column.nulls == "most_frequent":
+            return self._counts[column.name].most_common(1)[0]
+        return str(column.rule.fill) if column.nulls == "value" else None
+
+    def _needs_counts(self, column: Column) -> bool:
+        if column.nulls == "most_frequent":
+            return True
+        return column.kind == "category" and self._config.transform.categories != "hashing"
+
+    def _outputs(
+        self, transform: FittedTransform, train: TrainRows, target: Callable[[pl.Series], np.ndarray]
+    ) -> tuple[Moments, np.ndarray, np.ndarray]:
+        """Moments of the transform's outputs, some of the outputs, evenly spread, and their class numbers."""
+        stride = -(-self._num_rows // SAMPLE_ROWS)
+        moments: Moments | None = None
+        sample, labels = [], []
+        for rows in even_batches(train()):
+            outputs = transform.apply(_codes(transform, rows))
+            part = Moments.of(outputs)
+            moments = moments.merge(part) if moments else part
+            sample.append(outputs[::stride])
+            labels.append(target(rows[self._plan.target.name])[::stride])
+        assert moments is not None
+        return moments, np.concatenate(sample), np.concatenate(labels)
+
+
+def limits(column: Column, moments: Moments, at: int, sample: Sample | None) -> tuple[float, float]:
+    """Where a column's values become outliers: below and above."""
+    rule = column.rule.outliers
+    assert rule is not None
+    if rule.method == "zscore":
+        mean, deviation = float(moments.mean[at]), float(moments.deviation[at])
+        return mean - rule.limit * deviation, mean + rule.limit * deviation
+    assert sample is not None
+    first, third = sample.quantile(0.25), sample.quantile(0.75)
+    return first - rule.limit * (third - first), third + rule.limit * (third - first)
+
+
+def physical(values: pl.Series) -> np.ndarray:
+    """Numbers as they are, dates in microseconds, null as NaN; float64."""
+    return values.to_physical().cast(pl.Float64).to_numpy()
+
+
+def _codes(transform: FittedTransform, rows: pl.DataFrame) -> np.ndarray:
+    return transform.rows({name: _plain(rows[name]) for name in transform.columns})
+
+
+def _plain(values: pl.Series) -> np.ndarray | list[str | None]:
+    return values.to_list() if values.dtype == pl.String else values.to_numpy()
+
+
+def even_batches(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
+    """The same rows, `FIT_ROWS` at a time however they came."""
+    waiting: pl.DataFrame | None = None
+    for frame in frames:
+        waiting = frame if waiting is None else pl.concat([waiting, frame])
+        while waiting.height >= FIT_ROWS:
+            yield waiting.slice(0, FIT_ROWS)
+            waiting = waiting.slice(FIT_ROWS)
+    if waiting is not None and waiting.height:
+        yield waiting
+
+
+def _needs_quantiles(column: Column) -> bool:
+    by_quartiles = column.rule.outliers is not None and column.rule.outliers.method == "iqr"
+    return column.is_number and (column.nulls == "median" or by_quartiles)
+
+
+def _texts(values: pl.Series) -> list[str]:
+    return (values if values.dtype == pl.String else values.to_physical().cast(pl.String)).to_list()
+
+
+def _as_number(column: Column, value: float | str | None) -> float:
+    try:
+        if column.kind == "date" and isinstance(value, str) and not value.lstrip("-").isdigit():
+            return float(np.datetime64(datetime.fromisoformat(value), "us").astype(np.int64))
+        return float(value)  # ty: ignore[invalid-argument-type]  (None raises TypeError)
+    except (TypeError, ValueError) as failure:
+        raise ConfigError(f"preprocess.columns.{column.name}.fill", f"{value!r} is no {column.kind}") from failure

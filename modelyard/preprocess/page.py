@@ -1,0 +1,94 @@
+"""The report of a data set as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse; margin: .5rem 0 2rem } td, th { padding: .2rem .8rem; text-align: left }
+th { border-bottom: 1px solid #888 } td { border-bottom: 1px solid #eee } td.number { text-align: right }
+svg { display: block } rect { fill: #4878a8 }
+"""
+BAR_WIDTH, BAR_HEIGHT = 6, 32
+
+
+def report_page(title: str, report: dict[str, Any], changes: Sequence[dict[str, Any]] = ()) -> str:
+    """HTML of a `report.json`, with what changed since the data set before."""
+    rows = report["rows"]
+    sums = f"{rows['kept']:,} kept + {rows['rejected']:,} rejected + {rows['duplicates']:,} duplicates"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f"<p>{rows['read']:,} rows read = {sums}</p>",
+        "<h2>Rejected</h2>",
+        _table(
+            ("column", "reason", "rows"),
+            ((line["column"], line["reason"], line["rows"]) for line in report["rejected"]),
+        ),
+        "<h2>Classes</h2>",
+        _classes(report["splits"]),
+        "<h2>Columns</h2>",
+        _columns(report["profile"]),
+    ]
+    if changes:
+        lines = ((line["what"], line["before"], line["now"]) for line in changes)
+        parts += ["<h2>Since the data set before</h2>", _table(("what", "before", "now"), lines)]
+    return f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>{''.join(parts)}"
+
+
+def _classes(splits: dict[str, Any]) -> str:
+    labels = list(dict.fromkeys(label for split in splits.values() for label in split["labels"]))
+    total = ("all", *(split["rows"] for split in splits.values()))
+    lines = [(label, *(split["labels"].get(label, 0) for split in splits.values())) for label in labels]
+    return _table(("class", *splits), [*lines, total])
+
+
+def _columns(profile: dict[str, Any]) -> str:
+    lines = []
+    for name, after in profile["after"].items():
+        for when, told in (("before", profile["before"][name]), ("after", after)):
+            cells = (name if when == "before" else "", when, told["kind"], told["rows"], told["nulls"])
+            lines.append((*cells, _figure(told.get("low")), _figure(told.get("high")), _Raw(_distribution(told))))
+    return _table(("column", "", "kind", "rows", "nulls", "lowest", "highest", "distribution"), lines)
+
+
+class _Raw(str):
+    """Markup of our own, not to be escaped."""
+
+    __slots__ = ()
+
+
+def _distribution(told: dict[str, Any]) -> str:
+    if "frequent" in told:
+        return escape(", ".join(f"{value} {share:.0%}" for value, share in told["frequent"][:5]))
+    shares = told.get("histogram", {}).get("shares", [])
+    if not shares:
+        return ""
+    top = max(shares)
+    bars = "".join(
+        f"<rect x='{at * BAR_WIDTH}' y='{BAR_HEIGHT * (1 - share / top):.1f}' width='{BAR_WIDTH - 1}'"
+        f" height='{BAR_HEIGHT * share / top:.1f}'><title>{share:.1%}</title></rect>"
+        for at, share in enumerate(shares)
+    )
+    return f"<svg width='{BAR_WIDTH * len(shares)}' height='{BAR_HEIGHT}'>{bars}</svg>"
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[Any]]) -> str:
+    body = "".join(f"<tr>{''.join(map(_cell, line))}</tr>" for line in lines)
+    if not body:
+        return "<p>None.</p>"
+    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, _Raw):
+        return f"<td>{value}</td>"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"<td class='number'>{value:,}</td>"
+    return f"<td>{escape(str(value))}</td>"

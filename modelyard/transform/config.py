@@ -1,0 +1,40 @@
+"""What a user says about the way from columns to network input."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from modelyard.artifacts import Frozen
+
+DatePart = Literal["elapsed", "month", "day", "weekday", "hour", "minute"]
+
+
+class SelectConfig(Frozen):
+    """Feature selection: inputs that tell little are left out. Judged after encoding, on the training split."""
+
+    variance: float | None = Field(None, ge=0, description="inputs whose variance is not above this are left out")
+    mutual_information: int | None = Field(
+        None, ge=1, description="of the rest, this many that say most about the label (Kraskov et al., 2004) stay"
+    )
+
+
+class TransformConfig(Frozen):
+    """How columns become the numbers that a network takes; everything is fitted on the training split alone."""
+
+    scaling: Literal["standard", "minmax", "image", "none"] = Field(
+        "standard", description="numbers to mean 0 and deviation 1; to 0..1; divided by 255; as they are"
+    )
+    categories: Literal["one_hot", "ordinal", "hashing"] = Field(
+        "one_hot", description="one input for each value; one for all, by frequency; one for each of `hash_buckets`"
+    )
+    max_categories: int = Field(64, ge=1, description="the most frequent values are told apart, others are unknown")
+    hash_buckets: int = Field(32, ge=2)
+    date_parts: list[DatePart] = Field(
+        ["elapsed", "month", "weekday", "hour"],
+        min_length=1,
+        description="elapsed: 0..1 over the training split; the others as sine and cosine",
+    )
+    select: SelectConfig = SelectConfig()
+    components: int | None = Field(None, ge=1, description="inputs after an incremental PCA (Ross et al., 2008)")
