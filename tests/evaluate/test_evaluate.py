@@ -130,14 +130,13 @@ def test_slices_show_for_whom_it_is_wrong(bench: Bench):
     """Rows add up, the worst comes first with its interval, and a bound on slices names the one that broke it."""
     column = bench.dataset.transform.columns[20]
     config = CONFIG.model_copy(update={"slices": (column,), "slice_floor": 0.999})
-    product = bench.judge(bench.good, bench.weak, config)
+    product = bench.judge(bench.weak, bench.good, config)
     slices = bench.read(product, "verdict.json")["slices"]
     assert sum(one["rows"] for one in slices) == bench.dataset.num_rows("test")
     assert [one["score"]["value"] for one in slices] == sorted(one["score"]["value"] for one in slices)
     worst = next(one for one in slices if one["is_decisive"])
     assert worst["score"]["low"] < worst["score"]["value"] < worst["score"]["high"]
-    (reason,) = refusal(product.manifest).reasons
-    assert worst["name"] in reason
+    assert any(worst["name"] in reason for reason in refusal(product.manifest).reasons)
 
 
 def test_slices_of_few_rows_are_shown_and_prove_nothing(bench: Bench):

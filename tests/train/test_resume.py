@@ -243,7 +243,7 @@ class BrokenStore(Store):
 
     hangs = False
 
-    def upload(self, path: Path, uri: str, attributes: Mapping[str, str] | None = None) -> None:
+    def upload(self, path: Path, uri: str, attributes: Mapping[str, str] | None = None) -> None:  # noqa: ARG002
         if self.hangs:
             time.sleep(20)
         raise NotFound(f"{path.name} -> {uri}: the bucket is gone")
