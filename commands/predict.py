@@ -14,8 +14,10 @@ from rich.table import Table
 from commands.prediction import REQUEST_SECONDS, Rows, ask, held_out_rows
 from modelyard.catalog import Catalog
 from modelyard.errors import DataError, EndpointUnavailable, NotFound
+from modelyard.model_package import TRANSFORM_FILE
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
+from modelyard.transform import FittedTransform
 
 
 def predict(
@@ -54,11 +56,13 @@ def _rows_of_file(settings: Settings, model: str, file: Path, count: int) -> Row
     if not file.is_file():
         raise NotFound(f"{file}: no such file")
     frame = (pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)).head(count)
-    columns = _metadata(settings, model).json()["inputs"][0]["parameters"]["columns"]
-    missing = [name for name in columns if name not in frame.columns]
-    if missing:
-        raise DataError(f"{file}: columns are missing: {', '.join(missing)}")
-    return Rows(values=frame[columns].to_numpy(float), truths=[])
+    catalog = Catalog(Store(settings))
+    served = catalog.resolve(_served_digest(settings, model))
+    transform = FittedTransform.model_validate_json(catalog.read(served, TRANSFORM_FILE))
+    try:
+        return Rows(values=transform.rows(frame), truths=[])
+    except DataError as failure:
+        raise DataError(f"{file}: {failure}") from None
 
 
 def _served_digest(settings: Settings, model: str) -> str:

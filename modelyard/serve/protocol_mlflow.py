@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import orjson
 
+from modelyard.errors import DataError
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import DATATYPES, BadRequestError, as_rows
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerInfo
+from modelyard.transform import FittedTransform
 
 CSV_KIND = b"text/csv"
 SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -43,6 +45,9 @@ class Scoring:
             BadRequestError: says what is wrong with it.
         """
         refuse_kind(head, b"application/json", CSV_KIND)
+        if info.transform:
+            table = _csv_columns(body) if head.kind == CSV_KIND else _json_columns(body, info.columns)
+            return ScoringRequest(as_rows(_coded(table, info.transform), DATATYPES["FP64"]))
         values = _from_csv(body, info.columns) if head.kind == CSV_KIND else _from_json(body, info.columns)
         if not values.size:
             raise BadRequestError("there are no rows")
@@ -71,7 +76,56 @@ def _plain(tensor: Tensor) -> Sequence[Any]:
     return list(tensor)
 
 
+def _coded(table: Mapping[str, list[Any]], transform: FittedTransform) -> np.ndarray:
+    """Raw columns by name as the rows that the worker's transform takes: texts and dates as codes, gaps filled in."""
+    for name in transform.columns:
+        if any(isinstance(value, list | dict) for value in table.get(name, ())):
+            raise BadRequestError(f"column {name!r} holds a list or an object where a single value belongs")
+    try:
+        rows = transform.rows(table)
+    except DataError as failure:
+        raise BadRequestError(str(failure)) from None
+    if not rows.size:
+        raise BadRequestError("there are no rows")
+    return rows
+
+
+def _csv_columns(body: bytes) -> dict[str, list[Any]]:
+    names, *rows = _csv_lines(body)
+    return {name: [row[number] for row in rows] for number, name in enumerate(names)}
+
+
+def _json_columns(body: bytes, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Columns by name from any of the four shapes; lists of values without names are in the model's order."""
+    shape, content = _json_content(body)
+    if shape == "inputs" and isinstance(content, dict):
+        if not all(isinstance(values, list) for values in content.values()):
+            raise BadRequestError("the columns of 'inputs' must be lists of the same length")
+        return content
+    names, rows = columns, content
+    if shape == "dataframe_split":
+        names, rows = _split_parts(content)
+    if not isinstance(rows, list):
+        raise BadRequestError(f"{shape!r} must be a list of rows")
+    if rows and all(isinstance(row, dict) for row in rows):
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        return {name: [row.get(name) for row in rows] for name in names}
+    if not all(isinstance(row, list) and len(row) == len(names) for row in rows):
+        raise BadRequestError(f"every row must be a list of {len(names)} values, or every row an object")
+    return {name: [row[number] for row in rows] for number, name in enumerate(names)}
+
+
 def _from_csv(body: bytes, columns: Sequence[str]) -> np.ndarray:
+    names, *rows = _csv_lines(body)
+    places = _places(names, columns)
+    try:
+        return np.array([[float(row[place]) for place in places] for row in rows], dtype=np.float64)
+    except ValueError as failure:
+        raise BadRequestError(f"the CSV holds something else than numbers: {failure}") from None
+
+
+def _csv_lines(body: bytes) -> list[list[str]]:
+    """The header, then rows as long as it."""
     try:
         lines = [line for line in csv.reader(body.decode().splitlines(), strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as failure:
@@ -82,14 +136,11 @@ def _from_csv(body: bytes, columns: Sequence[str]) -> np.ndarray:
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise BadRequestError(f"row {number} of the CSV has {len(row)} values, its header {len(names)}")
-    places = _places(names, columns)
-    try:
-        return np.array([[float(row[place]) for place in places] for row in rows], dtype=np.float64)
-    except ValueError as failure:
-        raise BadRequestError(f"the CSV holds something else than numbers: {failure}") from None
+    return lines
 
 
-def _from_json(body: bytes, columns: Sequence[str]) -> np.ndarray:
+def _json_content(body: bytes) -> tuple[str, Any]:
+    """Which of the shapes it is, and what it holds."""
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as failure:
@@ -97,7 +148,11 @@ def _from_json(body: bytes, columns: Sequence[str]) -> np.ndarray:
     given = [shape for shape in SHAPES if isinstance(document, dict) and shape in document]
     if len(given) != 1:
         raise BadRequestError(f"the body must be a JSON object with exactly one of {', '.join(SHAPES)}")
-    shape, content = given[0], document[given[0]]
+    return given[0], document[given[0]]
+
+
+def _from_json(body: bytes, columns: Sequence[str]) -> np.ndarray:
+    shape, content = _json_content(body)
     if shape == "dataframe_split":
         return _from_split(content, columns)
     if shape == "inputs" and isinstance(content, dict):
@@ -109,14 +164,19 @@ def _from_json(body: bytes, columns: Sequence[str]) -> np.ndarray:
     return _matrix(content, len(columns))
 
 
-def _from_split(content: Any, columns: Sequence[str]) -> np.ndarray:
+def _split_parts(content: Any) -> tuple[list[str], list[Any]]:
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
         raise BadRequestError("'dataframe_split' must be an object with 'columns' and 'data'")
     names = content.get("columns")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadRequestError("'columns' must be a list of names")
+    return names, content["data"]
+
+
+def _from_split(content: Any, columns: Sequence[str]) -> np.ndarray:
+    names, rows = _split_parts(content)
     places = _places(names, columns)
-    return _matrix(content["data"], len(names))[:, places]
+    return _matrix(rows, len(names))[:, places]
 
 
 def _from_records(content: list[Any], columns: Sequence[str]) -> np.ndarray:

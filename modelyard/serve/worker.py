@@ -96,8 +96,10 @@ def _warmed(package: ModelPackage) -> dict[str, object]:
     described: dict[str, Tensor] = {}
     for num_rows in WARM_BATCHES:
         described = answers(package, np.zeros((num_rows, len(package.transform.columns)), dtype=np.float32))
+    transform = package.transform
     return {
-        "columns": package.transform.columns,
+        "columns": transform.columns,
+        "transform": None if transform.takes_plain_numbers else transform.model_dump(mode="json"),
         "outputs": [
             [name, _datatype(values), values.shape[1] if isinstance(values, np.ndarray) and values.ndim == 2 else 0]
             for name, values in described.items()

@@ -43,6 +43,11 @@ class FittedTransform(Frozen):
             return len(self._projection[1])
         return sum(feature.width for feature in self.features) if self.selected is None else len(self.selected)
 
+    @property
+    def takes_plain_numbers(self) -> bool:
+        """Whether a row of raw values is a row of codes already: no texts, no dates, no gaps to fill."""
+        return all(isinstance(feature, FeatureScale) and feature.fill is None for feature in self.features)
+
     @cached_property
     def _scales(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Offsets and scales, each (columns,), where there is nothing else; building them costs more than applying them."""

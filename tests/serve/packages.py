@@ -16,11 +16,19 @@ from modelyard.revisions import ModelState, Revision, ServedVersion, propose_rev
 from modelyard.runtime import RuntimeSpec
 from modelyard.storage import Store
 from modelyard.task_kinds import Target
-from modelyard.transform import FeatureScale, FittedTransform
+from modelyard.transform import Category, FeatureScale, FittedTransform
 
 WIDTH, NUM_CLASSES = 4, 3
 COLUMNS = [f"feature_{number}" for number in range(WIDTH)]
 TRANSFORM = FittedTransform(features=[FeatureScale(name=name, offset=1.0, scale=2.0) for name in COLUMNS])
+# Texts and gaps besides numbers: four inputs from three columns.
+MIXED = FittedTransform(
+    features=[
+        Category(kind="one_hot", name="colour", values=["blue", "red"]),
+        FeatureScale(name="size", offset=1.0, scale=2.0, fill=5.0),
+        FeatureScale(name="weight", offset=0.0, scale=10.0),
+    ]
+)
 ROWS = np.random.default_rng(0).normal(size=(8, WIDTH)).round(3)
 
 
@@ -32,8 +40,8 @@ class LinearModel:
         self.weight = rng.normal(size=(WIDTH, NUM_CLASSES)).astype(np.float32)
         self.bias = rng.normal(size=NUM_CLASSES).astype(np.float32)
 
-    def outputs(self, rows: np.ndarray) -> np.ndarray:
-        return TRANSFORM.apply(rows) @ self.weight + self.bias
+    def outputs(self, rows: np.ndarray, transform: FittedTransform = TRANSFORM) -> np.ndarray:
+        return transform.apply(rows) @ self.weight + self.bias
 
     def save(self, path: Path) -> None:
         graph = helper.make_graph(
@@ -53,11 +61,13 @@ def publish_version(
     weight: float = 100.0,
     golden_shift: float = 0.0,
     classes: tuple[str | int, ...] = ("ant", "bee", "cat"),
+    transform: FittedTransform = TRANSFORM,
 ) -> ServedVersion:
     """A version whose model is seeded by its number; a golden shift makes the verdict expect something else."""
     model = LinearModel(int(version))
-    artifact = _publish_package(store, model, list(classes))
-    verdict = _publish_verdict(store, artifact, model.outputs(ROWS) + golden_shift)
+    artifact = _publish_package(store, model, list(classes), transform)
+    rows = np.ones((2, len(transform.columns))) if transform is MIXED else ROWS
+    verdict = _publish_verdict(store, artifact, rows, model.outputs(rows, transform) + golden_shift)
     return ServedVersion(version=version, artifact=artifact, form="int8", verdict=verdict, weight=weight)
 
 
@@ -70,7 +80,9 @@ def roll_out(
     )
 
 
-def _publish_package(store: Store, model: LinearModel, classes: list[str | int]) -> ArtifactRef:
+def _publish_package(
+    store: Store, model: LinearModel, classes: list[str | int], transform: FittedTransform
+) -> ArtifactRef:
     spec = PackageSpec(
         target=Target(column="label", classes=classes),
         forms={"int8": RuntimeSpec(file="model.onnx", precision="int8")},
@@ -81,14 +93,14 @@ def _publish_package(store: Store, model: LinearModel, classes: list[str | int])
         model.save(attempt.scratch / "model.onnx")
         attempt.add("model.onnx", attempt.scratch / "model.onnx")
         attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
-        attempt.add_json(TRANSFORM_FILE, TRANSFORM.model_dump(mode="json"))
+        attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
 
     # A nonce in the config: a test that damages its artifact must not damage its neighbours'.
     work = Work(kind="compressed", config={"nonce": uuid4().hex}, inputs={}, code_version="test")
     return Catalog(store).produce(work, build, Origin()).ref
 
 
-def _publish_verdict(store: Store, artifact: ArtifactRef, expected: np.ndarray) -> ArtifactRef:
-    golden = {"rows": ROWS.tolist(), "outputs": expected.tolist(), "tolerance": 0.001, "form": "int8"}
+def _publish_verdict(store: Store, artifact: ArtifactRef, rows: np.ndarray, expected: np.ndarray) -> ArtifactRef:
+    golden = {"rows": rows.tolist(), "outputs": expected.tolist(), "tolerance": 0.001, "form": "int8"}
     work = Work(kind="verdict", config={"nonce": uuid4().hex}, inputs={"candidate": artifact}, code_version="test")
     return Catalog(store).produce(work, lambda attempt: attempt.add_json("golden.json", golden), Origin()).ref

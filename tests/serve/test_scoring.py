@@ -16,7 +16,7 @@ from modelyard.catalog import Catalog
 from modelyard.compress.mlmodel import mlmodel_yaml
 from modelyard.model_package import MLMODEL_FILE
 from modelyard.storage import Store
-from tests.serve.packages import COLUMNS, ROWS, LinearModel, publish_version, roll_out
+from tests.serve.packages import COLUMNS, MIXED, ROWS, LinearModel, publish_version, roll_out
 from tests.serve.processes import Endpoint
 
 FRAME = pd.DataFrame(ROWS, columns=COLUMNS)
@@ -28,6 +28,15 @@ def endpoint(store: Store, new_endpoint: Callable[[], Endpoint]) -> Endpoint:
     """Serves one model."""
     endpoint = new_endpoint()
     roll_out(store, endpoint.name, publish_version(store, "7"))
+    endpoint.start().reach(1)
+    return endpoint
+
+
+@pytest.fixture(scope="module")
+def mixed(store: Store, new_endpoint: Callable[[], Endpoint]) -> Endpoint:
+    """Serves a model of texts, gaps and numbers."""
+    endpoint = new_endpoint()
+    roll_out(store, endpoint.name, publish_version(store, "7", transform=MIXED))
     endpoint.start().reach(1)
     return endpoint
 
@@ -179,3 +188,55 @@ def test_several_models_are_named_in_the_path(endpoint: Endpoint, store: Store):
     numbers = endpoint.client.post("/invocations/numbers", json={"inputs": ROWS.tolist()})
     assert {record["label"] for record in numbers.json()["predictions"]} <= {10, 20, 30}
     assert labels_of(endpoint.client.post("/invocations/digits", json={"inputs": ROWS.tolist()})) == LABELS
+
+
+RAW = {"colour": ["red", "blue", None, "green"], "size": [2.0, None, 3.5, 1.0], "weight": [1, 2, 3, 4]}
+RAW_LABELS = [
+    ("ant", "bee", "cat")[best] for best in LinearModel(7).outputs(MIXED.rows(RAW), MIXED).argmax(axis=1)
+]  # fmt: skip
+RECORDS = [dict(zip(RAW, row, strict=True)) for row in zip(*RAW.values(), strict=True)]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"inputs": RAW},
+        {"dataframe_records": RECORDS},
+        {"instances": RECORDS},
+        {"instances": [list(record.values()) for record in RECORDS]},
+        {"dataframe_split": {"columns": ["weight", "colour", "size"],
+                             "data": [[one["weight"], one["colour"], one["size"]] for one in RECORDS]}},
+    ],
+    ids=["columns", "records", "objects", "lists", "split"],
+)  # fmt: skip
+def test_texts_and_gaps_go_through_the_fitted_transform(mixed: Endpoint, document: dict[str, Any]):
+    """In every JSON shape a text, an unknown text and a gap mean what they meant in training."""
+    assert labels_of(mixed.client.post("/invocations", json=document)) == RAW_LABELS
+
+
+def test_texts_and_gaps_in_csv(mixed: Endpoint):
+    """An empty cell is a gap; columns go by their names."""
+    body = pd.DataFrame(RAW)[["size", "colour", "weight"]].to_csv(index=False)
+    answer = mixed.client.post("/invocations", content=body, headers={"Content-Type": "text/csv"})
+    assert labels_of(answer) == RAW_LABELS
+
+
+@pytest.mark.parametrize(
+    ("document", "words"),
+    [
+        ({"inputs": {"colour": ["red"], "size": [1.0]}}, "columns are missing: weight"),
+        ({"inputs": {"colour": ["red"], "size": [1.0], "weight": [None]}}, "column 'weight' has no value in row 0"),
+        ({"inputs": {"colour": ["red"], "size": [1.0], "weight": ["heavy"]}}, "'heavy', which is not a number"),
+        ({"inputs": {"colour": ["red", "blue"], "size": [1.0], "weight": [2.0]}}, "different lengths"),
+        ({"inputs": {"colour": "red", "size": 1.0, "weight": 2.0}}, "must be lists"),
+        ({"instances": [["red", 1.0]]}, "a list of 3 values"),
+        ({"instances": [["red", 1.0, 2.0], {"colour": "red"}]}, "a list of 3 values"),
+        ({"inputs": {"colour": [{"a": 1}], "size": [[1.0]], "weight": [2.0]}}, "column 'colour' holds a list"),
+        ({"inputs": {"colour": [], "size": [], "weight": []}}, "no rows"),
+    ],
+)
+def test_raw_rows_that_cannot_be_read_are_400(mixed: Endpoint, document: dict[str, Any], words: str):
+    """The sentence names the column."""
+    answer = mixed.client.post("/invocations", json=document)
+    assert answer.status_code == 400, answer.text
+    assert words in answer.json()["error"]
