@@ -133,7 +133,7 @@ def test_hopeless_training_is_refused_at_once_with_the_reason(
 ])  # fmt: skip
 def test_what_cannot_work_starts_no_rank(catalog: Catalog, config: TrainConfig, update: dict[str, object], words: str):
     """The stop metric must be one the task has, and there must be a row for each rank; said before a process starts."""
-    few = upload(catalog.store, {"few.parquet": parquet_bytes(blobs(80))})
+    few = upload(catalog.store, {"few.parquet": parquet_bytes(blobs(60))})
     source = snapshot(catalog, f"{few}/*.parquet", Origin())
     small = preprocess(catalog, source.ref, PreprocessConfig(target="kind"), Origin()).ref
     events: list[RankEvent] = []
