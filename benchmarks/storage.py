@@ -32,7 +32,7 @@ class Counts:
     large_rounds: int
 
 
-FULL = Counts(num_small=2000, large_bytes=10**9, small_rounds=9, large_rounds=5)
+FULL = Counts(num_small=2000, large_bytes=10**9, small_rounds=7, large_rounds=5)
 QUICK = Counts(num_small=50, large_bytes=20 * 10**6, small_rounds=2, large_rounds=1)
 
 
