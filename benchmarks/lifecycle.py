@@ -38,8 +38,8 @@ EMPTY_PROCESS, EMPTY_WORKER = "empty 5-step flow, as a process", "empty 5-step f
 
 def run(installation: Installation, quick: bool) -> Findings:
     """Start the stack on an empty home and again, run the lifecycle every way in turns, weigh the stack."""
-    starts = _starts(installation, rounds=0 if quick else 3)
-    samples = take_turns(_contestants(installation.settings), rounds=1 if quick else 5, warmups=0 if quick else 1)
+    starts = _starts(installation, rounds=0 if quick else 2)
+    samples = take_turns(_contestants(installation.settings), rounds=1 if quick else 3, warmups=0)
     return Findings(
         figures=[
             *_overheads(samples, "first", "first run"),
