@@ -71,7 +71,7 @@ PROMISED_AT = ("mlp784", 64)
 PROMISED = {OURS: 0.12, BINARY: 0.17}
 P99_MS = 10.0
 START_SECONDS, MEMORY_MB = 0.5, 110.0
-FULL = Plan(connections=(1, 64), seconds=3, rounds=3)
+FULL = Plan(connections=(1, 64), seconds=3, rounds=5)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
 
