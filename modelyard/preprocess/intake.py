@@ -17,10 +17,10 @@ from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import HashLedger
 from modelyard.preprocess.profile import TableProfile
 from modelyard.preprocess.protect import Protector
+from modelyard.preprocess.raw_rows import RawBatch
 from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Plan, check_file, make_plan
 from modelyard.preprocess.shards import ShardFolder, ShardWriter
-from modelyard.preprocess.sources import RawBatch
 from modelyard.preprocess.spool import Spool
 
 TOP_REASONS = 5

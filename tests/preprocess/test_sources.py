@@ -19,9 +19,9 @@ from pyarrow import ipc, parquet
 
 from modelyard.catalog import Catalog, Product
 from modelyard.errors import DataError, ObjectChanged
-from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
+from modelyard.preprocess import PreprocessConfig, csv_rows, preprocess, snapshot
 from modelyard.preprocess import sources as sources_module
-from modelyard.preprocess.formats import ReadConfig
+from modelyard.preprocess.formats import FileKind, ReadConfig
 from modelyard.preprocess.locations import stream
 from modelyard.preprocess.snapshot import read_snapshot
 from tests.workbench import ORIGIN, blobs, csv_bytes, parquet_bytes, upload
@@ -252,9 +252,9 @@ def test_types_may_drift_between_files(catalog: Catalog):
     assert run(catalog, files).manifest.content.facts["kept"] == 350
 
 
-def test_rows_are_numbered_across_batches(catalog: Catalog, monkeypatch: pytest.MonkeyPatch):
+def test_rows_are_numbered_across_batches(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """However the parser cuts the file, bad rows keep their numbers, at the borders of batches too."""
-    monkeypatch.setattr(sources_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(csv_rows, "BATCH_BYTES", 1000)
     rng = np.random.default_rng(0)
     lines, expected = [LINES[0]], []
     for number in range(1, 400):
@@ -262,6 +262,9 @@ def test_rows_are_numbered_across_batches(catalog: Catalog, monkeypatch: pytest.
         lines.append(b"1,2\n" if bad else LINES[1 + number % 200])
         expected += [(number, "", "2 fields instead of 3")] if bad else []
     lines.append(b"x,1,1\n")
+    (tmp_path / "p.csv").write_bytes(b"".join(lines))
+    kind = FileKind(format="csv", delimiter=",")
+    assert len(list(sources_module.batches(tmp_path / "p.csv", "p", kind, ["a"], ReadConfig()))) > 3
     config = CONFIG.model_copy(update={"max_rejected_fraction": 1.0})
     product = run(catalog, {"p.csv": b"".join(lines)}, config)
     assert quarantine(catalog, product) == [*expected, (400, "a", "not a number")]
@@ -300,7 +303,7 @@ def test_parquet_of_many_rows_per_group_comes_in_batches(tmp_path: Path):
     """One row group of 200,000 rows is read in pieces, numbered through."""
     path = tmp_path / "p.parquet"
     parquet.write_table(pa.table({"a": np.arange(200_000.0)}), path, row_group_size=200_000)
-    kind = sources_module.FileKind(format="parquet")
+    kind = FileKind(format="parquet")
     parts = list(sources_module.batches(path, "p", kind, ["a"], ReadConfig()))
     assert len(parts) > 2
     assert np.concatenate([part.numbers for part in parts]).tolist() == list(range(1, 200_001))
