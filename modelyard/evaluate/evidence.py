@@ -110,7 +110,7 @@ def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
     for role, one in evidence.judged.items():
         evidence.scores[role] = interval(one.confusion, statistic, rng, **options)
     if len(pairs.joint):
-        evidence.comparison = compare(pairs.joint, statistic, rng, **options)
+        evidence.comparison = compare(pairs.joint, len(evidence.candidate.confusion), statistic, rng, **options)
     champion = evidence.judged.get(CHAMPION)
     for name, counted in sorted(evidence.candidate.slices.items()):
         other = champion.slices[name].compute()[config.metric] if champion else None

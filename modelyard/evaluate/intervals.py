@@ -77,12 +77,19 @@ def interval(
 
 
 def compare(
-    joint: np.ndarray, statistic: Statistic, rng: np.random.Generator, *, resamples: int, confidence: float
+    joint: np.ndarray,
+    num_classes: int,
+    statistic: Statistic,
+    rng: np.random.Generator,
+    *,
+    resamples: int,
+    confidence: float,
 ) -> Comparison:
     """Paired comparison of a candidate with a champion.
 
     Args:
         joint: (m, 4) integers: truth, candidate's answer, champion's answer, number of such rows.
+        num_classes: of the task; a class that nobody has or answers counts in macro F1 all the same.
 
     Raises:
         ValueError: no row at all.
@@ -90,7 +97,6 @@ def compare(
     if not len(joint):
         raise ValueError("nothing to compare")
     truth, candidate, champion, counts = joint.T
-    num_classes = int(joint[:, :3].max()) + 1
     differences = np.concatenate(
         [
             statistic(_confusions(draw, truth, candidate, num_classes))

@@ -72,6 +72,11 @@ def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
 
 
 def _schemas() -> Json:
+    error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+    return {**_inference_schemas(), **_scoring_schemas(), "Error": error}
+
+
+def _inference_schemas() -> Json:
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
@@ -99,15 +104,6 @@ def _schemas() -> Json:
         "required": ["name"],
         "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
     }
-    split = {
-        "type": "object",
-        "required": ["columns", "data"],
-        "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": _ROWS},
-    }
-    columns = {"type": "object", "additionalProperties": _NUMBERS}
-    shapes = dict(
-        zip(SHAPES, (split, _RECORDS, {"anyOf": [_RECORDS, _ROWS]}, {"anyOf": [columns, _ROWS]}), strict=True)
-    )
     return {
         "InferRequest": {
             "type": "object",
@@ -124,6 +120,20 @@ def _schemas() -> Json:
             "required": ["model_name", "model_version", "id", "outputs"],
             "properties": {"outputs": {"type": "array", "items": output}},
         },
+    }
+
+
+def _scoring_schemas() -> Json:
+    split = {
+        "type": "object",
+        "required": ["columns", "data"],
+        "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": _ROWS},
+    }
+    columns = {"type": "object", "additionalProperties": _NUMBERS}
+    shapes = dict(
+        zip(SHAPES, (split, _RECORDS, {"anyOf": [_RECORDS, _ROWS]}, {"anyOf": [columns, _ROWS]}), strict=True)
+    )
+    return {
         "ScoringRequest": {
             "oneOf": [
                 {"type": "object", "required": [name], "properties": {name: shape}} for name, shape in shapes.items()
@@ -134,7 +144,6 @@ def _schemas() -> Json:
             "required": ["predictions"],
             "properties": {"predictions": {"type": "array", "items": {"type": "object"}}},
         },
-        "Error": {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}},
     }
 
 

@@ -67,7 +67,7 @@ def test_a_better_model_is_said_to_be_better():
     pairs = Pairs()
     for part in np.array_split(np.arange(2000), 7):
         pairs.update(truth[part], good[part], weak[part])
-    found = compare(pairs.joint, accuracy, rng, **OPTIONS)
+    found = compare(pairs.joint, 4, accuracy, rng, **OPTIONS)
     assert found.difference.value == pytest.approx((good == truth).mean() - (weak == truth).mean())
     assert 0 < found.difference.low < found.difference.value < found.difference.high
     assert found.probability_better > 0.99
@@ -75,8 +75,20 @@ def test_a_better_model_is_said_to_be_better():
     assert found.only_candidate_right - found.only_champion_right == round(found.difference.value * 2000)
     same = Pairs()
     same.update(truth, good, good)
-    tie = compare(same.joint, accuracy, rng, **OPTIONS)
+    tie = compare(same.joint, 4, accuracy, rng, **OPTIONS)
     assert (tie.difference.value, tie.probability_better, tie.p_value) == (0.0, 0.5, 1.0)
+
+
+def test_a_class_that_nobody_has_counts_in_the_comparison():
+    """The difference of macro F1 is that of the two scores as they are reported, over all classes of the task."""
+    rng = np.random.default_rng(6)
+    truth = rng.integers(0, 3, 900)
+    weak, good = answers(rng, truth, 0.7, 3), answers(rng, truth, 0.9, 3)
+    pairs = Pairs()
+    pairs.update(truth, good, weak)
+    found = compare(pairs.joint, 5, macro_f1, rng, **OPTIONS)
+    reported = macro_f1(confusion_of(truth, good, 5)) - macro_f1(confusion_of(truth, weak, 5))
+    assert found.difference.value == pytest.approx(float(reported))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 0), (12, 5), (40, 40)])
@@ -89,4 +101,4 @@ def test_mcnemar_lies_below_the_exact_test(first: int, second: int):
 def test_nothing_to_compare_is_said():
     """No row, no statement."""
     with pytest.raises(ValueError, match="nothing"):
-        compare(Pairs().joint, accuracy, np.random.default_rng(0), **OPTIONS)
+        compare(Pairs().joint, 4, accuracy, np.random.default_rng(0), **OPTIONS)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import sync_playwright
 
 from modelyard.evaluate.report import report
+from tests.browsers import chromium
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SCORE = {"value": 0.95, "low": 0.93, "high": 0.97, "confidence": 0.95}
 METRICS = {
     "rows": 400, "accuracy": 0.95, "macro_f1": 0.94, "classes": ["<b>no</b>", "yes"],
@@ -49,12 +47,7 @@ def test_an_override_names_who_and_why():
 @pytest.mark.browser
 def test_the_page_opens_offline_and_prints(tmp_path: Path):
     """No request leaves the page, nothing goes to the console, every part is visible, and it becomes a PDF."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        missing = f"no Chromium is installed, none of: {', '.join(PROGRAMS)}"
-        if os.environ.get("CI") == "true":
-            pytest.fail(missing)
-        pytest.skip(missing)
+    program = chromium()
     file = tmp_path / "report.html"
     file.write_text(report(VERDICT, MODELS))
     with sync_playwright() as playwright:
