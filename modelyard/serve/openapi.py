@@ -13,7 +13,11 @@ Json = dict[str, Any]
 
 _NUMBERS: Json = {"type": "array", "items": {"type": "number"}}
 _ROWS: Json = {"type": "array", "items": {"anyOf": [{"type": "number"}, _NUMBERS]}}
-_RECORDS: Json = {"type": "array", "items": {"type": "object", "additionalProperties": {"type": "number"}}}
+# Raw values by column name: numbers, or texts, dates and gaps where the model has such columns.
+_VALUE: Json = {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null"}]}
+_VALUES: Json = {"type": "array", "items": _VALUE}
+_RAW_ROWS: Json = {"type": "array", "items": {"anyOf": [_VALUE, _VALUES]}}
+_RECORDS: Json = {"type": "array", "items": {"type": "object", "additionalProperties": _VALUE}}
 _PARAMETERS: Json = {"type": "object"}
 _REFUSALS = {
     400: "something in the request does not fit; the sentence says what",
@@ -127,11 +131,11 @@ def _scoring_schemas() -> Json:
     split = {
         "type": "object",
         "required": ["columns", "data"],
-        "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": _ROWS},
+        "properties": {"columns": {"type": "array", "items": {"type": "string"}}, "data": _RAW_ROWS},
     }
-    columns = {"type": "object", "additionalProperties": _NUMBERS}
+    columns = {"type": "object", "additionalProperties": _VALUES}
     shapes = dict(
-        zip(SHAPES, (split, _RECORDS, {"anyOf": [_RECORDS, _ROWS]}, {"anyOf": [columns, _ROWS]}), strict=True)
+        zip(SHAPES, (split, _RECORDS, {"anyOf": [_RECORDS, _RAW_ROWS]}, {"anyOf": [columns, _RAW_ROWS]}), strict=True)
     )
     return {
         "ScoringRequest": {
