@@ -14,7 +14,16 @@ from prefect.states import Failed, State
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
 from modelyard.errors import Refused
-from modelyard.evaluate import CARD_FILE, REPORT_FILE, EvaluateConfig, confusion_figure, refusal
+from modelyard.evaluate import (
+    CARD_FILE,
+    EXPLANATIONS_FILE,
+    EXPLANATIONS_PICTURE,
+    REPORT_FILE,
+    EvaluateConfig,
+    confusion_figure,
+    explanation_figure,
+    refusal,
+)
 from modelyard.evaluate import evaluate as evaluate_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
@@ -75,7 +84,7 @@ def _headline(product: Product, metric: str, refused: Refused | None) -> str:
 
 
 def _show_details(record: Record, product: Product, refused: Refused | None) -> None:
-    """The report as a page in MLflow with a link in Prefect, a classifier's confusion matrix, and the table of checks."""
+    """The report as a page in MLflow with a link in Prefect, the pictures, and the table of checks."""
     catalog, ref = record.session.catalog, product.ref
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
@@ -86,8 +95,11 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
         key="evaluate-report",
         link=tracker.artifact_url(record.run_id, REPORT_FILE),
         link_text="Report of the verdict",
-        description="Checks, intervals, slices, disturbances, confusion and calibration, as a page in MLflow",
+        description="Checks, intervals, slices, disturbances, attacks, explanations, confusion and calibration, in MLflow",
     )
+    if EXPLANATIONS_FILE in product.manifest.content.files:
+        explained = json.loads(catalog.read(ref, EXPLANATIONS_FILE))
+        tracker.log_figure(record.run_id, explanation_figure(explained), EXPLANATIONS_PICTURE)
     if "confusion" in candidate:
         _show_confusion(record, candidate["classes"], candidate["confusion"])
     table = [{"check": row["name"], **_shown(row)} for row in checks]

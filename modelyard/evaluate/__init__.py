@@ -4,11 +4,24 @@ A refusal is a result like any other, and committed as one; `refusal` turns it i
 """
 
 from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.explain_figure import explanation_figure
 from modelyard.evaluate.plots import confusion_figure
-from modelyard.evaluate.stage import CARD_FILE, GOLDEN_FILE, METRICS_FILE, REPORT_FILE, VERDICT_FILE, evaluate, refusal
+from modelyard.evaluate.stage import (
+    CARD_FILE,
+    EXPLANATIONS_FILE,
+    EXPLANATIONS_PICTURE,
+    GOLDEN_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    VERDICT_FILE,
+    evaluate,
+    refusal,
+)
 
 __all__ = [
     "CARD_FILE",
+    "EXPLANATIONS_FILE",
+    "EXPLANATIONS_PICTURE",
     "GOLDEN_FILE",
     "METRICS_FILE",
     "REPORT_FILE",
@@ -16,5 +29,6 @@ __all__ = [
     "EvaluateConfig",
     "confusion_figure",
     "evaluate",
+    "explanation_figure",
     "refusal",
 ]

@@ -14,12 +14,17 @@ from modelyard.model_package import ModelPackage
 UNSTATED = "not stated"
 SHOWN_COLUMNS = 40
 WORST_SLICES = 5
+IMPORTANT_COLUMNS = 5
 
 
 def model_card(
-    verdict: Mapping[str, Any], metrics: Mapping[str, Any], package: ModelPackage, config: EvaluateConfig
+    verdict: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    explained: Mapping[str, Any] | None,
+    package: ModelPackage,
+    config: EvaluateConfig,
 ) -> str:
-    """The card for `verdict.json` and `metrics.json` of a candidate."""
+    """The card for `verdict.json`, `metrics.json` and, where there are any, `explanations.json` of a candidate."""
     target, columns = package.spec.target, package.transform.columns
     shown = ", ".join(columns[:SHOWN_COLUMNS]) + (
         f" and {len(columns) - SHOWN_COLUMNS} more" if columns[SHOWN_COLUMNS:] else ""
@@ -35,6 +40,7 @@ def model_card(
         ]),
         ("Data", [f"- data set `{verdict['inputs']['dataset']}`; judged on the {candidate['rows']:,} rows of its test split"]),
         ("Scores", _scores(verdict, candidate)),
+        ("What it looks at", _reasons(explained) or ["- nobody looked: `evaluate.explained_rows` is 0"]),
         ("Where it fails", _limits(verdict) or ["- nothing was looked at apart: name columns in `evaluate.slices`"]),
         ("Verdict", [f"- {_outcome(verdict)}", *(f"- {reason}" for reason in verdict["reasons"])]),
     ]  # fmt: skip
@@ -50,6 +56,15 @@ def _scores(verdict: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[st
     return lines
 
 
+def _reasons(explained: Mapping[str, Any] | None) -> list[str]:
+    if not explained:
+        return []
+    if explained["importance"] is None:
+        return [f"- {len(explained['columns'])} columns, too many to exchange one by one"]
+    ranked = sorted(zip(explained["importance"], explained["columns"], strict=True), reverse=True)[:IMPORTANT_COLUMNS]
+    return [f"- `{column}`: the score loses {loss:.4f} when it is exchanged among the rows" for loss, column in ranked]
+
+
 def _limits(verdict: Mapping[str, Any]) -> list[str]:
     lines = [f"- {note}" for note in verdict["notes"]]
     lines += [
@@ -57,9 +72,10 @@ def _limits(verdict: Mapping[str, Any]) -> list[str]:
         for one in verdict["slices"][:WORST_SLICES]
     ]
     lines += [
-        f"- {verdict['metric']} {scores['candidate']:.4f} when disturbed by: {name}"
-        for name, scores in verdict["disturbed"].items()
-        if name != "undisturbed"
+        f"- {verdict['metric']} {scores['candidate']:.4f} {trouble}: {name}"
+        for key, trouble in (("disturbed", "when disturbed by"), ("attacked", "under attack by"))
+        for name, scores in verdict[key].items()
+        if name != "undisturbed" and "candidate" in scores
     ]
     return lines
 

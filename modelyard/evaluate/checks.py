@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from modelyard import gates
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence
+from modelyard.evaluate.robustness import UNDISTURBED, Scores
 
 
 def judge(subject: str, evidence: Evidence, size_bytes: int, config: EvaluateConfig) -> gates.Verdict:
@@ -24,6 +25,7 @@ def judge(subject: str, evidence: Evidence, size_bytes: int, config: EvaluateCon
             *_against_champion(evidence, config),
             *_of_slices(evidence, config),
             *_of_disturbances(evidence, config),
+            *_of_attacks(evidence, config),
             *_of_limits(evidence, size_bytes, config),
         ],
     )
@@ -64,13 +66,29 @@ def _of_slices(evidence: Evidence, config: EvaluateConfig) -> Iterator[gates.Che
 
 
 def _of_disturbances(evidence: Evidence, config: EvaluateConfig) -> Iterator[gates.Check]:
-    if config.allowed_drop_when_disturbed is None:
-        return
-    calm = evidence.disturbed.get("undisturbed", {}).get(CANDIDATE, math.nan)
-    kinds = [(name, scores[CANDIDATE]) for name, scores in evidence.disturbed.items() if name != "undisturbed"]
-    name, value = min(kinds, key=lambda kind: _nan_first(kind[1]), default=("nothing was disturbed", math.nan))
-    label = f"{config.metric} when disturbed ({name})"
-    yield gates.allowed_drop(label, value, calm, config.allowed_drop_when_disturbed, against="undisturbed rows")
+    if config.allowed_drop_when_disturbed is not None:
+        yield _worst(evidence.disturbed, f"{config.metric} when disturbed", config.allowed_drop_when_disturbed)
+
+
+def _of_attacks(evidence: Evidence, config: EvaluateConfig) -> Iterator[gates.Check]:
+    if config.allowed_drop_under_attack is not None:
+        yield _worst(evidence.attacked, f"{config.metric} under attack", config.allowed_drop_under_attack)
+    if config.allowed_drop_under_attack_against_champion is not None and CHAMPION in evidence.judged:
+        pairs = [(scores.get(CANDIDATE, math.nan), scores.get(CHAMPION, math.nan), kind)
+                 for kind, scores in evidence.attacked.items() if kind != UNDISTURBED]  # fmt: skip
+        value, reference, kind = min(
+            pairs, key=lambda pair: _nan_first(pair[0] - pair[1]), default=(math.nan, math.nan, "nothing was attacked")
+        )
+        drop, name = config.allowed_drop_under_attack_against_champion, f"{config.metric} under attack ({kind})"
+        yield gates.allowed_drop(name, value, reference, drop, against=CHAMPION)
+
+
+def _worst(found: Scores, name: str, drop: float) -> gates.Check:
+    """The kind of trouble that costs the candidate most, against its score over the same rows left alone."""
+    calm = found.get(UNDISTURBED, {}).get(CANDIDATE, math.nan)
+    kinds = [(kind, scores[CANDIDATE]) for kind, scores in found.items() if kind != UNDISTURBED and CANDIDATE in scores]
+    kind, value = min(kinds, key=lambda pair: _nan_first(pair[1]), default=("nothing was tried", math.nan))
+    return gates.allowed_drop(f"{name} ({kind})", value, calm, drop, against="undisturbed rows")
 
 
 def _of_limits(evidence: Evidence, size_bytes: int, config: EvaluateConfig) -> Iterator[gates.Check]:

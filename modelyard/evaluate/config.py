@@ -29,6 +29,11 @@ class EvaluateConfig(Frozen):
         max_size_bytes: largest size of the judged form's file.
         robustness_rows: test rows that are answered again with noise, gaps and shuffled columns; 0: none.
         allowed_drop_when_disturbed: how far the score may fall by any of these disturbances.
+        attack_strength: how far an opponent may move each of the network's inputs, as a fraction of its own deviation
+            over those rows; 0: no attacks.
+        allowed_drop_under_attack: how far the score may fall by any attack.
+        allowed_drop_under_attack_against_champion: how far it may then lie below what serves, under the same attack.
+        explained_rows: test rows that answers are explained on; 0: none.
         resamples: of the bootstrap.
         confidence: of the intervals.
         seed: of resamples and disturbances.
@@ -58,6 +63,10 @@ class EvaluateConfig(Frozen):
     max_size_bytes: int | None = Field(None, ge=1)
     robustness_rows: int = Field(2000, ge=0)
     allowed_drop_when_disturbed: float | None = Field(None, ge=0, le=1)
+    attack_strength: float = Field(0.1, ge=0, le=10)
+    allowed_drop_under_attack: float | None = Field(None, ge=0, le=1)
+    allowed_drop_under_attack_against_champion: float | None = Field(None, ge=0, le=1)
+    explained_rows: int = Field(256, ge=0, le=100_000)
     resamples: int = Field(2000, ge=200, le=100_000)
     confidence: float = Field(0.95, gt=0.5, lt=1)
     seed: int = Field(0, ge=0, lt=2**31)

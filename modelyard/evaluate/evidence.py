@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,10 +13,12 @@ from modelyard.artifacts import Frozen
 from modelyard.datasets import Dataset
 from modelyard.errors import DataError
 from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
+from modelyard.evaluate.explain import explain
 from modelyard.evaluate.intervals import STATISTICS, Comparison, Interval, compare, interval
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.pairs import Pairs
-from modelyard.evaluate.robustness import DISTURBANCES
+from modelyard.evaluate.parents import Parent
+from modelyard.evaluate.robustness import Scores, attack, disturb
 from modelyard.evaluate.slices import Slicer
 from modelyard.task_kinds import Target
 
@@ -44,6 +47,8 @@ class Evidence:
         golden: raw feature rows kept for the endpoint, (golden_rows, width).
         scores: role -> the gated metric with its interval.
         disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
+        attacked: the same for kinds of attack.
+        explained: what the candidate's answers rest on, as `explain` says; None: nothing was looked at.
         notes: what a reader must know, as sentences.
     """
 
@@ -52,7 +57,9 @@ class Evidence:
     scores: dict[str, Interval] = field(default_factory=dict)
     comparison: Comparison | None = None
     slices: list[SliceScore] = field(default_factory=list)
-    disturbed: dict[str, dict[str, float]] = field(default_factory=dict)
+    disturbed: Scores = field(default_factory=dict)
+    attacked: Scores = field(default_factory=dict)
+    explained: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,8 +67,13 @@ class Evidence:
         return self.judged[CANDIDATE]
 
 
-def gather(dataset: Dataset, judged: Mapping[str, Judged], config: EvaluateConfig) -> Evidence:
-    """Answer the test split with every model, and work out intervals, slices, comparison and disturbances.
+def gather(
+    dataset: Dataset, judged: Mapping[str, Judged], parents: Mapping[str, Parent], config: EvaluateConfig
+) -> Evidence:
+    """Answer the test split with every model, and work out intervals, slices, comparison, disturbances and attacks.
+
+    Args:
+        parents: for each role of ``judged`` the trained network behind it.
 
     Raises:
         DataError: the test split is empty.
@@ -74,10 +86,14 @@ def gather(dataset: Dataset, judged: Mapping[str, Judged], config: EvaluateConfi
     golden, first = _pass_over(dataset, judged, slicers, pairs, config)
     evidence = Evidence(judged=judged, golden=golden)
     evidence.candidate.value(config.metric)  # a metric of another task is refused here, by name
-    evidence.disturbed = _disturb(judged, first, config)
+    evidence.disturbed = disturb(judged, first.iloc[: config.robustness_rows], config)
+    evidence.attacked = attack(judged, parents, first.iloc[: config.robustness_rows], config)
+    evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], first, config)
     if evidence.candidate.is_classifier:
         _work_out(evidence, pairs, config)
         evidence.notes = _notes(evidence, dataset.target)
+    if evidence.attacked:
+        evidence.notes += _orphans(parents)
     return evidence
 
 
@@ -88,6 +104,7 @@ def _pass_over(
     num_rows = dataset.num_rows("test")
     chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
     transform = judged[CANDIDATE].package.transform
+    num_first = max(config.robustness_rows, config.explained_rows)
     golden, firsts, position = [], [], 0
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
@@ -97,8 +114,8 @@ def _pass_over(
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
         golden.append(transform.rows(frame)[here])
-        if position < config.robustness_rows:
-            firsts.append(frame.iloc[: config.robustness_rows - position])
+        if position < num_first:
+            firsts.append(frame.iloc[: num_first - position])
         position += len(frame)
     return np.concatenate(golden), pd.concat(firsts) if firsts else pd.DataFrame()
 
@@ -119,20 +136,6 @@ def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
     evidence.slices.sort(key=lambda one: one.score.value)
 
 
-def _disturb(judged: Mapping[str, Judged], first: pd.DataFrame, config: EvaluateConfig) -> dict[str, dict[str, float]]:
-    """The score of every model over the first rows, as they are and disturbed, the same way for each model."""
-    if first.empty:
-        return {}
-    found: dict[str, dict[str, float]] = {"undisturbed": {}, **{name: {} for name in DISTURBANCES}}
-    for role, one in judged.items():
-        inputs, targets = one.package.transform.apply_frame(first), one.targets(first)
-        found["undisturbed"][role] = one.score_of(inputs, targets, config.metric)
-        for number, (name, disturb) in enumerate(DISTURBANCES.items()):
-            rng = np.random.default_rng([config.seed, number])
-            found[name][role] = one.score_of(disturb(inputs, rng), targets, config.metric)
-    return found
-
-
 def _notes(evidence: Evidence, target: Target) -> list[str]:
     rows = evidence.candidate.confusion.sum(axis=1)
     absent = [str(label) for label, count in zip(target.classes, rows, strict=True) if not count]
@@ -146,3 +149,12 @@ def _notes(evidence: Evidence, target: Target) -> list[str]:
         shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
         notes.append(f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}")
     return notes
+
+
+def _orphans(parents: Mapping[str, Parent]) -> list[str]:
+    """What a reader must know of models that no gradient could be had for; the float form shares its candidate's."""
+    return [
+        f"the {role} was attacked by tries alone, without gradients: {parent.reason}"
+        for role, parent in parents.items()
+        if parent.network is None and role != FLOAT
+    ]

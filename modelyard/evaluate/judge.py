@@ -11,7 +11,7 @@ import pandas as pd
 
 from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.scores import Calibration, Ranking
-from modelyard.metrics import ClassificationMetrics
+from modelyard.metrics import ClassificationMetrics, negative_log_likelihood
 from modelyard.model_package import ModelPackage
 from modelyard.task_kinds import Target, task_kind
 
@@ -112,6 +112,13 @@ class Judged:
         fresh = task_kind(self.package.spec.target.task).metric(self.package.spec.target)
         fresh.update(self.package.run(inputs), targets)
         return fresh.compute()[metric]
+
+    def losses(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The loss of each answer to network input (n, width): in nats, or squared errors in the network's units, (n,)."""
+        outputs = self.package.run(inputs)
+        if self.is_classifier:
+            return negative_log_likelihood(outputs, targets)
+        return (outputs.astype(np.float64).reshape(-1) - targets) ** 2
 
     def value(self, metric: str) -> float:
         """One metric.

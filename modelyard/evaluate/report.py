@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,14 @@ WIDTH = 300.0  # of a bar, in the units of the drawing
 ORIGIN_X, ORIGIN_Y, SIDE = 40.0, 250.0, 240.0  # of the calibration plot
 
 
-def report(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
-    """The page for `verdict.json` and `metrics.json` as Python values. Opens offline, asks for nothing."""
+def report(
+    verdict: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    explained: Mapping[str, Any] | None = None,
+    picture: bytes | None = None,
+) -> str:
+    """The page for `verdict.json`, `metrics.json` and, where there are any, `explanations.json` and its picture (PNG),
+    as Python values. Opens offline, asks for nothing."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["short"] = _short
     bars = environment.from_string(INTERVALS)
@@ -34,6 +41,8 @@ def report(verdict: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
         score_names=[name for name, value in candidate.items() if isinstance(value, float)],
         confusion_rows=_confusion_rows(candidate),
         class_rows=_class_rows(candidate),
+        explained=explained,
+        picture=base64.b64encode(picture).decode() if picture else None,
         calibration_points=points,
         calibration_line=" ".join(f"{point['x']},{point['y']}" for point in points),
     )

@@ -17,9 +17,9 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: middle; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; } td.number, th.number { text-align: right; }
 .confusion { width: auto; } .confusion td { text-align: center; min-width: 2.6rem; border: 1px solid white; }
-.confusion th { text-align: center; border: 0; } svg { display: block; max-width: 100%; }
+.confusion th { text-align: center; border: 0; } svg, img { display: block; max-width: 100%; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 0 2rem; }
-@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr, svg { break-inside: avoid; }
+@media print { body { max-width: none; padding: 0; } h2 { break-after: avoid; } tr, svg, img { break-inside: avoid; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 </style>
 </head>
@@ -70,6 +70,28 @@ on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
 </table>
 <p class="soft">Noise of a tenth of each column's deviation; a tenth of the values missing; a tenth of the columns
 exchanged among the rows. No gradients are used: the form is judged as it will be served.</p>
+{% endif %}
+
+{% if verdict.attacked %}
+<h2>Under attack</h2>
+<table>
+<tr><th></th>{% for role in metrics %}<th class="number">{{ role }}</th>{% endfor %}</tr>
+{% for name, scores in verdict.attacked.items() %}<tr><td>{{ name }}</td>
+{% for role in metrics %}<td class="number">{{ scores[role] | short if role in scores else "" }}</td>{% endfor %}</tr>{% endfor %}
+</table>
+<p class="soft">An opponent moves every number by at most {{ "%g" % (100 * verdict.attack_strength) }} % of its deviation:
+fgsm in one step along the sign of the gradient, pgd in several, random signs by tries alone. Gradients are the trained
+network's; the rows are answered by the form that will be served.</p>
+{% endif %}
+
+{% if explained %}
+<h2>What the answers rest on</h2>
+{% if picture %}<img src="data:image/png;base64,{{ picture }}" alt="columns that matter, by class, and behind the worst errors">{% endif %}
+<p class="soft">On {{ "{:,}".format(explained.rows) }} test rows. Loss of score: each column exchanged among the rows, answered by
+the form that will be served. {% if explained.attribution %}Attributions: integrated gradients of the trained network from the
+mean row; they miss what they should add up to by {{ "%.2g" % (100 * explained.attribution.completeness.mean) }} % on average and
+{{ "%.2g" % (100 * explained.attribution.completeness.largest) }} % at most.{% else %}There is no trained network at hand, so no
+attributions.{% endif %}</p>
 {% endif %}
 
 {% if "confusion" in metrics.candidate %}

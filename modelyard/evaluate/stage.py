@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,20 @@ from modelyard.evaluate.card import model_card
 from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
+from modelyard.evaluate.explain_figure import explanation_png
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
 from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_files
 
-LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow", "scipy")
+LIBRARIES = ("captum", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
 REPORT_FILE = "report.html"
 CARD_FILE = "model-card.md"
+EXPLANATIONS_FILE = "explanations.json"
+EXPLANATIONS_PICTURE = "explanations.png"
 GOLDEN_DECIMALS = 6
 
 
@@ -58,6 +63,8 @@ def evaluate(
         - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
           regression r2, mae, rmse and loss;
+        - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
+          `modelyard.evaluate.explain` says; absent where nothing was looked at;
         - ``report.html``: all of it as one page for people; ``model-card.md``: the short form that travels with a model;
         - ``golden.json``: ``rows`` (raw feature values in the transform's column order) and the ``outputs`` (raw)
           that ``form`` gave them, computed as one batch in that order, with the ``tolerance`` allowed on each value.
@@ -90,7 +97,8 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     judged = _open_all(catalog, work, config, attempt.scratch)
     for one in judged.values():
         one.check_fits(dataset.target, dataset.transform.columns)
-    evidence = gather(dataset, judged, config)
+    parents = _parents(catalog, work, judged, attempt.scratch)
+    evidence = gather(dataset, judged, parents, config)
     package = judged[CANDIDATE].package
     size_bytes = (attempt.scratch / CANDIDATE / package.spec.forms[package.form].file).stat().st_size
     verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config)
@@ -99,8 +107,10 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     attempt.add_json(VERDICT_FILE, document)
     attempt.add_json(METRICS_FILE, metrics)
     attempt.add_json(GOLDEN_FILE, _golden_json(judged[CANDIDATE], evidence.golden, config))
-    attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
-    attempt.add_bytes(CARD_FILE, model_card(document, metrics, package, config).encode())
+    attempt.add_bytes(
+        REPORT_FILE, report(document, metrics, evidence.explained, _add_picture(attempt, evidence)).encode()
+    )
+    attempt.add_bytes(CARD_FILE, model_card(document, metrics, evidence.explained, package, config).encode())
     attempt.facts.update(
         subject=verdict.subject,
         passed=verdict.passed or bool(document["override"]),
@@ -111,6 +121,16 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
         interval=document["scores"].get(CANDIDATE),
         override=document["override"],
     )
+
+
+def _add_picture(attempt: Attempt, evidence: Evidence) -> bytes | None:
+    """The explanations as files of the verdict; returns the picture."""
+    if evidence.explained is None:
+        return None
+    attempt.add_json(EXPLANATIONS_FILE, evidence.explained)
+    picture = explanation_png(evidence.explained)
+    attempt.add_bytes(EXPLANATIONS_PICTURE, picture)
+    return picture
 
 
 def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Path) -> dict[str, Judged]:
@@ -131,6 +151,16 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
     return opened
 
 
+def _parents(catalog: Catalog, work: Work, judged: Mapping[str, Judged], scratch: Path) -> dict[str, Parent]:
+    """The trained network behind every model under judgement; the candidate's float form shares the candidate's."""
+    found = {}
+    for role in (CANDIDATE, CHAMPION):
+        if role in judged:
+            width = judged[role].package.transform.width
+            found[role] = find_parent(catalog, work.inputs[role], width, scratch / "parents" / role)
+    return found | {FLOAT: found[CANDIDATE]}
+
+
 def _verdict_json(verdict: gates.Verdict, evidence: Evidence, work: Work, config: EvaluateConfig) -> dict[str, Any]:
     comparison = evidence.comparison
     override = {"by": config.override_by, "reason": config.override_reason} if config.override_by else None
@@ -145,6 +175,8 @@ def _verdict_json(verdict: gates.Verdict, evidence: Evidence, work: Work, config
         "comparison": comparison.model_dump() if comparison else None,
         "slices": [{**one.model_dump(), "is_decisive": one.is_decisive} for one in evidence.slices],
         "disturbed": evidence.disturbed,
+        "attacked": evidence.attacked,
+        "attack_strength": config.attack_strength,
         "notes": evidence.notes,
         "inputs": {role: ref.digest for role, ref in work.inputs.items()},
     }

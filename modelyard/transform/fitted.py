@@ -39,8 +39,8 @@ class FittedTransform(Frozen):
     @cached_property
     def width(self) -> int:
         """Number of values per row that the network takes."""
-        if self._projection is not None:
-            return len(self._projection[1])
+        if self.components is not None:
+            return len(self.components[1])
         return sum(feature.width for feature in self.features) if self.selected is None else len(self.selected)
 
     @property
@@ -57,7 +57,8 @@ class FittedTransform(Frozen):
         return np.array([feature.offset for feature in scales]), np.array([feature.scale for feature in scales])
 
     @cached_property
-    def _projection(self) -> tuple[np.ndarray, np.ndarray] | None:
+    def components(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Mean (inputs,) and components (width, inputs) of the projection, where there is one."""
         if self.projection is None:
             return None
         from safetensors.numpy import load
@@ -81,15 +82,26 @@ class FittedTransform(Frozen):
             raise DataError(
                 f"expected rows of {len(self.features)} values ({self.columns[0]}, ...), got shape {rows.shape}"
             )
-        # In float64 whatever came in, so that float32 and float64 clients get the same answer.
-        encoded = self._encode(rows.astype(np.float64, copy=False))
-        if self.selected is not None:
-            encoded = encoded[:, self.selected]
-        if self._projection is not None:
-            mean, components = self._projection
+        encoded = self.encode(rows)
+        if self.components is not None:
+            mean, components = self.components
             # einsum, not a matrix product: that one adds up in another order when rows come in other numbers.
             encoded = np.einsum("ni,ki->nk", encoded - mean, components)
         return np.ascontiguousarray(encoded, dtype=np.float32)
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Rows of codes to selected inputs before any projection, (n, inputs) float64.
+
+        In float64 whatever came in, so that float32 and float64 clients get the same answer.
+        """
+        encoded = self._encode(rows.astype(np.float64, copy=False))
+        return encoded if self.selected is None else encoded[:, self.selected]
+
+    @property
+    def origins(self) -> np.ndarray:
+        """For each input of `encode` the position of the raw column that it comes from, (inputs,)."""
+        origins = np.repeat(np.arange(len(self.features)), [feature.width for feature in self.features])
+        return origins if self.selected is None else origins[self.selected]
 
     def _encode(self, rows: np.ndarray) -> np.ndarray:
         if self._scales is not None:

@@ -72,6 +72,13 @@ BOUNDS = [
         1,
     ),
     ({"allowed_drop_when_disturbed": 0.4}, lambda value: evidence(disturbed=disturbed(value)), 0.5, 1),
+    ({"allowed_drop_under_attack": 0.4}, lambda value: evidence(attacked=disturbed(value)), 0.5, 1),
+    (
+        {"allowed_drop_under_attack_against_champion": 0.25},
+        lambda value: evidence(attacked={"fgsm": {"candidate": value, "champion": 0.75}}),
+        0.5,
+        1,
+    ),
     (
         {"max_calibration_error": 0.05},
         lambda value: evidence(headline={"calibration_error": value} if math.isfinite(value) else {}),
@@ -92,6 +99,13 @@ def test_a_bound_holds_to_the_last_digit(bound: dict[str, Any], make: Any, limit
     assert judge("x", make(inside), 1, config).passed
     assert not judge("x", make(outside), 1, config).passed
     assert not judge("x", make(math.nan), 1, config).passed
+
+
+def test_a_champion_that_could_not_be_attacked_alike_refuses():
+    """Its score under that attack is missing, so nobody knows how far the candidate lies below."""
+    config = EvaluateConfig(**LENIENT, allowed_drop_under_attack_against_champion=1.0)
+    assert not judge("x", evidence(attacked={"fgsm": {"candidate": 0.9}}), 1, config).passed
+    assert not judge("x", evidence(), 1, config).passed
 
 
 @pytest.mark.parametrize(("size_bytes", "passed"), [(999, True), (1000, True), (1001, False)])

@@ -25,7 +25,7 @@ from tests.test_model_package import save_linear
 from tests.workbench import ORIGIN, digits_dataset, own_catalog, quick_model
 
 QUICK = CompressConfig(measure=MeasureConfig(repeats=1))
-CONFIG = EvaluateConfig(floor=0.9, allowed_drop_against_float=0.02)
+CONFIG = EvaluateConfig(floor=0.9, allowed_drop_against_float=0.02, explained_rows=0)
 
 
 class Bench:
@@ -147,6 +147,52 @@ def test_slices_of_few_rows_are_shown_and_prove_nothing(bench: Bench):
     assert {one["is_decisive"] for one in verdict["slices"]} == {False}
     assert "fewer than 30 rows" in verdict["notes"][0]
     assert "could not be computed" in refusal(product.manifest).reasons[0]
+
+
+def test_attacks_by_gradient_hurt_more_than_noise(bench: Bench):
+    """Found in the trained network of each model, answered by the form that will be served; a bound on them refuses."""
+    config = CONFIG.model_copy(update={"allowed_drop_under_attack": 0.001, "attack_strength": 0.3})
+    product = bench.judge(bench.good, bench.weak, config)
+    verdict = bench.read(product, "verdict.json")
+    attacked = verdict["attacked"]
+    assert set(attacked) == {"undisturbed", "fgsm", "pgd"}
+    assert attacked["undisturbed"] == verdict["disturbed"]["undisturbed"]
+    for role, calm in attacked["undisturbed"].items():
+        assert attacked["pgd"][role] <= attacked["fgsm"][role] < calm - 0.05
+    assert "under attack (pgd)" in refusal(product.manifest).reasons[-1]
+    assert verdict["notes"] == []
+
+
+def test_without_its_trained_network_a_model_is_attacked_by_tries(bench: Bench):
+    """The verdict says so, and why; a bound against a champion that was attacked otherwise cannot be met."""
+    weight = np.random.default_rng(0).normal(size=(64, 10))
+    orphan = _package(bench, "orphan", weight, bench.dataset.target, bench.dataset.transform.columns)
+    config = EvaluateConfig(floor=0, explained_rows=50, allowed_drop_under_attack_against_champion=1.0,
+                            allowed_drop_against_champion=1.0)  # fmt: skip
+    product = bench.judge(orphan, bench.good, config)
+    verdict = bench.read(product, "verdict.json")
+    assert set(verdict["attacked"]["random signs"]) == {"candidate", "float"}
+    assert verdict["attacked"]["random signs"]["candidate"] <= verdict["attacked"]["undisturbed"]["candidate"]
+    assert verdict["notes"] == [
+        "the candidate was attacked by tries alone, without gradients: its package names no trained network"
+    ]
+    assert "could not be computed" in refusal(product.manifest).reasons[0]
+    assert bench.read(product, "explanations.json")["attribution"] is None
+
+
+def test_answers_are_explained(bench: Bench):
+    """Pixels that decide lie inside the image, every class has a map, and the page and the card show it."""
+    config = CONFIG.model_copy(update={"explained_rows": 100})
+    product = bench.judge(bench.good, config=config)
+    found = bench.read(product, "explanations.json")
+    assert found["grid"] == [8, 8]
+    assert set(found["attribution"]["by_class"]) == {str(digit) for digit in range(10)}
+    assert found["attribution"]["completeness"]["mean"] < 0.01
+    importance = np.reshape(found["importance"], (8, 8))
+    assert importance[:, 2:6].sum() > importance[:, [0, 7]].sum()
+    page = bench.catalog.read(product.ref, "report.html").decode()
+    assert "data:image/png;base64," in page
+    assert "What it looks at" in bench.catalog.read(product.ref, "model-card.md").decode()
 
 
 def test_a_card_travels_with_the_verdict(bench: Bench):

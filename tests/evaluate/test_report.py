@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from modelyard.evaluate.explain_figure import explanation_png
 from modelyard.evaluate.report import report
 from tests.browsers import chromium
 
@@ -27,7 +28,16 @@ VERDICT = {
     "slices": [{"name": "city = Bern", "rows": 12, "score": SCORE, "champion": 0.9, "is_decisive": False}],
     "disturbed": {"undisturbed": {"candidate": 0.95, "float": 0.95, "champion": 0.9},
                   "noise": {"candidate": 0.9, "float": 0.9, "champion": 0.8}},
+    "attacked": {"undisturbed": {"candidate": 0.95, "float": 0.95, "champion": 0.9},
+                 "fgsm": {"candidate": 0.7, "float": 0.7}},
+    "attack_strength": 0.1,
     "inputs": {"candidate": "abc", "dataset": "def"},
+}  # fmt: skip
+EXPLAINED = {
+    "columns": ["age", "city"], "grid": None, "rows": 200, "importance": [0.2, 0.01],
+    "attribution": {"global": [0.5, 0.1], "by_class": {"no": [0.4, -0.1], "yes": [-0.4, 0.1]},
+                    "completeness": {"largest": 0.02, "mean": 0.001}},
+    "worst": [{"truth": "no", "answer": "yes", "confidence": 0.99, "values": [3.0, 1.0], "attribution": [0.4, -0.2]}],
 }  # fmt: skip
 MODELS = {"candidate": METRICS, "float": METRICS, "champion": METRICS}
 
@@ -49,7 +59,7 @@ def test_the_page_opens_offline_and_prints(tmp_path: Path):
     """No request leaves the page, nothing goes to the console, every part is visible, and it becomes a PDF."""
     program = chromium()
     file = tmp_path / "report.html"
-    file.write_text(report(VERDICT, MODELS))
+    file.write_text(report(VERDICT, MODELS, EXPLAINED, explanation_png(EXPLAINED)))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page()
@@ -63,9 +73,9 @@ def test_the_page_opens_offline_and_prints(tmp_path: Path):
         printed = page.pdf()
         browser.close()
     assert said == []
-    assert asked == [file.as_uri()]
+    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
     assert headings == [
         "Refused", "Checks", "accuracy, with 95 % intervals", "Scores", "Slices, worst first", "When disturbed",
-        "Confusion (rows: truth)", "Calibration", "Per class", "What was judged",
+        "Under attack", "What the answers rest on", "Confusion (rows: truth)", "Calibration", "Per class", "What was judged",
     ]  # fmt: skip
     assert printed.startswith(b"%PDF")

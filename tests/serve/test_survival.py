@@ -42,7 +42,9 @@ def serving(store: Store, survivor: Endpoint, version: ServedVersion) -> Endpoin
         survivor.start()
     assert survivor.reach(number)["error"] is None
     state = survivor.log.parent / "endpoint" / "state.json"
-    until(lambda: json.loads(state.read_text())["number"] == number, "the local state")  # written after the switch
+    until(
+        lambda: state.exists() and json.loads(state.read_text())["number"] == number, "the local state"
+    )  # written after the switch
     return survivor
 
 
