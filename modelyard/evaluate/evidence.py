@@ -14,9 +14,10 @@ from modelyard.datasets import Dataset
 from modelyard.errors import DataError
 from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
 from modelyard.evaluate.explain import explain
-from modelyard.evaluate.intervals import STATISTICS, Comparison, Interval, compare, interval
+from modelyard.evaluate.grouped import resample
+from modelyard.evaluate.intervals import STATISTICS, Comparison, Interval, compare, comparison, interval, percentiles
 from modelyard.evaluate.judge import Judged
-from modelyard.evaluate.pairs import Pairs
+from modelyard.evaluate.pairs import Closer, Pairs
 from modelyard.evaluate.parents import Parent
 from modelyard.evaluate.robustness import Scores, attack, disturb
 from modelyard.evaluate.slices import Slicer
@@ -46,6 +47,7 @@ class Evidence:
     Attributes:
         golden: raw feature rows kept for the endpoint, (golden_rows, width).
         scores: role -> the gated metric with its interval.
+        intervals: role -> other scores that have an interval, by name.
         disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
         attacked: the same for kinds of attack.
         explained: what the candidate's answers rest on, as `explain` says; None: nothing was looked at.
@@ -55,6 +57,7 @@ class Evidence:
     judged: Mapping[str, Judged]
     golden: np.ndarray
     scores: dict[str, Interval] = field(default_factory=dict)
+    intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     comparison: Comparison | None = None
     slices: list[SliceScore] = field(default_factory=list)
     disturbed: Scores = field(default_factory=dict)
@@ -82,23 +85,30 @@ def gather(
     if not dataset.num_rows("test"):
         raise DataError("the test split is empty")
     slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
-    pairs = Pairs()
-    golden, first = _pass_over(dataset, judged, slicers, pairs, config)
+    pairs, closer = Pairs(), Closer()
+    golden, first = _pass_over(dataset, judged, slicers, pairs, closer, config)
     evidence = Evidence(judged=judged, golden=golden)
     evidence.candidate.value(config.metric)  # a metric of another task is refused here, by name
     evidence.disturbed = disturb(judged, first.iloc[: config.robustness_rows], config)
     evidence.attacked = attack(judged, parents, first.iloc[: config.robustness_rows], config)
     evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], first, config)
+    _work_out_sums(evidence, closer, config)
     if evidence.candidate.is_classifier:
-        _work_out(evidence, pairs, config)
-        evidence.notes = _notes(evidence, dataset.target)
+        _work_out_counts(evidence, pairs, config)
+        evidence.notes = _absent_classes(evidence, dataset.target)
+    evidence.notes += _small_slices(evidence)
     if evidence.attacked:
         evidence.notes += _orphans(parents)
     return evidence
 
 
 def _pass_over(
-    dataset: Dataset, judged: Mapping[str, Judged], slicers: Sequence[Slicer], pairs: Pairs, config: EvaluateConfig
+    dataset: Dataset,
+    judged: Mapping[str, Judged],
+    slicers: Sequence[Slicer],
+    pairs: Pairs,
+    closer: Closer,
+    config: EvaluateConfig,
 ) -> tuple[np.ndarray, pd.DataFrame]:
     """Returns the raw feature values of the golden rows, spread evenly, and the first rows whole."""
     num_rows = dataset.num_rows("test")
@@ -109,7 +119,9 @@ def _pass_over(
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
         outputs = {role: one.count(frame, groups) for role, one in judged.items()}
-        if CHAMPION in judged and judged[CANDIDATE].is_classifier:
+        if CHAMPION in judged and not judged[CANDIDATE].is_classifier:
+            closer.update(*(judged[role].distances(outputs[role], frame) for role in (CANDIDATE, CHAMPION)))
+        elif CHAMPION in judged:
             targets = judged[CANDIDATE].targets(frame)
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
@@ -120,7 +132,48 @@ def _pass_over(
     return np.concatenate(golden), pd.concat(firsts) if firsts else pd.DataFrame()
 
 
-def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
+def _work_out_sums(evidence: Evidence, closer: Closer, config: EvaluateConfig) -> None:
+    """Intervals of losses, errors and calibration, and the comparison of two regressions, over the same resamples."""
+    rng, judged = np.random.default_rng(config.seed), evidence.judged
+    drawn = dict(zip(judged, resample([one.sums for one in judged.values()], rng, config.resamples), strict=True))
+    for role, one in judged.items():
+        found = {
+            name: percentiles(float(statistic(one.sums.total[None])[0]), statistic(drawn[role]), config.confidence)
+            for name, statistic in one.statistics.items()
+        }
+        evidence.intervals[role] = {name: one for name, one in found.items() if np.isfinite(one.low + one.high)}
+    if not evidence.candidate.is_classifier:
+        _work_out_regression(evidence, closer, drawn, config)
+
+
+def _work_out_regression(
+    evidence: Evidence, closer: Closer, drawn: Mapping[str, np.ndarray], config: EvaluateConfig
+) -> None:
+    """Intervals of the gated score and its slices, and the comparison with the champion.
+
+    Args:
+        drawn: role -> sums over resamples, the same draws for each.
+    """
+    judged = evidence.judged
+    evidence.scores = {
+        role: found[config.metric] for role, found in evidence.intervals.items() if config.metric in found
+    }
+    if CHAMPION in evidence.scores and CANDIDATE in evidence.scores:
+        candidate, champion = (judged[role].statistics[config.metric](drawn[role]) for role in (CANDIDATE, CHAMPION))
+        observed = evidence.scores[CANDIDATE].value - evidence.scores[CHAMPION].value
+        counts = (closer.candidate, closer.champion)
+        evidence.comparison = comparison(observed, candidate - champion, *counts, config.confidence)
+    rng, rival = np.random.default_rng(config.seed), judged.get(CHAMPION)
+    for name, sums in sorted(evidence.candidate.slice_sums.items()):
+        statistic = evidence.candidate.statistics[config.metric]
+        (values,) = resample([sums], rng, config.resamples)
+        score = percentiles(float(statistic(sums.total[None])[0]), statistic(values), config.confidence)
+        other = float(rival.statistics[config.metric](rival.slice_sums[name].total[None])[0]) if rival else None
+        evidence.slices.append(SliceScore(name=name, rows=int(sums.total[0]), score=score, champion=other))
+    evidence.slices.sort(key=lambda one: one.score.value)
+
+
+def _work_out_counts(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
     """Intervals of the scores and slices, and the comparison with the champion."""
     statistic, rng = STATISTICS[config.metric], np.random.default_rng(config.seed)
     options = {"resamples": config.resamples, "confidence": config.confidence}
@@ -136,7 +189,7 @@ def _work_out(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
     evidence.slices.sort(key=lambda one: one.score.value)
 
 
-def _notes(evidence: Evidence, target: Target) -> list[str]:
+def _absent_classes(evidence: Evidence, target: Target) -> list[str]:
     rows = evidence.candidate.confusion.sum(axis=1)
     absent = [str(label) for label, count in zip(target.classes, rows, strict=True) if not count]
     notes = []
@@ -144,11 +197,13 @@ def _notes(evidence: Evidence, target: Target) -> list[str]:
         notes.append("the test split holds a single class: it cannot tell a good model from one that always answers it")
     elif absent:
         notes.append(f"no row of the test split is of class {', '.join(absent)}: nothing is known about it")
-    few = [one.name for one in evidence.slices if not one.is_decisive]
-    if few:
-        shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
-        notes.append(f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}")
     return notes
+
+
+def _small_slices(evidence: Evidence) -> list[str]:
+    few = [one.name for one in evidence.slices if not one.is_decisive]
+    shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
+    return [f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}"] if few else []
 
 
 def _orphans(parents: Mapping[str, Parent]) -> list[str]:

@@ -36,9 +36,9 @@ class Comparison(Frozen):
     Attributes:
         difference: candidate minus champion, with its interval.
         probability_better: share of the resamples in which the candidate scored higher, ties counting half.
-        only_candidate_right: rows that the candidate alone got right.
-        only_champion_right: rows that the champion alone got right.
-        p_value: of McNemar's exact test that both are right equally often (two-sided).
+        only_candidate_right: rows that the candidate alone got right; for a regression, on which it is closer.
+        only_champion_right: rows that the champion alone got right, or on which it is closer.
+        p_value: of McNemar's exact test that both are right (for a regression, closer) equally often, two-sided.
     """
 
     difference: Interval
@@ -73,7 +73,7 @@ def interval(
         confusion: (k, k) counts, row: truth.
     """
     values = np.concatenate([statistic(draw) for draw in _resampled(confusion, rng, resamples)])
-    return _percentiles(float(statistic(confusion.astype(np.float64))), values, confidence)
+    return percentiles(float(statistic(confusion.astype(np.float64))), values, confidence)
 
 
 def compare(
@@ -110,12 +110,19 @@ def compare(
     )
     alone = int(counts[(candidate == truth) & (champion != truth)].sum())
     other_alone = int(counts[(candidate != truth) & (champion == truth)].sum())
+    return comparison(float(observed[0]), differences, alone, other_alone, confidence)
+
+
+def comparison(
+    observed: float, differences: np.ndarray, only_candidate: int, only_champion: int, confidence: float
+) -> Comparison:
+    """From the difference of two scores, the same over resamples (b,), and the rows that speak for one alone."""
     return Comparison(
-        difference=_percentiles(float(observed[0]), differences, confidence),
+        difference=percentiles(observed, differences, confidence),
         probability_better=float(np.mean(differences > 0) + np.mean(differences == 0) / 2),
-        only_candidate_right=alone,
-        only_champion_right=other_alone,
-        p_value=mcnemar(alone, other_alone),
+        only_candidate_right=only_candidate,
+        only_champion_right=only_champion,
+        p_value=mcnemar(only_candidate, only_champion),
     )
 
 
@@ -156,7 +163,8 @@ def _confusions(draws: np.ndarray, truth: np.ndarray, answer: np.ndarray, num_cl
     return found.T.reshape(len(draws), num_classes, num_classes)
 
 
-def _percentiles(value: float, resampled: np.ndarray, confidence: float) -> Interval:
+def percentiles(value: float, resampled: np.ndarray, confidence: float) -> Interval:
+    """The interval that holds the middle ``confidence`` of scores over resamples (b,)."""
     outside = (1 - confidence) / 2
     low, high = np.quantile(resampled, [outside, 1 - outside])
     return Interval(value=value, low=float(low), high=float(high), confidence=confidence)

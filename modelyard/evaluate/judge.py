@@ -10,7 +10,17 @@ import numpy as np
 import pandas as pd
 
 from modelyard.errors import ConfigError, DataError
-from modelyard.evaluate.scores import Calibration, Ranking
+from modelyard.evaluate.grouped import GroupedSums, SumStatistic
+from modelyard.evaluate.scores import (
+    CLASSIFIER_STATISTICS,
+    NUM_BINS,
+    NUM_ERROR_SUMS,
+    Calibration,
+    Ranking,
+    classifier_sums,
+    regression_statistics,
+    regression_sums,
+)
 from modelyard.metrics import ClassificationMetrics, negative_log_likelihood
 from modelyard.model_package import ModelPackage
 from modelyard.task_kinds import Target, task_kind
@@ -32,7 +42,9 @@ class Judged:
         self.calibration = Calibration()
         num_classes = len(package.spec.target.classes)
         self._ranking = Ranking(num_classes)
+        self.sums = GroupedSums(2 + NUM_BINS if self.is_classifier else NUM_ERROR_SUMS)
         self.slices: dict[str, ClassificationMetrics] = defaultdict(lambda: ClassificationMetrics(num_classes))
+        self.slice_sums: dict[str, GroupedSums] = defaultdict(lambda: GroupedSums(NUM_ERROR_SUMS))
 
     def check_fits(self, target: Target, columns: list[str]) -> None:
         """Make sure that this model answers the question that the data set asks.
@@ -73,17 +85,21 @@ class Judged:
         self._num_rows += len(rows)
         self._num_finite += int(np.isfinite(outputs).all(axis=1).sum())
         self._metric.update(outputs, targets)
+        self.sums.add((classifier_sums if self.is_classifier else regression_sums)(outputs, targets))
         if self.is_classifier:
             self.calibration.update(outputs, targets)
             self._ranking.update(outputs, targets)
-            for names in groups:
-                self._count_slices(names, outputs, targets)
+        for names in groups:
+            self._count_slices(names, outputs, targets)
         return outputs
 
     def _count_slices(self, names: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> None:
         for name in np.unique(names.astype(str)):
             mine = names == name
-            self.slices[name].update(outputs[mine], targets[mine])
+            if self.is_classifier:
+                self.slices[name].update(outputs[mine], targets[mine])
+            else:
+                self.slice_sums[name].add(regression_sums(outputs[mine], targets[mine]))
 
     @property
     def is_classifier(self) -> bool:
@@ -112,6 +128,16 @@ class Judged:
         fresh = task_kind(self.package.spec.target.task).metric(self.package.spec.target)
         fresh.update(self.package.run(inputs), targets)
         return fresh.compute()[metric]
+
+    @property
+    def statistics(self) -> dict[str, SumStatistic]:
+        """Scores that are functions of `sums`, by name."""
+        return CLASSIFIER_STATISTICS if self.is_classifier else regression_statistics(self.package.spec.target.scale)
+
+    def distances(self, outputs: np.ndarray, frame: pd.DataFrame) -> np.ndarray:
+        """How far a regression's raw outputs (n, 1) lie from the frame's targets, in the target's own units, (n,)."""
+        gaps = outputs.astype(np.float64).reshape(-1) - self.targets(frame)
+        return np.abs(gaps) * self.package.spec.target.scale
 
     def losses(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The loss of each answer to network input (n, width): in nats, or squared errors in the network's units, (n,)."""

@@ -1,4 +1,4 @@
-"""Two models' answers to the same rows, counted together."""
+"""Two models' answers to the same rows, counted together: what a paired comparison rests on."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ class Pairs:
         """(m, 4) integers: truth, candidate's answer, champion's answer, rows; in order."""
         rows = [(*key, count) for key, count in sorted(self._counts.items())]
         return np.array(rows, dtype=np.int64).reshape(-1, 4)
+
+
+class Closer:
+    """Rows on which one of two regressions lies closer to the truth than the other."""
+
+    def __init__(self) -> None:
+        self.candidate = self.champion = 0
+
+    def update(self, candidate: np.ndarray, champion: np.ndarray) -> None:
+        """Count distances from the truth, two arrays of shape (n,) in the same units."""
+        self.candidate += int((candidate < champion).sum())
+        self.champion += int((champion < candidate).sum())

@@ -45,15 +45,16 @@ on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
 {% if verdict.comparison %}{% set c = verdict.comparison %}
 <p>Against the champion, row by row: {{ "%+.4f" % c.difference.value }}
 ({{ "%+.4f" % c.difference.low }} to {{ "%+.4f" % c.difference.high }}). The candidate is better with probability
-<b>{{ "%.3f" % c.probability_better }}</b>. It alone is right on {{ c.only_candidate_right }} rows, the champion alone on
-{{ c.only_champion_right }} (McNemar p = {{ "%.3g" % c.p_value }}).</p>{% endif %}
+<b>{{ "%.3f" % c.probability_better }}</b>. It {{ "alone is right" if "classes" in metrics.candidate else "is closer" }} on
+{{ c.only_candidate_right }} rows, the champion on {{ c.only_champion_right }} (McNemar p = {{ "%.3g" % c.p_value }}).</p>{% endif %}
 {% endif %}
 
 <h2>Scores</h2>
 <table>
 <tr><th>model</th>{% for name in score_names %}<th class="number">{{ name }}</th>{% endfor %}</tr>
 {% for role, found in metrics.items() %}<tr><td>{{ role }}</td>
-{% for name in score_names %}<td class="number">{{ found[name] | short if name in found else "" }}</td>{% endfor %}</tr>
+{% for name in score_names %}<td class="number">{{ found[name] | short if name in found else "" }}{% if name in found.intervals %}
+<br><span class="soft">{{ found.intervals[name].low | short }} to {{ found.intervals[name].high | short }}</span>{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</table>
 
 {% if verdict.slices %}

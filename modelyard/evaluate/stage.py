@@ -62,7 +62,7 @@ def evaluate(
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
         - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
-          regression r2, mae, rmse and loss;
+          regression r2, mae, rmse and loss; and ``intervals`` (name -> low, high) of those that are no counts;
         - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
           `modelyard.evaluate.explain` says; absent where nothing was looked at;
         - ``report.html``: all of it as one page for people; ``model-card.md``: the short form that travels with a model;
@@ -103,7 +103,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     size_bytes = (attempt.scratch / CANDIDATE / package.spec.forms[package.form].file).stat().st_size
     verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config)
     document = _verdict_json(verdict, evidence, work, config)
-    metrics = {role: one.details() for role, one in judged.items()}
+    metrics = {role: _metrics_json(role, evidence) for role in judged}
     attempt.add_json(VERDICT_FILE, document)
     attempt.add_json(METRICS_FILE, metrics)
     attempt.add_json(GOLDEN_FILE, _golden_json(judged[CANDIDATE], evidence.golden, config))
@@ -180,6 +180,11 @@ def _verdict_json(verdict: gates.Verdict, evidence: Evidence, work: Work, config
         "notes": evidence.notes,
         "inputs": {role: ref.digest for role, ref in work.inputs.items()},
     }
+
+
+def _metrics_json(role: str, evidence: Evidence) -> dict[str, Any]:
+    intervals = {name: {"low": one.low, "high": one.high} for name, one in evidence.intervals[role].items()}
+    return {**evidence.judged[role].details(), "intervals": intervals}
 
 
 def _golden_json(candidate: Judged, rows: np.ndarray, config: EvaluateConfig) -> dict[str, Any]:

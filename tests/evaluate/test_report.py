@@ -15,6 +15,7 @@ SCORE = {"value": 0.95, "low": 0.93, "high": 0.97, "confidence": 0.95}
 METRICS = {
     "rows": 400, "accuracy": 0.95, "macro_f1": 0.94, "classes": ["<b>no</b>", "yes"],
     "per_class": {"precision": [0.9, 1.0], "recall": [1.0, 0.9], "f1": [0.94, 0.95], "support": [200, 200]},
+    "intervals": {"loss": {"low": 0.1, "high": 0.2}},
     "confusion": [[200, 0], [20, 180]],
     "calibration": [{"rows": 300, "accuracy": 0.97, "confidence": 0.98}, {"rows": 100, "accuracy": 0.6, "confidence": 0.7}],
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,9 +62,18 @@ def test_regression_from_rows_to_a_verdict(catalog: Catalog, diabetes: ArtifactR
     assert 20 < facts["metrics"]["mae"] < 60
 
     package = compress(catalog, model.ref, diabetes, CompressConfig(), Origin())
-    gates = EvaluateConfig(metric="r2", floor=0.3, allowed_drop_against_float=0.05)
+    gates = EvaluateConfig(metric="r2", floor=0.3, allowed_drop_against_float=0.05, slices=("sex",))
     verdict = evaluate(catalog, package.ref, diabetes, package.ref, gates, Origin())
     assert refusal(verdict.manifest) is None
+    document = json.loads(catalog.read(verdict.ref, "verdict.json"))
+    score = document["scores"]["candidate"]
+    assert score["low"] < score["value"] < score["high"]
+    assert document["comparison"]["probability_better"] == 0.5  # against itself
+    assert sum(one["rows"] for one in document["slices"]) == json.loads(
+        catalog.read(verdict.ref, "metrics.json")
+    )["candidate"]["rows"]  # fmt: skip
+    assert document["attacked"]["pgd"]["candidate"] < document["attacked"]["undisturbed"]["candidate"]
+    assert "is closer on" in " ".join(catalog.read(verdict.ref, "report.html").decode().split())
     with pytest.raises(ConfigError, match="regression has no accuracy; it has r2, mae, rmse, loss"):
         evaluate(catalog, package.ref, diabetes, None, EvaluateConfig(), Origin())
 
