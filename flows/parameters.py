@@ -27,6 +27,13 @@ def artifact_name(what: str) -> Any:
     )
 
 
+def model_name(title: str, purpose: str) -> Any:
+    """Annotation of a parameter that names another trained model."""
+    return explained(
+        title, f"A trained model: digest, URI, model@alias or model/version; to {purpose}; empty: what the preset says"
+    )
+
+
 Preset = Annotated[
     str,
     explained(

@@ -19,6 +19,7 @@ from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Origin, Product
 from modelyard.naming import find_artifact
 from modelyard.tracking import Point
+from modelyard.train import trained_model
 from tasks.results import StageResult, Usage
 from tasks.session import Session, session
 
@@ -121,3 +122,8 @@ def resolve(name: str) -> ArtifactRef:
     """An artifact as a parameter of a stage flow names it: digest, URI, ``model@alias`` or ``model/version``."""
     now = session()
     return find_artifact(now.catalog, now.tracker, name)
+
+
+def resolve_model(name: str) -> ArtifactRef:
+    """The trained model that a parameter names; for a registered version, the one it was made from."""
+    return trained_model(session().catalog, resolve(name))

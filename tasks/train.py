@@ -96,14 +96,22 @@ def _short(value: float) -> str:
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
       cache_policy=NO_CACHE, tags={TRAINING_TAG})  # fmt: skip
-def train(dataset: ArtifactRef, config: TrainConfig, trail: Trail) -> State[StageResult]:
+def train(
+    dataset: ArtifactRef,
+    config: TrainConfig,
+    trail: Trail,
+    init: ArtifactRef | None = None,
+    teacher: ArtifactRef | None = None,
+) -> State[StageResult]:
     """Train on a data set, with one process a rank."""
     with recording("train", config.model_dump(mode="json"), trail) as record:
         narrator = Narrator(record, config)
         tracker = record.session.tracker
         tracker.log_dataset(record.run_id, name=trail.model_name, uri=dataset.uri, digest=dataset.digest)
         with tracker.system_metrics(record.run_id):
-            product = train_core(record.session.catalog, dataset, config, record.origin, narrator)
+            product = train_core(
+                record.session.catalog, dataset, config, record.origin, narrator, init=init, teacher=teacher
+            )
         narrator.finish()
         if not product.reused:
             record.device_seconds = narrator.device_seconds

@@ -5,8 +5,11 @@
     launch.py         one launched group of ranks, seen from the process that asked for it
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
     worker.py         one rank                                     (started by the launcher)
+    assembly.py       from what a rank is told to its trainer
+    starting.py       other models it begins from or learns from
     loop.py           the course: steps, validations, checkpoints, the way back, the end
-    stepper.py        one optimizer step; with optimizers.py, schedules.py, precision.py, averaging.py, parallelize.py
+    stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
+                      averaging.py, parallelize.py
     order.py          which rows come when
     agreement.py      what all ranks decide alike
     stop.py           when it ends
@@ -19,7 +22,9 @@ Ranks import neither Prefect nor MLflow.
 
 from modelyard.train.config import (
     CheckpointConfig,
+    DistillConfig,
     FsdpConfig,
+    InitConfig,
     OptimizerConfig,
     ScheduleConfig,
     StopConfig,
@@ -27,11 +32,14 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import train, training_work
+from modelyard.train.stage import train
+from modelyard.train.starting import trained_model
 
 __all__ = [
     "CheckpointConfig",
+    "DistillConfig",
     "FsdpConfig",
+    "InitConfig",
     "OptimizerConfig",
     "RankEvent",
     "ScheduleConfig",
@@ -39,5 +47,5 @@ __all__ = [
     "TrainConfig",
     "require_factory",
     "train",
-    "training_work",
+    "trained_model",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -129,8 +129,37 @@ class FsdpConfig(Frozen):
     reduce_in_fp32: bool = True
 
 
+class InitConfig(Frozen):
+    """Which weights training begins with.
+
+    Attributes:
+        model: a trained model by digest, URI, ``model@alias`` or ``model/version``; its network is taken over with its
+            shapes, whatever ``model`` says. Empty: random weights, by ``seed``.
+        keep_zeros: weights (of two dimensions or more) that are zero in it stay zero.
+    """
+
+    model: str = ""
+    keep_zeros: bool = False
+
+
+class DistillConfig(Frozen):
+    """Learning from another model's answers.
+
+    Attributes:
+        teacher: a trained model of the same task, named as ``init.model`` is. Empty: labels alone.
+        temperature: softens both models' probabilities; a regression has none.
+        weight: of the loss against the teacher; the rest is that against the labels.
+    """
+
+    teacher: str = ""
+    temperature: float = Field(2.0, gt=0, le=100)
+    weight: float = Field(0.5, gt=0, le=1)
+
+
 # What only decides how the work is carried out, never what comes out of it.
 OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence_seconds"}
+# Names of artifacts: what they stand for today is an input of the work, by its digest.
+NAMES = {"init": {"model"}, "distill": {"teacher"}}
 
 
 class TrainConfig(Frozen):
@@ -152,6 +181,8 @@ class TrainConfig(Frozen):
     """
 
     model: ModelConfig = MlpConfig()
+    init: InitConfig = InitConfig()
+    distill: DistillConfig = DistillConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch_size: int = Field(64, ge=1)
@@ -182,6 +213,7 @@ class TrainConfig(Frozen):
             raise ValueError(f"batch_size {self.batch_size} is smaller than ranks {self.ranks}: some would have no row")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """The part of the config that the trained weights depend on."""
-        return self.model_dump(mode="json", exclude=OPERATIONAL)
+    def identity(self, unused: Collection[str] = ()) -> dict[str, Any]:
+        """The part of the config that the trained weights depend on, without keys that say nothing this time."""
+        left_out = dict.fromkeys({*OPERATIONAL, *unused}, True)
+        return self.model_dump(mode="json", exclude={**NAMES, **left_out})

@@ -27,13 +27,15 @@ from modelyard.train import stop
 from modelyard.train.agreement import Agreement
 from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
+from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent
+from modelyard.train.losses import LOSSES
 from modelyard.train.order import RowOrder, mixed_seed
 from modelyard.train.progress import Progress, score
 from modelyard.train.resume import resume_newest
 from modelyard.train.saver import Saver, Snapshot
 from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
-from modelyard.train.stepper import LOSSES, Split, Stepper, Watch, learning_rate
+from modelyard.train.stepper import Split, Stepper, Watch, learning_rate
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 MEETING_TIMEOUT = timedelta(seconds=60)
@@ -71,6 +73,7 @@ class Trainer:
         objective: Objective,
         checkpoints: Checkpoints,
         emit: Callable[[RankEvent], None],
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.train, self.validation = train, validation
@@ -83,7 +86,7 @@ class Trainer:
         self._began = self._spoke_at = self._reported_at = self._saved_at = time.monotonic()
         example = train.features[: min(2, len(train))]
         loss = LOSSES[objective.loss]
-        self.stepper = Stepper(config, network, device, loss, example=example, note=self._warn)
+        self.stepper = Stepper(config, network, device, loss, example=example, note=self._warn, teacher=teacher)
         self.progress.shapes = shapes(self.stepper.network)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._order = RowOrder(len(train), self._batch_size, config.seed)

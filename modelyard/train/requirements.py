@@ -6,11 +6,13 @@ import importlib.util
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
-from modelyard.datasets import TARGET_FILE
+from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
 from modelyard.models.config import CustomConfig
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig, nearest
+from modelyard.train.starting import Parents
+from modelyard.transform import FittedTransform
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -30,18 +32,23 @@ def require_factory(config: TrainConfig) -> None:
         raise ConfigError("train.model.factory", f"no module {module!r} can be imported where flows run")
 
 
-def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig) -> None:
+def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, parents: Parents) -> None:
     """Refuse a config that this data set cannot be trained with.
 
     Raises:
         DataError: the training or validation split is empty.
-        ConfigError: more ranks than training rows, or a stop metric that the task does not have.
+        ConfigError: more ranks than training rows, a stop metric that the task does not have, or a starting model or
+            teacher for another task or other columns.
     """
     _require_rows(catalog.manifest(dataset).content.facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
     known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
     if config.stop.metric is not None and config.stop.metric not in known:
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
+    if parents.all:
+        transform = FittedTransform.model_validate_json(catalog.read(dataset, TRANSFORM_FILE))
+        for parent in parents.all:
+            parent.require_fit(transform, target)
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

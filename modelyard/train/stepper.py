@@ -6,7 +6,6 @@ ranks and on the passes of accumulation.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,35 +15,25 @@ import numpy as np
 import torch
 from torch import distributed, nn
 
+from modelyard.errors import ConfigError
 from modelyard.train.averaging import WeightAverage
 from modelyard.train.config import TrainConfig
+from modelyard.train.distillation import Teacher
+from modelyard.train.losses import Loss
 from modelyard.train.optimizers import build_optimizers
 from modelyard.train.parallelize import gradient_sync, parallelize
 from modelyard.train.precision import Precision
 from modelyard.train.schedules import rate_fraction
 
 
-def mean_squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over rows of each row's mean squared error over its outputs."""
-    width = math.prod(targets.shape[1:])
-    return nn.functional.mse_loss(outputs.reshape(targets.shape), targets, reduction="sum") / width
-
-
-def cross_entropy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Sum over rows, in nats; outputs (n, k) raw, targets (n,) class numbers."""
-    return nn.functional.cross_entropy(outputs, targets, reduction="sum")
-
-
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "mean_squared_error": mean_squared_error}
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """One split in memory: features (n, width) float32, targets (n,) or (n, k)."""
+    """One split in memory: features (n, width) float32, targets (n,) or (n, k); what a teacher sees of the same rows,
+    where its inputs are not the same."""
 
     features: torch.Tensor
     targets: torch.Tensor
+    teacher_features: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -84,6 +73,7 @@ class Stepper:
         *,
         example: torch.Tensor,
         note: Callable[[str], None],
+        teacher: Teacher | None = None,
     ) -> None:
         self.config = config
         self.device = device
@@ -99,7 +89,8 @@ class Stepper:
         self.optimizers = build_optimizers(config.optimizer, self.network, device)
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         self.data_wait = Watch()
-        self._loss = loss
+        self._loss, self._teacher = loss, teacher
+        self._masks = zero_masks(self.network) if config.init.keep_zeros else {}
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -127,9 +118,11 @@ class Stepper:
         self._zero_grad()
         total = self._accumulate(split, rows)
         self.precision.unscale_(self.optimizers)
+        self._keep_zeros_(gradients=True)
         if self.config.clip_norm:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
         self.precision.step(self.optimizers)
+        self._keep_zeros_(gradients=False)  # muon's update of a matrix does not keep those of its gradient
         if self.average:
             self.average.update(number)
         return total
@@ -150,9 +143,7 @@ class Stepper:
     def gradient_norm(self) -> float:
         """Norm of the gradient that the last step used, before it was clipped. Under fsdp every rank must ask."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        whole = getattr(norm, "full_tensor", None)
-        return float(whole() if whole else norm)
+        return float(whole(nn.utils.get_total_norm(gradients)))
 
     def _accumulate(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
         """Gradients of the mean loss over ``rows``, in as many passes as the config says."""
@@ -166,9 +157,19 @@ class Stepper:
                 with self.precision.autocast():
                     outputs = self.parallel(features)
                 summed = self._loss(outputs.float(), targets)
+                if self._teacher:
+                    seen = features if split.teacher_features is None else split.teacher_features[share].to(self.device)
+                    summed = self._teacher.mixed(summed, outputs.float(), seen)
                 self.precision.backward(summed, scale)
             total += summed.detach().double()
         return total
+
+    @torch.no_grad()
+    def _keep_zeros_(self, *, gradients: bool) -> None:
+        for parameter, mask in self._masks.items():
+            values = parameter.grad if gradients else parameter
+            if values is not None:
+                values.mul_(mask)
 
     def _num_passes(self, num_rows: int) -> int:
         if self.config.optimizer.name == "gd":
@@ -178,6 +179,26 @@ class Stepper:
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+
+
+def zero_masks(network: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Trained weight of two dimensions or more -> 1 where it may move, 0 where it is zero.
+
+    Raises:
+        ConfigError: nothing is zero.
+    """
+    weights = [weight for weight in network.parameters() if weight.ndim > 1 and weight.requires_grad]
+    masks = {weight: (weight.detach() != 0).to(weight.dtype) for weight in weights}
+    num_free = sum(float(whole(mask.sum())) for mask in masks.values())
+    if num_free == sum(weight.numel() for weight in weights):
+        raise ConfigError("train.init.keep_zeros", "the starting weights have no zeros to keep; leave it out")
+    return masks
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    """A tensor of which each rank may hold a part, put together; every rank has to ask."""
+    gather = getattr(value, "full_tensor", None)
+    return gather() if gather else value
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, plateau_fraction: float) -> float:

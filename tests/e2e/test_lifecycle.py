@@ -145,9 +145,11 @@ def test_refused_gate_is_a_state_with_its_reasons(
 
 
 def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
-    """The rollback deployment has the version before the present one answer again, as the champion."""
+    """The rollback deployment has the version before the present one answer again, as the champion. The version after
+    it was trained from the champion's weights on."""
     if digits_state(stack).previous is None:  # no other test has rolled out a version yet
         overrides = [
+            "train.init.model=digits@champion",
             "train.seed=3",
             "train.target=0.9",
             "evaluate.floor=0.8",

@@ -37,15 +37,7 @@ def interrupted(settings: Settings, folder: str, config: TrainConfig, at_step: i
     """Ask a training to end after a step, as SIGTERM does; the step it saved."""
     events: list[RankEvent] = []
     made = runs.trainer(settings, folder, config, events.append)
-    step = made.stepper.step
-
-    def stop_there(*arguments: Any) -> Any:
-        if arguments[2] + 1 == at_step:
-            made.terminate = True
-            made.agreement._next_step = 0  # small steps: the next meeting may be a whole training away
-        return step(*arguments)
-
-    made.stepper.step = stop_there  # ty: ignore[invalid-assignment]
+    runs.stop_after(made, at_step)
     with pytest.raises(Preempted, match="is saved"):
         made.fit()
     return made.progress.step, events

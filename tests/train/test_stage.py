@@ -24,9 +24,9 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
+from modelyard.train.assembly import require_outputs
 from modelyard.train.launch import _rank_error
 from modelyard.train.stepper import Split
-from modelyard.train.worker import require_outputs
 from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 

@@ -1,0 +1,61 @@
+"""Learning from a teacher's answers beside the labels: Hinton, Vinyals and Dean 2015, arXiv 1503.02531."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from modelyard.train.config import DistillConfig
+from modelyard.train.losses import LOSSES
+from modelyard.train.precision import Precision
+
+
+def soft_cross_entropy(outputs: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Sum over rows of T^2 times the divergence from the student's softened answers to the teacher's, in nats.
+
+    The factor T^2 keeps the gradients' size as the temperature changes. Outputs and taught are (n, ..., k), raw; where
+    there is more than one answer a row, its mean counts.
+    """
+    student = nn.functional.log_softmax(outputs / temperature, dim=-1)
+    teacher = nn.functional.log_softmax(taught / temperature, dim=-1)
+    divergence = nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return divergence.reshape(len(outputs), -1).mean(1).sum() * temperature**2
+
+
+class Teacher:
+    """A trained network that is asked about every row; whole on each rank, never changed.
+
+    Args:
+        network: in evaluation mode.
+        scale, shift: bring its outputs into the student's units (a regression is standardised by its own data set).
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        device: torch.device,
+        config: DistillConfig,
+        *,
+        loss: str,
+        precision: Precision,
+        scale: float = 1.0,
+        shift: float = 0.0,
+    ) -> None:
+        self._network = network.to(device).eval().requires_grad_(requires_grad=False)
+        self._config, self._precision = config, precision
+        self._scale, self._shift = scale, shift
+        self._regresses = loss == "mean_squared_error"
+
+    def mixed(self, loss: torch.Tensor, outputs: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """The loss against the labels and that against the teacher, summed over rows, by the weight of each."""
+        taught = self._outputs(features)
+        if self._regresses:
+            own = LOSSES["mean_squared_error"](outputs, taught)
+        else:
+            own = soft_cross_entropy(outputs, taught, self._config.temperature)
+        return (1 - self._config.weight) * loss + self._config.weight * own
+
+    @torch.no_grad()
+    def _outputs(self, features: torch.Tensor) -> torch.Tensor:
+        with self._precision.autocast():
+            return self._network(features).float() * self._scale + self._shift
