@@ -25,9 +25,10 @@ MB = 1e6
 
 
 def copy_home(settings: Settings, scratch: Path) -> Path:
-    """A home with the state and the cache that the stack's endpoint has by now, and nothing else."""
+    """A home with the state and the cache that the stack's endpoint has by now, the keys it trusts, and nothing else."""
     home = scratch / "second-home"
     shutil.copytree(settings.home / "endpoint", home / "endpoint")
+    shutil.copytree(settings.trusted_keys_folder, home / "trusted-keys")
     return home
 
 

@@ -16,6 +16,7 @@ from commands.predict import predict
 from commands.put import put
 from commands.rollback import rollback
 from commands.run import run
+from commands.signing import signing
 from commands.status import status
 from commands.trace import trace
 from commands.up import up
@@ -52,6 +53,7 @@ app.command()(rollback)
 app.command()(put)
 app.command()(predict)
 app.command()(trace)
+app.command()(signing)
 app.command()(clean)
 
 

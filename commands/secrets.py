@@ -1,5 +1,6 @@
 """The installation's secrets: made once, kept in `<home>/secrets` (0700) as files of mode 0600, never shown.
 
+`signing-key.pem` signs what rollout lets through; its public half lies in `<home>/trusted-keys`.
 `modelyard_<field>` files are read back by `modelyard.settings`; the AWS files serve boto, s3fs and MLflow; the
 identities and `security.toml` are what the embedded store itself reads.
 """
@@ -38,6 +39,7 @@ def ensure(settings: Settings, *, store_is_running: bool) -> Settings:
     if complete.s3_access_key and complete.s3_secret_key and not store_is_running:
         _write_aws_files(complete)
         _write_store_files(complete)
+    _ensure_signing_key(complete)
     return complete
 
 
@@ -50,6 +52,17 @@ def write_private(path: Path, text: str) -> None:
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
     fresh.replace(path)
+
+
+def _ensure_signing_key(settings: Settings) -> None:
+    """A key for rollout to sign with, unless somebody brings theirs; the endpoint trusts it either way."""
+    from modelyard.signing import keys
+
+    private_file, trusted = settings.signing_key_file, settings.trusted_keys_folder
+    if settings.signing_key is None and not private_file.exists():
+        keys.create_key(private_file, trusted)
+    elif settings.trusted_keys is None and not keys.key_files(trusted) and private_file.exists():
+        keys.trust(keys.public_pem(keys.private_key(private_file).public_key()), trusted)
 
 
 def _missing(settings: Settings) -> dict[str, object]:

@@ -18,6 +18,7 @@
         ├── StoreRefused          wrong credentials, missing bucket, no create-only put
         ├── NotFound              an object, artifact or version that is not there
         ├── DigestMismatch        bytes that are not what their manifest says; names the file
+        ├── SignatureRefused      unsigned, altered, or signed by nobody who is trusted
         ├── DataError             the data set itself: schema, types, emptiness, too many bad rows
         ├── TrainingFailed        a rank raised; carries the rank's own error
         │   ├── NonFiniteLoss
@@ -133,6 +134,10 @@ class DigestMismatch(PermanentError):
         super().__init__(
             f"{uri}: sha256 is {actual}, its manifest says {expected}; the file is damaged or was replaced"
         )
+
+
+class SignatureRefused(PermanentError):
+    """An artifact that nobody who is trusted has signed, or not as it is."""
 
 
 class DataError(PermanentError):

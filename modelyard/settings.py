@@ -64,6 +64,17 @@ class Settings(BaseSettings):
     endpoint_keys: Literal["auto", "required", "off"] = Field(
         "auto", description="whether requests for predictions need a key; auto: unless it listens on loopback only"
     )
+    endpoint_signatures: Literal["required", "off"] = Field(
+        "required", description="whether it loads signed artifacts alone"
+    )
+
+    # Signatures
+    signing_key: Path | None = Field(
+        None, description="private key with which rollout signs; empty: <home>/secrets/signing-key.pem"
+    )
+    trusted_keys: Path | None = Field(
+        None, description="folder of public keys that the endpoint trusts; empty: <home>/trusted-keys"
+    )
 
     # Ports of the embedded stack
     store_port: Port = Field(8333, description="S3 API of the embedded store")
@@ -103,6 +114,14 @@ class Settings(BaseSettings):
         """What our own clients send to the endpoint: its admin token opens every route."""
         token = self.endpoint_admin_token
         return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+
+    @property
+    def signing_key_file(self) -> Path:
+        return self.signing_key or self.secrets_folder / "signing-key.pem"
+
+    @property
+    def trusted_keys_folder(self) -> Path:
+        return self.trusted_keys or self.home / "trusted-keys"
 
     @property
     def secrets_folder(self) -> Path:

@@ -17,6 +17,7 @@ from modelyard.revisions import ModelState, Revision, ServedVersion, propose_rev
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.endpoint import EndpointClient
 from modelyard.settings import Settings
+from modelyard.signing.sign import sign_release
 from modelyard.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def rollout(
         EndpointUnavailable: the endpoint is away; the revision stands, and a retry goes on from there.
     """
     _require_pass(catalog, candidate, verdict)
+    sign_release(catalog.store, settings, candidate, verdict)
     version = tracker.register(model_name, candidate, verdict, catalog.manifest(candidate), origin)
     tracker.set_alias(model_name, "challenger", version)
     form = config.form or _default_form(catalog, candidate)

@@ -15,6 +15,7 @@ worker       the process that executes a model: `python -m modelyard.serve.worke
 wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
+verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket
 keys         who may ask, what for and how often
 openapi      the OpenAPI document of what is served now

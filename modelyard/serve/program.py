@@ -13,6 +13,7 @@ import platform
 import resource
 import signal
 import socket
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -30,6 +31,7 @@ from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
 from modelyard.serve.starting import StartedWorker
 from modelyard.serve.state import LocalState
+from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
@@ -39,13 +41,13 @@ logger = logging.getLogger("modelyard.serve")
 SPARE_FILES = 256  # for workers, the bucket and the cache
 
 
-def run(first_worker: StartedWorker) -> None:
+def run(first_worker: StartedWorker, first_verifier: subprocess.Popen[bytes]) -> None:
     """Serve until a signal says stop; exits with a sentence where it cannot begin."""
     try:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         listener = listen(settings)
-        uvloop.run(serve(settings, listener, admit_connections(Limits()), first_worker))
+        uvloop.run(serve(settings, listener, admit_connections(Limits()), first_worker, first_verifier))
     except ModelyardError as failure:
         sys.exit(f"{type(failure).__name__}: {failure}")
 
@@ -60,12 +62,18 @@ def admit_connections(limits: Limits) -> Limits:
     return replace(limits, max_connections=allowed - SPARE_FILES)
 
 
-async def serve(settings: Settings, listener: socket.socket, limits: Limits, first_worker: StartedWorker) -> None:
+async def serve(
+    settings: Settings,
+    listener: socket.socket,
+    limits: Limits,
+    first_worker: StartedWorker,
+    first_verifier: subprocess.Popen[bytes],
+) -> None:
     """Serve until a signal says stop, then finish what was begun."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    app, reconciler = build(settings, limits, first_worker)
+    app, reconciler = build(settings, limits, first_worker, first_verifier)
     following = asyncio.create_task(reconciler.run())
     server = http_server(app)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -83,11 +91,18 @@ async def serve(settings: Settings, listener: socket.socket, limits: Limits, fir
 
 
 def build(
-    settings: Settings, limits: Limits, first_worker: StartedWorker | None = None
+    settings: Settings,
+    limits: Limits,
+    first_worker: StartedWorker | None = None,
+    first_verifier: subprocess.Popen[bytes] | None = None,
 ) -> tuple[EndpointApp, Reconciler]:
     """Everything that answers, wired together."""
     store = Store(settings)
     folder = settings.home / "endpoint"
+    verifier: Verifier | None = Verifier(settings.trusted_keys_folder, first_verifier)
+    if settings.endpoint_signatures == "off":
+        verifier.close()
+        verifier = None
     router = Router(limits)
 
     def count_restart(version: RunningVersion) -> None:
@@ -97,7 +112,7 @@ def build(
         settings.endpoint_name,
         f"{platform.node()}-{settings.endpoint_port}",
         store=store,
-        cache=Cache(folder / "cache", Catalog(store)),
+        cache=Cache(folder / "cache", Catalog(store), verifier),
         state=LocalState(folder / "state.json"),
         pool=SubprocessPool(limits, first_worker),
         router=router,

@@ -130,6 +130,7 @@ class Reconciler:
     async def close(self) -> None:
         """End every worker; the endpoint has answered its last request."""
         await asyncio.gather(*(version.stop(0) for version in self._running.values()))
+        await in_thread(self._cache.close)
 
     async def _resume(self) -> None:
         revision = await in_thread(self._state.read)

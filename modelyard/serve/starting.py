@@ -1,4 +1,4 @@
-"""Starts worker processes. The standard library alone: the first one is started before anything else is imported."""
+"""Starts the processes behind the router. The standard library alone: the first ones start before anything is imported."""
 
 from __future__ import annotations
 
@@ -29,3 +29,10 @@ def start_worker() -> StartedWorker:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
     return StartedWorker(process, ours)
+
+
+def start_verifier() -> subprocess.Popen[bytes]:
+    """A process that checks signatures (`verifier`); it ends when nobody has asked for a while, or with the router."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "modelyard.serve.verifier"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    )

@@ -59,6 +59,7 @@ async def endpoint(
     own = settings.model_copy(
         update={
             "home": home,
+            "trusted_keys": settings.trusted_keys_folder,
             "endpoint_name": f"test-{uuid4().hex[:8]}",
             "endpoint_admin_token": None,
             "endpoint_keys": keys,

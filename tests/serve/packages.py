@@ -14,6 +14,7 @@ from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.model_package import PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.revisions import ModelState, Revision, ServedVersion, propose_revision
 from modelyard.runtime import RuntimeSpec
+from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
 from modelyard.task_kinds import Target
 from modelyard.transform import Category, FeatureScale, FittedTransform
@@ -62,12 +63,16 @@ def publish_version(
     golden_shift: float = 0.0,
     classes: tuple[str | int, ...] = ("ant", "bee", "cat"),
     transform: FittedTransform = TRANSFORM,
+    is_signed: bool = True,
 ) -> ServedVersion:
-    """A version whose model is seeded by its number; a golden shift makes the verdict expect something else."""
+    """A version whose model is seeded by its number, signed as a rollout does; a golden shift makes the verdict expect
+    something else."""
     model = LinearModel(int(version))
     artifact = _publish_package(store, model, list(classes), transform)
     rows = np.ones((2, len(transform.columns))) if transform is MIXED else ROWS
     verdict = _publish_verdict(store, artifact, rows, model.outputs(rows, transform) + golden_shift)
+    if is_signed:
+        sign_release(store, store._settings, artifact, verdict)
     return ServedVersion(version=version, artifact=artifact, form="int8", verdict=verdict, weight=weight)
 
 

@@ -104,6 +104,7 @@ class Endpoint:
             "MODELYARD_ENDPOINT_NAME": self.name,
             "MODELYARD_ENDPOINT_PORT": str(self.port),
             "MODELYARD_ENDPOINT_ADMIN_TOKEN": TOKEN,
+            "MODELYARD_TRUSTED_KEYS": str(settings.trusted_keys_folder),
         }
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from modelyard.artifacts import ArtifactRef, Manifest
-from modelyard.revisions import ModelState, ReplicaStatus, propose_revision
+from modelyard.revisions import ModelState, ReplicaStatus, ServedVersion, propose_revision
+from modelyard.signing.keys import create_key
+from modelyard.signing.sign import sign
 from modelyard.storage import Store
 from tests.serve.load import BODY, under_load
 from tests.serve.packages import publish_version, roll_out
@@ -89,11 +92,18 @@ def serving(store: Store, new_endpoint: Callable[[], Endpoint]) -> Endpoint:
     return endpoint
 
 
-def offer(store: Store, endpoint: Endpoint, *, golden_shift: float = 0.0, damaged: str | None = None) -> str:
+def offer(
+    store: Store,
+    endpoint: Endpoint,
+    *,
+    golden_shift: float = 0.0,
+    is_signed: bool = True,
+    harm: Callable[[Store, ServedVersion], object] | None = None,
+) -> str:
     """Roll version 2 out with something wrong about it; returns the error of the status."""
-    worse = publish_version(store, "2", golden_shift=golden_shift)
-    if damaged:
-        damage(store, worse.artifact, damaged)
+    worse = publish_version(store, "2", golden_shift=golden_shift, is_signed=is_signed)
+    if harm:
+        harm(store, worse)
     number = roll_out(store, endpoint.name, worse).number
     pids = endpoint.worker_pids()
     status = endpoint.reach(number)
@@ -114,9 +124,48 @@ def test_a_golden_mismatch_is_refused(store: Store, serving: Endpoint):
 @pytest.mark.parametrize("name", ["model.onnx", "transform.json"])
 def test_a_flipped_byte_in_the_bucket_is_refused_by_name(store: Store, serving: Endpoint, name: str):
     """Bytes that are not what the manifest says never reach a worker."""
-    error = offer(store, serving, damaged=name)
+    error = offer(store, serving, harm=lambda store, version: damage(store, version.artifact, name))
     assert name in error
     assert "sha256" in error
+
+
+def alter_manifest(store: Store, ref: ArtifactRef) -> None:
+    """Change what the digest does not cover: only the signature can tell."""
+    uri = f"{ref.uri}/manifest.json"
+    manifest = Manifest.model_validate_json(store.get(uri))
+    forged = manifest.provenance.model_copy(update={"machine": "elsewhere"})
+    altered = manifest.model_copy(update={"provenance": forged})
+    assert altered.digest == ref.digest
+    store.put(uri, altered.model_dump_json(indent=1).encode())
+
+
+def sign_as_a_stranger(store: Store, version: ServedVersion, folder: Path) -> None:
+    create_key(folder / "key.pem", folder / "trusted")
+    for ref in (version.artifact, version.verdict):
+        sign(store, ref, folder / "key.pem")
+
+
+@pytest.mark.parametrize("part", ["artifact", "verdict"])
+def test_an_unsigned_version_is_not_loaded(store: Store, serving: Endpoint, part: str):
+    """Neither a package nor the golden rows that let it in are taken from whoever may write to the bucket."""
+
+    def leave_one_out(store: Store, version: ServedVersion) -> None:
+        other = {"artifact": version.verdict, "verdict": version.artifact}[part]
+        sign(store, other, store._settings.signing_key_file)
+
+    error = offer(store, serving, is_signed=False, harm=leave_one_out)
+    assert {"artifact": "compressed@", "verdict": "verdict@"}[part] in error
+    assert "is not loaded: it is unsigned" in error
+
+
+def test_an_altered_or_wrongly_signed_version_is_not_loaded(store: Store, serving: Endpoint, tmp_path: Path):
+    """The signature covers every byte of the manifest, and only a trusted key's counts."""
+    error = offer(store, serving, harm=lambda store, version: alter_manifest(store, version.artifact))
+    assert "it was altered since" in error
+    error = offer(
+        store, serving, is_signed=False, harm=lambda store, version: sign_as_a_stranger(store, version, tmp_path)
+    )
+    assert "which is not trusted" in error
 
 
 def test_a_refused_revision_is_tried_again_on_notice_only(store: Store, serving: Endpoint):
