@@ -1,4 +1,4 @@
-"""Verdict rules: pure arithmetic over numbers somebody measured. Rollout's policy and the endpoint share this file."""
+"""Verdict rules: one rule applied to one number, and all of them together."""
 
 from __future__ import annotations
 

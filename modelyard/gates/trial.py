@@ -1,0 +1,140 @@
+"""From what was counted of a canary and of the stable version beside it to a decision, whenever one asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from modelyard.artifacts import Frozen
+from modelyard.gates.checks import Check
+from modelyard.gates.policy import GateSettings
+from modelyard.gates.sequential import Flips, coin_flip_evidence, rate_evidence, upper_bound
+
+# How the gates share `GateSettings.alpha`.
+SHARES = {"errors": 0.4, "latency": 0.2, "quality": 0.2, "bound": 0.2}
+
+
+class VersionCounts(Frozen):
+    """What was counted of one version.
+
+    Attributes:
+        requests: drawn by weight and answered, the replayed ones included.
+        replayed: of these, asked by the endpoint itself with held-out rows.
+        errors: answers that failed by the version's own fault.
+        slow: answers slower than the threshold, since it was fixed.
+        odd: inputs that the model refused, outputs that were not finite.
+        seconds: sum of all latencies.
+    """
+
+    requests: int = 0
+    replayed: int = 0
+    errors: int = 0
+    slow: int = 0
+    odd: int = 0
+    seconds: float = 0.0
+
+    def plus(self, other: VersionCounts) -> VersionCounts:
+        return VersionCounts(
+            **{name: getattr(self, name) + getattr(other, name) for name in VersionCounts.model_fields}
+        )
+
+    @property
+    def mean_seconds(self) -> float | None:
+        return self.seconds / self.requests if self.requests else None
+
+
+class StepCounts(Frozen):
+    """Both versions, while the canary got ``weight`` percent of the requests."""
+
+    weight: float
+    canary: VersionCounts = VersionCounts()
+    stable: VersionCounts = VersionCounts()
+
+
+class Judgement(Frozen):
+    """What the counts say now.
+
+    Attributes:
+        checks: every gate with its value against its limit.
+        upper_error_rate: what the canary's rate of failing answers lies below, at ``promotion_alpha``.
+        may_promote: whether that is within the bound.
+    """
+
+    checks: list[Check]
+    upper_error_rate: float
+    may_promote: bool
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the canary goes back; none: it may stay."""
+        return [check.sentence for check in self.checks if not check.passed]
+
+
+def merged(counts: Iterable[StepCounts]) -> list[StepCounts]:
+    """Counts of several routers or times, added up weight by weight."""
+    groups: dict[float, StepCounts] = {}
+    for one in counts:
+        known = groups.get(one.weight, StepCounts(weight=one.weight))
+        groups[one.weight] = StepCounts(
+            weight=one.weight, canary=known.canary.plus(one.canary), stable=known.stable.plus(one.stable)
+        )
+    return [groups[weight] for weight in sorted(groups)]
+
+
+def total(counts: Iterable[StepCounts]) -> StepCounts:
+    """All steps together; the weight of the sum means nothing."""
+    both = StepCounts(weight=0)
+    for one in counts:
+        both = StepCounts(weight=0, canary=both.canary.plus(one.canary), stable=both.stable.plus(one.stable))
+    return both
+
+
+def judge(counts: Sequence[StepCounts], gates: GateSettings, num_steps: int) -> Judgement:
+    """Hold the counts of a rollout so far, of its ``num_steps`` in all, against its gates."""
+    checks = []
+    if gates.errors:
+        checks.append(_compared("errors", "failing answers", counts, gates))
+    if gates.latency:
+        checks.append(_compared("latency", "slow answers", counts, gates, gates.tolerated_slow_ratio))
+    if gates.quality:
+        checks.append(_compared("quality", "refused inputs and answers that are no numbers", counts, gates))
+    canary = total(counts).canary
+    upper = upper_bound(canary.errors, canary.requests, gates.promotion_alpha)
+    if gates.max_error_rate is None:
+        return Judgement(checks=checks, upper_error_rate=upper, may_promote=True)
+    checks.append(_bounded(counts, gates, gates.max_error_rate, num_steps))
+    return Judgement(checks=checks, upper_error_rate=upper, may_promote=upper <= gates.max_error_rate)
+
+
+def _compared(
+    name: str, events: str, counts: Sequence[StepCounts], gates: GateSettings, tolerated_ratio: float = 1.0
+) -> Check:
+    """Whether bad events fall on the canary more often than its weight explains."""
+    field = {"errors": "errors", "latency": "slow", "quality": "odd"}[name]
+    flips = [
+        Flips(one.weight / 100, canary=getattr(one.canary, field), stable=getattr(one.stable, field)) for one in counts
+    ]
+    evidence = coin_flip_evidence(flips, tolerated_ratio)
+    limit = 1 / (gates.alpha * SHARES[name])
+    both = total(counts)
+    sentence = (
+        f"{events}: {sum(flip.canary for flip in flips)} in {both.canary.requests} requests of the canary,"
+        f" {sum(flip.stable for flip in flips)} in {both.stable.requests} of the stable version;"
+        f" evidence {evidence:.3g}, limit {limit:.3g}"
+    )
+    return Check(name=name, value=evidence, limit=limit, passed=evidence < limit, sentence=sentence)
+
+
+def _bounded(counts: Sequence[StepCounts], gates: GateSettings, bound: float, num_steps: int) -> Check:
+    """Whether the canary is shown to fail more often than the bound, at any one step.
+
+    Each step has a test of its own, with its part of alpha, so that good steps before cannot hide a bad one.
+    """
+    steps = [one.canary for one in counts]
+    evidence = max((rate_evidence(one.errors, one.requests, bound) for one in steps), default=0.0)
+    limit = num_steps / (gates.alpha * SHARES["bound"])
+    canary = total(counts).canary
+    sentence = (
+        f"rate of failing answers: {canary.errors} in {canary.requests} requests of the canary against the bound"
+        f" {bound:g}; evidence {evidence:.3g}, limit {limit:.3g}"
+    )
+    return Check(name="bound", value=evidence, limit=limit, passed=evidence < limit, sentence=sentence)
