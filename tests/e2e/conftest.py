@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -35,6 +36,24 @@ def last_run(stack: Installation, digits: str) -> dict:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "prediction" in ran.stdout
     return json.loads((stack.home / "last-run.json").read_text())
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scheduled_at(stack: Installation) -> Iterator[datetime]:
+    """A schedule for one run soon, made before everything else, so that the test that looks for it need not wait."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.schedules import IntervalSchedule
+
+    now = datetime.now(UTC)
+    soon = IntervalSchedule(interval=timedelta(hours=5), anchor_date=now + timedelta(seconds=20))
+    body = [{"schedule": soon.model_dump(mode="json"), "active": True, "parameters": {"dry_run": True}}]
+    with get_client(sync_client=True) as client:
+        # The synchronous client has no methods for schedules.
+        schedules = f"/deployments/{client.read_deployment_by_name('maintain/nightly').id}/schedules"
+        created = client._client.post(schedules, json=body).raise_for_status().json()
+    yield now
+    with get_client(sync_client=True) as client:
+        client._client.delete(f"{schedules}/{created[0]['id']}")
 
 
 @pytest.fixture

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
 
 import httpx
 import mlflow
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
 
 from commands.prediction import ask, held_out_rows
-from commands.supervision import Supervisor
 from modelyard.catalog import Catalog
-from modelyard.revisions import ModelState, latest_revision
+from modelyard.revisions import latest_revision
 from modelyard.storage import Store
 from tasks.results import LifecycleResult
 from tests.conftest import Installation
@@ -144,36 +141,6 @@ def test_refused_gate_is_a_state_with_its_reasons(
     assert ready.status_code == 200
 
 
-def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
-    """The rollback deployment has the version before the present one answer again, as the champion. The version after
-    it was trained from the champion's weights on."""
-    if digits_state(stack).previous is None:  # no other test has rolled out a version yet
-        overrides = [
-            "train.init.model=digits@champion",
-            "train.seed=3",
-            "train.target=0.9",
-            "evaluate.floor=0.8",
-            "evaluate.allowed_drop_against_champion=0.2",
-        ]
-        second = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=overrides))
-        assert second.state.is_completed(), second.state.message
-    previous = digits_state(stack).previous
-    assert served_version(stack) != previous.version
-    back = finished(prefect_client, trigger(prefect_client, "rollback/digits"))
-    assert back.state.is_completed(), back.state.message
-    assert served_version(stack) == previous.version
-    assert MlflowClient().get_model_version_by_alias("digits", "champion").version == previous.version
-
-
-def test_killed_endpoint_comes_back_with_what_it_served(stack: Installation, last_run: dict):
-    """`kill -9` of the endpoint: the supervisor restarts it, and it answers with the same version."""
-    before = served_version(stack)
-    pid = Supervisor(stack.home).states()["endpoint"].pid
-    psutil.Process(pid).send_signal(signal.SIGKILL)
-    assert before
-    assert eventually(lambda: served_version(stack), 30, "the endpoint did not come back") == before
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -202,20 +169,6 @@ def test_form_values_out_of_bounds_are_refused_before_anything_runs(
     )
     assert response.status_code == 409
     assert "ranks" in response.text
-
-
-def digits_state(stack: Installation) -> ModelState:
-    """What the endpoint should serve of the digits."""
-    return latest_revision(Store(stack.settings), stack.settings.endpoint_name).models["digits"]
-
-
-def served_version(stack: Installation) -> str | None:
-    """The version that answers for the digits; None while nobody does."""
-    try:
-        response = httpx.get(f"{stack.settings.serving_url}/v2/models/digits", trust_env=False, timeout=2)
-    except httpx.HTTPError:
-        return None
-    return response.headers.get("Modelyard-Model-Version") if response.status_code == 200 else None
 
 
 def drawn_after(stack: Installation, flow_run_id: object) -> dict[str, str]:

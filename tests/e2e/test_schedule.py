@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.schedules import IntervalSchedule
 
 from tests.conftest import Installation
 from tests.e2e.driving import eventually
 
 
-def test_scheduled_run_appears_and_finishes(stack: Installation, prefect_client: SyncPrefectClient):
+def test_scheduled_run_appears_and_finishes(
+    stack: Installation, prefect_client: SyncPrefectClient, scheduled_at: datetime
+):
     """A schedule creates a run by itself, and the worker carries it out."""
     deployment = prefect_client.read_deployment_by_name("maintain/nightly")
-    began = datetime.now(UTC)
-    soon = IntervalSchedule(interval=timedelta(minutes=1), anchor_date=began + timedelta(seconds=20))
-    schedules = f"/deployments/{deployment.id}/schedules"
-    # The synchronous client has no methods for schedules.
-    body = [{"schedule": soon.model_dump(mode="json"), "active": True, "parameters": {"dry_run": True}}]
-    created = prefect_client._client.post(schedules, json=body).raise_for_status().json()
 
     def scheduled() -> FlowRun | None:
         runs = prefect_client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         )
-        due = [run for run in runs if run.auto_scheduled and run.expected_start_time < began + timedelta(minutes=5)]
+        soon = scheduled_at + timedelta(minutes=1)
+        due = [run for run in runs if run.auto_scheduled and run.expected_start_time < soon]
         return next((run for run in due if run.state and run.state.is_final()), None)
 
-    try:
-        run = eventually(scheduled, 120, "no scheduled run finished")
-    finally:
-        prefect_client._client.delete(f"{schedules}/{created[0]['id']}")
+    run = eventually(scheduled, 120, "no scheduled run finished")
     assert run.state.is_completed(), run.state.message
 
 

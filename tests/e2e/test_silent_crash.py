@@ -11,7 +11,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from commands.supervision import Supervisor
 from tests.conftest import Installation
 from tests.e2e.driving import children, eventually, finished, trigger
-from tests.e2e.test_crash import SLOW, checkpoints, flow_process, open_runs, rank_processes
+from tests.e2e.test_recovery import SLOW, checkpoints, flow_process, open_runs, rank_processes
 
 HEARTBEATS_SECONDS = 240  # the automation waits for 90 s of silence, then the worker must start the reconciler
 
@@ -19,7 +19,7 @@ HEARTBEATS_SECONDS = 240  # the automation waits for 90 s of silence, then the w
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_run_whose_worker_died_too_is_closed_by_the_automation(
-    stack: Installation, digits: str, prefect_client: SyncPrefectClient
+    stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
 ):
     """`kill -9` of worker and flow process at once: no rank lives on, the automation marks the run Crashed, its children
     follow, and the restarted worker carries the next run to its end."""

@@ -1,15 +1,19 @@
-"""What is left of a killed run, and what the next one makes of it."""
+"""What is left of a killed run, and what the next one makes of it; the way back, by hand and after a kill. Tests build on
+each other."""
 
 from __future__ import annotations
 
 import signal
 
+import httpx
 import psutil
+from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter, TaskRunFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 
 from commands.supervision import Supervisor
+from modelyard.revisions import ModelState, latest_revision
 from modelyard.storage import Store
 from tasks.results import LifecycleResult
 from tests.conftest import Installation
@@ -18,15 +22,15 @@ from tests.e2e.driving import children, eventually, finished, result_of, trigger
 RANKS_GONE_SECONDS = 10
 CRASHED_SECONDS = 90
 # Slow epochs of two rows a step, so that there is time to kill the run in the midst of training.
-SLOW = ["train.seed=11", "train.batch_size=4", "train.max_epochs=6", "train.target=null", "evaluate.floor=0.5",
+SLOW = ["train.init.model=digits@champion", "train.seed=11", "train.batch_size=4", "train.max_epochs=6", "train.target=null", "evaluate.floor=0.5",
         "evaluate.allowed_drop_against_champion=1"]  # fmt: skip
 
 
 def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
-    stack: Installation, digits: str, prefect_client: SyncPrefectClient
+    stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
 ):
-    """`kill -9` of the flow process during training: within 10 s no rank lives, the run and all its children become
-    Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
+    """`kill -9` of the flow process while it trains the champion on: within 10 s no rank lives, the run and all its
+    children become Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
     run = trigger(prefect_client, "lifecycle/digits", overrides=SLOW)
     eventually(lambda: checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
     process = eventually(lambda: flow_process(stack, run), 5, "no process carries the flow run")
@@ -49,6 +53,25 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     train = children(prefect_client, again)["train"]
     logs = prefect_client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train.id])))
     assert any("going on after epoch" in log.message for log in logs)
+
+
+def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
+    """The rollback deployment has the version before the present one answer again, as the champion."""
+    previous = digits_state(stack).previous
+    assert served_version(stack) != previous.version
+    back = finished(prefect_client, trigger(prefect_client, "rollback/digits"))
+    assert back.state.is_completed(), back.state.message
+    assert served_version(stack) == previous.version
+    assert MlflowClient().get_model_version_by_alias("digits", "champion").version == previous.version
+
+
+def test_killed_endpoint_comes_back_with_what_it_served(stack: Installation, last_run: dict):
+    """`kill -9` of the endpoint: the supervisor restarts it, and it answers with the same version."""
+    before = served_version(stack)
+    pid = Supervisor(stack.home).states()["endpoint"].pid
+    psutil.Process(pid).send_signal(signal.SIGKILL)
+    assert before
+    assert eventually(lambda: served_version(stack), 30, "the endpoint did not come back") == before
 
 
 def flow_process(stack: Installation, run: FlowRun) -> psutil.Process | None:
@@ -101,3 +124,17 @@ def checkpoints(stack: Installation, client: SyncPrefectClient, run: FlowRun) ->
         for uri in uris
         if "/checkpoints/" in uri and uri.endswith(".json")
     ]
+
+
+def digits_state(stack: Installation) -> ModelState:
+    """What the endpoint should serve of the digits."""
+    return latest_revision(Store(stack.settings), stack.settings.endpoint_name).models["digits"]
+
+
+def served_version(stack: Installation) -> str | None:
+    """The version that answers for the digits; None while nobody does."""
+    try:
+        response = httpx.get(f"{stack.settings.serving_url}/v2/models/digits", trust_env=False, timeout=2)
+    except httpx.HTTPError:
+        return None
+    return response.headers.get("Modelyard-Model-Version") if response.status_code == 200 else None
