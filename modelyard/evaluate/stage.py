@@ -23,6 +23,7 @@ from modelyard.evaluate.explain_figure import explanation_png
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
+from modelyard.evaluate.safety import refuse_unsafe_networks
 from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_files
 
 LIBRARIES = ("captum", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
@@ -71,7 +72,7 @@ def evaluate(
 
     Raises:
         DataError: the data set or the champion has another target or other columns, or a package holds a file that is
-            not plain data.
+            not plain data, or a network that is not whole or not its own.
         NotFound: the candidate has no such form.
     """
     inputs = {"candidate": compressed_ref, "dataset": dataset_ref}
@@ -147,6 +148,7 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
         if not folder.exists():
             refuse_foreign_files(catalog.manifest(work.inputs[source]).content.files)
             catalog.fetch(work.inputs[source], folder)
+            refuse_unsafe_networks(folder)
         opened[role] = Judged(role, ModelPackage.open(folder, form, config.threads))
     return opened
 
