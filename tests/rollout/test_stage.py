@@ -13,8 +13,9 @@ from modelyard.compress import CompressConfig, compress
 from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFailed
 from modelyard.evaluate import EvaluateConfig, evaluate
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
-from modelyard.revisions import latest_revision
+from modelyard.revisions import latest_revision, revisions_since
 from modelyard.rollout import Release, RolloutConfig, rollback, rollout
+from modelyard.rollout.agreement import disagreements
 from modelyard.storage import Store
 from modelyard.tracking import Tracker
 from tests.conftest import Installation
@@ -152,7 +153,49 @@ def test_endpoint_that_is_away_is_a_transient_error_and_the_next_try_finishes(be
             origin=Origin(),
         )
     release = bench.roll_out(candidate, verdict)
-    assert not release.changed
     assert bench.serving() == release.version
+    story = [one.decision for one in revisions_since(bench.catalog.store, bench.settings.endpoint_name)]
+    mine = [decision.action for decision in story if decision.version == release.version]
+    assert mine == ["start", "advance", "advance", "promote"], "it was begun once, and judged"
     back = rollback(bench.catalog, bench.tracker, bench.settings, model_name=NAME, config=CONFIG, origin=Origin())
     assert bench.serving() == back.version == first.version
+    with pytest.raises(NotFound, match="never served all requests"):
+        go_back(bench, "99")
+    assert bench.serving() == first.version
+    assert go_back(bench, release.version).version == bench.serving() == release.version
+    champion = bench.tracker.version_by_alias(NAME, "champion")
+    assert champion is not None
+    assert champion.version == release.version
+
+
+def go_back(bench: Bench, version: str) -> Release:
+    return rollback(
+        bench.catalog,
+        bench.tracker,
+        bench.settings,
+        model_name=NAME,
+        config=CONFIG,
+        origin=Origin(),
+        version=version,
+    )
+
+
+def test_all_who_speak_of_what_is_served_agree_until_one_does_not(bench: Bench, first: Release):
+    """Nothing to say of an orderly installation; a moved alias, a lost manifest and a stopped endpoint are each named."""
+    assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    assert newest is not None
+    state = newest.models[NAME]
+    assert state.previous is not None
+    bench.tracker.set_alias(NAME, "champion", state.previous.version)
+    [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
+    assert f"calls {NAME} version {state.previous.version} champion" in sentence
+    bench.tracker.set_alias(NAME, "champion", state.stable.version)
+    verdict = bench.catalog.store.get(f"{state.previous.verdict.uri}/manifest.json")
+    bench.catalog.store.delete([f"{state.previous.verdict.uri}/manifest.json"])
+    [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
+    assert f"the verdict of {NAME} version {state.previous.version} is gone" in sentence
+    bench.catalog.store.put(f"{state.previous.verdict.uri}/manifest.json", verdict)
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    [sentence] = disagreements(bench.catalog, bench.tracker, away)
+    assert "cannot be asked" in sentence
