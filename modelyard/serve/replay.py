@@ -13,6 +13,7 @@ from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.trial import Trial, are_finite
 from modelyard.serve.wire import Tensor
+from modelyard.serve.workers import WorkerLost
 
 CONCURRENT = 16
 PAUSE_SECONDS = 0.02  # after a failure: a dead worker fails at once
@@ -73,8 +74,10 @@ class _Asked:
         self._count(failed=False, odd=not are_finite(own))
         self._replay.ask()
 
-    def failed(self, failure: Exception) -> None:  # noqa: ARG002 (the interface's)
-        self._count(failed=True, odd=False)
+    def failed(self, failure: Exception) -> None:
+        # A dead worker's real requests are answered by another; that it died counts for itself.
+        if not isinstance(failure, WorkerLost):
+            self._count(failed=True, odd=False)
         self._replay.ask_later()
 
     def _count(self, *, failed: bool, odd: bool) -> None:

@@ -14,11 +14,13 @@ from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFail
 from modelyard.evaluate import EvaluateConfig, evaluate
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.revisions import latest_revision, revisions_since
-from modelyard.rollout import Release, RolloutConfig, rollback, rollout
+from modelyard.rollout import Look, Release, RolloutConfig, rollback, rollout
 from modelyard.rollout.agreement import disagreements
+from modelyard.rollout.watch import Watcher, ignore
 from modelyard.storage import Store
 from modelyard.tracking import Tracker
 from tests.conftest import Installation
+from tests.serve.processes import until
 from tests.workbench import blobs, parquet_bytes, quick_model, upload
 
 NAME = "blobs"
@@ -57,7 +59,7 @@ class Bench:
         work = Work(kind="verdict", config={"forged": 1}, inputs={"candidate": candidate}, code_version="test")
         return self.catalog.produce(work, build, Origin()).ref
 
-    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef) -> Release:
+    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef, watcher: Watcher = ignore) -> Release:
         return rollout(
             self.catalog,
             self.tracker,
@@ -67,6 +69,7 @@ class Bench:
             verdict=verdict,
             config=CONFIG,
             origin=Origin(flow_run_id="test"),
+            watcher=watcher,
         )
 
     def serving(self) -> str:
@@ -166,6 +169,32 @@ def test_endpoint_that_is_away_is_a_transient_error_and_the_next_try_finishes(be
     champion = bench.tracker.version_by_alias(NAME, "champion")
     assert champion is not None
     assert champion.version == release.version
+
+
+def test_a_rollout_goes_on_without_who_began_it(bench: Bench, first: Release):
+    """Who watches dies: the endpoint decides alone, only the alias waits; the next try finds it decided, and sets it."""
+    candidate = bench.candidate(epochs=35)
+    verdict = bench.verdict(candidate)
+
+    def die(look: Look) -> None:
+        raise InterruptedError(f"at {look.weight} %")
+
+    with pytest.raises(InterruptedError):
+        bench.roll_out(candidate, verdict, die)
+
+    def served() -> bool:
+        newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+        assert newest is not None
+        state = newest.models[NAME]
+        return state.rollout is None and state.stable.artifact == candidate
+
+    until(served, "the promotion", seconds=60)
+    assert any("champion" in sentence for sentence in disagreements(bench.catalog, bench.tracker, bench.settings))
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    release = bench.roll_out(candidate, verdict)
+    assert latest_revision(bench.catalog.store, bench.settings.endpoint_name) == newest, "nothing was written again"
+    until(lambda: bench.serving() == release.version, "the new version")
+    assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
 
 
 def go_back(bench: Bench, version: str) -> Release:

@@ -14,7 +14,7 @@ import pytest
 from modelyard import transitions
 from modelyard.errors import RolloutBusy
 from modelyard.gates import RolloutPolicy
-from modelyard.revisions import Decision, Revision, ServedVersion, latest_revision, propose_revision
+from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.load import BODY
@@ -196,25 +196,3 @@ def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpo
     assert ask(serving, 5) == {"1": 5}
     until(lambda: serving.status()["error"] is None, "a status without the error")
     assert decisions(store, serving.name, number)[-1] == end
-
-
-def is_consistent(revision: Revision) -> bool:
-    """One version alone, or a stable one and a canary with an owner."""
-    state = revision.models["digits"]
-    return len(state.versions) == 1 or state.rollout is not None
-
-
-def test_a_killed_endpoint_goes_on_with_its_rollout(store: Store, serving: Endpoint):
-    """kill -9 in the middle: the next start serves both versions again, and takes the rollout to its end."""
-    number = started(
-        store, serving, publish_version(store, "11"), policy(min_requests=10, gates={"max_error_rate": 0.5})
-    )
-    ask(serving, 4)
-    serving.end(signal.SIGKILL)
-    serving.start()
-    until(lambda: serving.status()["revision"] >= number, "the revision it served")
-    until(lambda: ask(serving, 5) and actions(store, serving.name, number) == ["promote"], "the end")
-    newest = latest_revision(store, serving.name)
-    assert newest
-    assert is_consistent(newest)
-    assert stands(store, serving) == [("11", 100)]
