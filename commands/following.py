@@ -160,7 +160,8 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
         return
     progress = client.read_artifacts(
         artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), key=ArtifactFilterKey(any_=["training"])
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
+            key=ArtifactFilterKey(any_=["training", "rollout-progress"]),
         )
     )
     if progress:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from commands.clean import clean
 from commands.down import down
+from commands.history import history
 from commands.logs import logs
 from commands.predict import predict
 from commands.put import put
@@ -50,6 +51,7 @@ app.command()(status)
 app.command()(logs)
 app.command()(run)
 app.command()(rollback)
+app.command()(history)
 app.command()(put)
 app.command()(predict)
 app.command()(trace)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from prefect.events.schemas.automations import AutomationCore
 
 # Limits on task tags: one machine trains one model at a time, and rollouts never overlap.
-LIMITS = {"tag:modelyard-training": 1, "tag:modelyard-rollout": 1}
+LIMITS = {"tag:modelyard-training": 1}
 RECONCILE_DEPLOYMENT = "reconcile/crashed"
 HEARTBEAT_BOUND = timedelta(seconds=90)  # three heartbeats of 30 s, see the worker in supervisord.conf
 APPLY_SECONDS = 180.0

@@ -1,4 +1,4 @@
-"""`modelyard rollback`: back to the version that served before."""
+"""`modelyard rollback`: back to an earlier version."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from modelyard.settings import load_settings
 
 def rollback(
     preset: Annotated[str, typer.Argument(help="The preset whose model goes back.")] = "digits",
+    version: Annotated[str, typer.Option(help="Any version that served before; empty: the one before.")] = "",
     deployment: Annotated[str, typer.Option(help="The deployment to trigger.")] = "rollback/digits",
     timeout: Annotated[float, typer.Option(help="Seconds to follow the run.", min=1)] = 300,
 ) -> None:
-    """Have the endpoint serve the version before the present one. The next lifecycle run may go forward again."""
+    """Have the endpoint serve an earlier version, and end a rollout under way. The next lifecycle run may go forward again."""
     settings = load_settings()
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
     from commands.following import follow  # imports Prefect: 2 s that `--help` need not wait for
 
-    outcome = follow(settings, deployment, {"preset": preset}, timeout, console)
+    outcome = follow(settings, deployment, {"preset": preset, "version": version}, timeout, console)
     if outcome.problem:
         raise RunFailed(outcome.problem)
     console.print(f"{outcome.result['release']['model_name']}: {outcome.result['headline']}")

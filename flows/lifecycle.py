@@ -13,6 +13,7 @@ from flows.parameters import DatasetUri, MaxEpochs, MinScore, Overrides, Preset,
 from flows.preprocess import preprocess
 from flows.rollout import rollout
 from flows.train import train
+from modelyard.errors import RolledBack
 from tasks.results import LifecycleResult, StageRefused
 
 
@@ -46,7 +47,11 @@ def lifecycle(
             run.refuse(refusal)
             return Failed(name="Refused", message=str(refusal))
         run.add(verdict)
-        served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])  # ty: ignore[no-matching-overload]
+        try:
+            served = rollout(small, verdict.ref.digest, preset, settings, run.id, wait_for=[verdict])  # ty: ignore[no-matching-overload]
+        except RolledBack as refusal:
+            run.roll_back(refusal)
+            return Failed(name="RolledBack", message=str(refusal))
         run.add(served)
         return run.report()
 

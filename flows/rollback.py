@@ -1,16 +1,25 @@
-"""Back to the version that served before."""
+"""Back to an earlier version."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 from prefect import flow
 
 import tasks.rollout as tasks
-from flows.parameters import Overrides, Preset, load_config, trail_of
+from flows.parameters import Overrides, Preset, explained, load_config, trail_of
 from tasks.results import RolloutResult
 
 
 @flow(name="rollback")
-def rollback(preset: Preset = "digits", overrides: Overrides = []) -> RolloutResult:
-    """Have the endpoint serve the version before the present one."""
+def rollback(
+    preset: Preset = "digits",
+    version: Annotated[
+        str,
+        explained("Version", "Any version that served before; empty: the one before the present, or before a rollout"),
+    ] = "",
+    overrides: Overrides = [],
+) -> RolloutResult:
+    """Have the endpoint serve an earlier version, and end a rollout that is under way."""
     config = load_config(preset, "", overrides)
-    return tasks.rollback(config.rollout, trail_of(config, "")).result()
+    return tasks.rollback(config.rollout, trail_of(config, ""), version).result()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from prefect import flow
+from prefect import State, flow
+from prefect.states import Failed
 
 import tasks.rollout as tasks
 from flows.parameters import Overrides, ParentRun, Preset, explained, load_config, trail_of
@@ -19,8 +20,12 @@ def rollout(
     preset: Preset = "digits",
     overrides: Overrides = [],
     parent_run: ParentRun = "",
-) -> RolloutResult:
-    """Register a judged model and have the endpoint take it over."""
+) -> RolloutResult | State[RolloutResult]:
+    """Register a judged model and have the endpoint roll it out, by the policy of the preset."""
     config = load_config(preset, "", overrides)
     served = tasks.rollout(resolve(candidate), resolve(verdict), config.rollout, trail_of(config, parent_run))
+    if served.name == "RolledBack":
+        # A state of our own: the task's would count as "some task failed" and lose its name.
+        refusal = served.result(raise_on_failure=False)
+        return Failed(name="RolledBack", message=str(refusal), data=refusal)
     return served.result()

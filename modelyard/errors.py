@@ -26,6 +26,9 @@
         │   └── TrainingTakenOver a newer group of ranks works on the same training
         ├── ConversionFailed      a converted model that does not compute what its parent does
         ├── Refused               a gate said no; carries its table
+        │   └── RolledBack        the gates of a rollout said no; the old version serves
+        ├── RolloutBusy           another rollout of the same model is not decided yet
+        ├── RolloutWaits          a rollout holds for want of requests; the endpoint goes on with it
         └── RolloutFailed         the endpoint did not take the new version; the old one serves
 
 Only the standard library is imported here.
@@ -178,6 +181,18 @@ class Refused(PermanentError):
         self.reasons = list(reasons)
         self.table = list(table)
         super().__init__(f"{subject} was refused: " + "; ".join(self.reasons))
+
+
+class RolledBack(Refused):
+    """The gates of a rollout said no: the canary gets no requests, what served before serves on."""
+
+
+class RolloutBusy(PermanentError):
+    """Another rollout of the same model is not decided yet."""
+
+
+class RolloutWaits(PermanentError):
+    """A rollout holds for want of requests, longer than one waits for it; the endpoint goes on with it."""
 
 
 class RolloutFailed(PermanentError):

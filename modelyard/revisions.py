@@ -3,22 +3,28 @@
     endpoints/<name>/revisions/000000000042.json   the highest number is the desired state; the list is the ledger
     endpoints/<name>/replicas/<replica>.json       what each running endpoint has reached
 
-Rollout writes revisions, the endpoint follows them; neither needs the other to be alive.
+Rollout writes revisions, the endpoint follows them; neither needs the other to be alive. While a rollout is under way
+the endpoint writes them too: each step of it is a revision (`modelyard.transitions` has what may follow what).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.errors import LostRace
+from modelyard.gates import Check, RolloutPolicy, StepCounts
 from modelyard.storage import Store
 
 PROPOSAL_TRIES = 8
+PARALLEL_READS = 8
 
 
 class ServedVersion(Frozen):
@@ -42,18 +48,71 @@ class ServedVersion(Frozen):
     mlflow_run_id: str | None = None
 
 
+class RolloutUnderWay(Frozen):
+    """A rollout that is not decided yet: what the endpoint needs to go on with it, whoever else dies.
+
+    Attributes:
+        id: of the rollout, the same in all its revisions.
+        policy: what its owner decided.
+        step: index of the canary's weight in ``policy.weights``.
+        started_at: time of its first revision, ISO 8601.
+        slow_seconds: from where on an answer counts as slow; None until it is fixed.
+        counts: of the steps before this one, all replicas together.
+    """
+
+    id: str
+    policy: RolloutPolicy
+    step: int = Field(0, ge=0)
+    started_at: str
+    slow_seconds: float | None = None
+    counts: list[StepCounts] = Field(default_factory=list)
+
+
 class ModelState(Frozen):
-    """The versions of one model that answer requests, and the one kept ready for going back."""
+    """The versions of one model that answer requests, and the one kept ready for going back.
+
+    While a rollout is under way there are two: the stable version, then the canary.
+    """
 
     versions: list[ServedVersion] = Field(min_length=1)
     previous: ServedVersion | None = None
+    rollout: RolloutUnderWay | None = None
 
     @model_validator(mode="after")
     def _weights_add_up(self) -> ModelState:
         total = sum(version.weight for version in self.versions)
         if abs(total - 100) > 1e-6:
             raise ValueError(f"weights add up to {total}, not to 100")
+        if self.rollout and len(self.versions) != 2:
+            raise ValueError(f"a rollout has a stable version and a canary, not {len(self.versions)} versions")
         return self
+
+    @property
+    def stable(self) -> ServedVersion:
+        """What serves, or what a canary is held against."""
+        return self.versions[0]
+
+
+class Decision(Frozen):
+    """Why a revision was written, where it belongs to one model: the evidence, for ever.
+
+    Attributes:
+        action: ``start``, ``advance``, ``promote``, ``roll_back`` (the gates said no), ``give_up`` (the canary could not
+            be served at all), ``switch`` (all at once), ``return`` (a person went back), ``restore`` (a switch failed).
+        version: the version it is about.
+        rollout_id: see `RolloutUnderWay`; None outside of one.
+        reasons: sentences for people.
+        checks: the gates, with values and limits.
+        counts: what they were computed from.
+    """
+
+    model: str
+    action: Literal["start", "advance", "promote", "roll_back", "give_up", "switch", "return", "restore"]
+    version: str
+    rollout_id: str | None = None
+    reasons: list[str] = Field(default_factory=list)
+    checks: list[Check] = Field(default_factory=list)
+    counts: list[StepCounts] = Field(default_factory=list)
 
 
 class Revision(Frozen):
@@ -64,6 +123,7 @@ class Revision(Frozen):
     reason: str
     author: str
     created_at: str
+    decision: Decision | None = None
 
 
 class ReplicaStatus(Frozen):
@@ -73,6 +133,7 @@ class ReplicaStatus(Frozen):
         revision: the last revision it took over in full.
         attempted: the last one it tried.
         error: why ``attempted`` was not taken over; None when all is well.
+        counts: of each rollout under way, by its id: what this replica has counted in its present step.
     """
 
     replica: str
@@ -80,6 +141,7 @@ class ReplicaStatus(Frozen):
     attempted: int
     error: str | None = None
     serving: dict[str, list[str]] = Field(default_factory=dict, description="model -> versions")
+    counts: dict[str, StepCounts] = Field(default_factory=dict)
 
 
 def first_revision() -> Revision:
@@ -103,6 +165,15 @@ def read_revision(store: Store, endpoint: str, number: int) -> Revision:
     return Revision.model_validate_json(store.get(f"{_folder(store, endpoint)}/{number:012d}.json"))
 
 
+def revisions_since(store: Store, endpoint: str, number: int = 0) -> Iterator[Revision]:
+    """Every entry of the ledger after a number, oldest first."""
+    newest = latest_revision(store, endpoint, number)
+    if newest:
+        with ThreadPoolExecutor(PARALLEL_READS) as pool:
+            yield from pool.map(partial(read_revision, store, endpoint), range(number + 1, newest.number))
+        yield newest
+
+
 def propose_revision(
     store: Store,
     endpoint: str,
@@ -110,6 +181,7 @@ def propose_revision(
     *,
     reason: str,
     author: str,
+    decision: Decision | None = None,
 ) -> Revision:
     """Write the next revision.
 
@@ -128,11 +200,24 @@ def propose_revision(
         models = change(current)
         if models is None:
             return current
-        proposal = Revision(number=current.number + 1, models=models, reason=reason, author=author, created_at=_now())
+        proposal = Revision(
+            number=current.number + 1,
+            models=models,
+            reason=reason,
+            author=author,
+            created_at=_now(),
+            decision=decision,
+        )
         if _write(store, endpoint, proposal):
             return proposal
         time.sleep(0.05 * 2**turn)
     raise LostRace(f"endpoint {endpoint!r}: {PROPOSAL_TRIES} other revisions came first")
+
+
+def replica_statuses(store: Store, endpoint: str) -> list[ReplicaStatus]:
+    """What every replica of an endpoint last said, those included that have ended since."""
+    found = store.list(f"{store.root}/endpoints/{endpoint}/replicas")
+    return [ReplicaStatus.model_validate_json(store.get(info.uri)) for info in found]
 
 
 def publish_status(store: Store, endpoint: str, status: ReplicaStatus) -> None:

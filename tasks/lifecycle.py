@@ -10,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.runtime import flow_run
 
 from modelyard.artifacts import ArtifactRef
+from modelyard.errors import RolledBack
 from modelyard.presets import LifecycleConfig
 from modelyard.tracking import Point
 from tasks.results import LifecycleResult, RolloutResult, StageRefused, StageResult
@@ -35,6 +36,11 @@ class LifecycleRun:
         """The gate said no: the report and the MLflow run, which ends as failed, say so with the scores."""
         self.refusal = str(refusal)
         self.add(refusal.result)
+        self._record()
+
+    def roll_back(self, refusal: RolledBack) -> None:
+        """The rollout's gates said no: the report and the MLflow run say so, with the evidence in the rollout's page."""
+        self.refusal = str(refusal)
         self._record()
 
     def report(self) -> LifecycleResult:

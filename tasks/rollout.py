@@ -1,4 +1,8 @@
-"""Rollout and rollback as tasks. Never cached: they compare what is with what should be, and do what is missing."""
+"""Rollout and rollback as tasks. Never cached: they compare what is with what should be, and do what is missing.
+
+No concurrency limit: a rollout may wait for requests for hours, and the ledger itself refuses a second one of the same
+model. A rollback must never wait.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +11,26 @@ from typing import Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.states import Completed, Failed, State
 
 from modelyard.artifacts import ArtifactRef
+from modelyard.errors import RolledBack
+from modelyard.revisions import latest_revision
 from modelyard.rollout import Release, RolloutConfig
 from modelyard.rollout import rollback as rollback_core
 from modelyard.rollout import rollout as rollout_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, recording
 from tasks.results import RolloutResult
-
-# Held by a concurrency limit of the same tag: two rollouts at once would fight over who is champion.
-ROLLOUT_TAG = "modelyard-rollout"
+from tasks.rollout_page import RolloutPage
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
-      cache_policy=NO_CACHE, tags={ROLLOUT_TAG})  # fmt: skip
+      cache_policy=NO_CACHE)  # fmt: skip
 def rollout(candidate: ArtifactRef, verdict: ArtifactRef, config: RolloutConfig, trail: Trail) -> State[RolloutResult]:
-    """Register the candidate and have the endpoint take it over."""
+    """Register the candidate and have the endpoint roll it out. A rollback is the task's state, with its evidence."""
 
-    def act(record: Record) -> Release:
+    def act(record: Record, page: RolloutPage) -> Release:
         now = record.session
         return rollout_core(
             now.catalog,
@@ -37,42 +41,64 @@ def rollout(candidate: ArtifactRef, verdict: ArtifactRef, config: RolloutConfig,
             verdict=verdict,
             config=config,
             origin=record.origin,
+            watcher=page,
         )
 
     return _recorded("rollout", config, trail, act)
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
-      cache_policy=NO_CACHE, tags={ROLLOUT_TAG})  # fmt: skip
-def rollback(config: RolloutConfig, trail: Trail) -> State[RolloutResult]:
-    """Go back to the version that served before."""
+      cache_policy=NO_CACHE)  # fmt: skip
+def rollback(config: RolloutConfig, trail: Trail, version: str = "") -> State[RolloutResult]:
+    """Go back to an earlier version."""
 
-    def act(record: Record) -> Release:
+    def act(record: Record, _page: RolloutPage) -> Release:
         now = record.session
         return rollback_core(
-            now.catalog, now.tracker, now.settings, model_name=trail.model_name, config=config, origin=record.origin
+            now.catalog,
+            now.tracker,
+            now.settings,
+            model_name=trail.model_name,
+            config=config,
+            origin=record.origin,
+            version=version,
         )
 
     return _recorded("rollback", config, trail, act)
 
 
 def _recorded(
-    stage: str, config: RolloutConfig, trail: Trail, act: Callable[[Record], Release]
+    stage: str, config: RolloutConfig, trail: Trail, act: Callable[[Record, RolloutPage], Release]
 ) -> State[RolloutResult]:
-    with recording(stage, config.model_dump(mode="json"), trail) as record:
-        release = act(record)
-        tags: dict[str, Any] = {
-            "modelyard.digest": release.artifact.digest,
-            "modelyard.model_version": release.version,
-            "modelyard.endpoint_revision": str(release.revision),
-        }
-        record.session.tracker.set_tags(record.run_id, tags)
-        verb = "now serves" if release.changed else "serves already"
-        result = RolloutResult(
-            stage=stage,
-            release=release,
-            headline=f"version {release.version} ({release.form}) {verb}",
-            mlflow_run_id=record.run_id,
-            usage=record.usage(),
-        )
+    try:
+        with recording(stage, config.model_dump(mode="json"), trail) as record:
+            newest = latest_revision(record.session.store, record.session.settings.endpoint_name)
+            page = RolloutPage(record, newest.number if newest else 0)
+            try:
+                release = act(record, page)
+            except RolledBack as refusal:
+                page.conclude("was rolled back", refusal.reasons)
+                raise
+            if release.changed:
+                page.conclude(f"version {release.version} serves", [])
+            result = _result(stage, record, release)
+    except RolledBack as refusal:
+        return Failed(name="RolledBack", message=str(refusal), data=refusal)
     return Completed(data=result, message=result.headline)
+
+
+def _result(stage: str, record: Record, release: Release) -> RolloutResult:
+    tags: dict[str, Any] = {
+        "modelyard.digest": release.artifact.digest,
+        "modelyard.model_version": release.version,
+        "modelyard.endpoint_revision": str(release.revision),
+    }
+    record.session.tracker.set_tags(record.run_id, tags)
+    verb = "now serves" if release.changed else "serves already"
+    return RolloutResult(
+        stage=stage,
+        release=release,
+        headline=f"version {release.version} ({release.form}) {verb}",
+        mlflow_run_id=record.run_id,
+        usage=record.usage(),
+    )

@@ -11,7 +11,7 @@ Evaluation, rollout and the endpoint share it.
 from modelyard.gates.checks import Check, Verdict, allowed_drop, ceiling, floor
 from modelyard.gates.policy import GateSettings, Replay, RolloutPolicy
 from modelyard.gates.sequential import Flips, coin_flip_evidence, rate_evidence, upper_bound
-from modelyard.gates.trial import Judgement, StepCounts, VersionCounts, judge, merged
+from modelyard.gates.trial import Judgement, StepCounts, VersionCounts, judge, merged, total
 
 __all__ = [
     "Check",
@@ -30,5 +30,6 @@ __all__ = [
     "judge",
     "merged",
     "rate_evidence",
+    "total",
     "upper_bound",
 ]

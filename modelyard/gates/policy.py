@@ -17,7 +17,8 @@ class GateSettings(Frozen):
         alpha: probability that a canary as good as the stable version is rolled back, over the whole rollout and
             all statistical gates together.
         errors: hold how often answers fail (5xx, 429, a worker's death) against the stable version.
-        latency: the same for answers slower than a threshold that is fixed from the stable version's first answers.
+        latency: the same for answers slower than a threshold that is fixed from the stable version's first answers,
+            on pairs of requests that came at the same time.
         quality: the same for inputs refused by the model and outputs that are not finite.
         max_error_rate: bound on the canary's rate of failing answers: shown to be above it, it goes back; promoted it
             is only when shown to be below it. None: no bound.
@@ -42,7 +43,7 @@ class GateSettings(Frozen):
     latency_quantile: float = Field(0.9, gt=0, lt=1)
     latency_slack: float = Field(1.2, ge=1)
     latency_floor_seconds: float = Field(0.01, ge=0)
-    tolerated_slow_ratio: float = Field(2.0, ge=1)
+    tolerated_slow_ratio: float = Field(1.25, ge=1)
     max_crashes: int = Field(3, ge=1)
     max_consecutive_errors: int = Field(5, ge=2)
     max_latency_factor: float | None = Field(None, gt=0)

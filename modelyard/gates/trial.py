@@ -20,7 +20,8 @@ class VersionCounts(Frozen):
         requests: drawn by weight and answered, the replayed ones included.
         replayed: of these, asked by the endpoint itself with held-out rows.
         errors: answers that failed by the version's own fault.
-        slow: answers slower than the threshold, since it was fixed.
+        slow: pairs of requests, one of each version that came at the same time, of which only this version's was slower
+            than the threshold. One pair in 0.1 s: a worker that stalls is slow many times over, and that is one event.
         odd: inputs that the model refused, outputs that were not finite.
         seconds: sum of all latencies.
     """
@@ -94,7 +95,9 @@ def judge(counts: Sequence[StepCounts], gates: GateSettings, num_steps: int) -> 
     if gates.errors:
         checks.append(_compared("errors", "failing answers", counts, gates))
     if gates.latency:
-        checks.append(_compared("latency", "slow answers", counts, gates, gates.tolerated_slow_ratio))
+        checks.append(
+            _compared("latency", "pairs of which only one was slow", counts, gates, gates.tolerated_slow_ratio)
+        )
     if gates.quality:
         checks.append(_compared("quality", "refused inputs and answers that are no numbers", counts, gates))
     canary = total(counts).canary
@@ -111,7 +114,13 @@ def _compared(
     """Whether bad events fall on the canary more often than its weight explains."""
     field = {"errors": "errors", "latency": "slow", "quality": "odd"}[name]
     flips = [
-        Flips(one.weight / 100, canary=getattr(one.canary, field), stable=getattr(one.stable, field)) for one in counts
+        # A pair has one of each, so whose turn it is to be slow is an even coin, whatever the weight.
+        Flips(
+            0.5 if name == "latency" else one.weight / 100,
+            canary=getattr(one.canary, field),
+            stable=getattr(one.stable, field),
+        )
+        for one in counts
     ]
     evidence = coin_flip_evidence(flips, tolerated_ratio)
     limit = 1 / (gates.alpha * SHARES[name])

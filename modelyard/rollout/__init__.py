@@ -1,11 +1,13 @@
 """The rollout stage: a judged model becomes a registered version, and the endpoint takes it over.
 
 config.py     how to roll out
-stage.py      `rollout` and `rollback`: register, propose a revision, watch the endpoint reach it
-endpoint.py   the endpoint as seen from outside: notify, status
+stage.py      `rollout` and `rollback`: register, propose a revision, watch the endpoint carry it out
+watch.py      a rollout under way: how it stands, how it ended
+endpoint.py   the endpoint as seen from outside: notify, status, taking over
 """
 
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.stage import Release, rollback, rollout
+from modelyard.rollout.watch import Look
 
-__all__ = ["Release", "RolloutConfig", "rollback", "rollout"]
+__all__ = ["Look", "Release", "RolloutConfig", "rollback", "rollout"]

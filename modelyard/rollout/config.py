@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from modelyard.artifacts import Frozen
+from modelyard.gates import RolloutPolicy
 
 
 class RolloutConfig(Frozen):
@@ -12,8 +13,13 @@ class RolloutConfig(Frozen):
 
     Attributes:
         form: which form of the package answers requests; empty: the package's default form.
-        takeover_seconds: bound on the endpoint's taking over (fetch, load, warm, probe, switch).
+        takeover_seconds: bound on the endpoint's taking over (fetch, load, warm, probe, switch) where nothing is judged:
+            the first version of a model, ``all_at_once``, and going back.
+        away_seconds: bound on an endpoint that cannot be reached while its rollout is under way.
+        policy: steps, gates and waits of a rollout; the endpoint acts on it alone.
     """
 
     form: str = ""
     takeover_seconds: float = Field(60, gt=0)
+    away_seconds: float = Field(60, gt=0)
+    policy: RolloutPolicy = RolloutPolicy()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
 from modelyard.errors import EndpointUnavailable, PermanentError, RolloutFailed
-from modelyard.revisions import ReplicaStatus
+from modelyard.revisions import ModelState, ReplicaStatus, Revision, propose_revision
 from modelyard.settings import Settings
+from modelyard.storage import Store
+
+log = logging.getLogger(__name__)
 
 REQUEST_SECONDS = 5.0
 POLL_SECONDS = 0.1
@@ -20,6 +24,7 @@ class EndpointClient:
 
     def __init__(self, settings: Settings) -> None:
         self.url = settings.serving_url
+        self._endpoint = settings.endpoint_name
         self._client = httpx.Client(
             base_url=self.url, headers=settings.endpoint_headers, timeout=REQUEST_SECONDS, trust_env=False
         )
@@ -36,8 +41,40 @@ class EndpointClient:
 
     def status(self) -> ReplicaStatus:
         """How far the endpoint has come."""
-        body = self._request("GET", "/admin/status").json()
+        body = self.page()
         return ReplicaStatus.model_validate({key: body[key] for key in ReplicaStatus.model_fields if key in body})
+
+    def page(self) -> dict[str, Any]:
+        """All it says about itself: processes, weights, rollouts."""
+        return self._request("GET", "/admin/status").json()
+
+    def take_over(self, store: Store, revision: Revision, before: Revision, bound_seconds: float) -> None:
+        """Wait until it serves a revision; where it refuses, make the ledger say what really serves.
+
+        Raises:
+            RolloutFailed: it refused.
+            EndpointUnavailable: it did not get there within the bound.
+        """
+        try:
+            self.await_revision(revision.number, bound_seconds)
+        except RolloutFailed as refusal:
+            self._restore(store, revision, before, str(refusal))
+            self.notify()
+            raise
+
+    def _restore(self, store: Store, failed: Revision, before: Revision, reason: str) -> None:
+        """Write the earlier state as the next revision, unless somebody has moved on meanwhile."""
+
+        def change(current: Revision) -> dict[str, ModelState] | None:
+            return before.models if current.number == failed.number else None
+
+        decision = failed.decision
+        if decision:
+            decision = decision.model_copy(update={"action": "restore", "reasons": [reason]})
+        restored = propose_revision(
+            store, self._endpoint, change, reason=reason, author="modelyard.rollout", decision=decision
+        )
+        log.warning("revision %s restores what served before revision %s", restored.number, failed.number)
 
     def await_revision(self, number: int, bound_seconds: float) -> ReplicaStatus:
         """Wait until the endpoint serves a revision.

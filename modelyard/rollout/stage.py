@@ -1,30 +1,50 @@
 """Rollout and rollback. Neither is cached: each compares what is with what should be and does what is missing.
 
 The order makes it safe to die anywhere: the version is registered, then a revision is written (from here on the
-endpoint takes it over by itself), and only when the endpoint serves it does the registry call it champion. What served
-before keeps serving until the new version has answered its golden rows, and stays loaded for going back.
+endpoint goes on by itself: it takes the canary in, judges it, and writes each further revision), and only when the
+endpoint has promoted it does the registry call it champion. What served before keeps serving until then, and stays
+loaded for going back.
 """
 
 from __future__ import annotations
 
-import logging
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from uuid import uuid4
 
+from modelyard import transitions
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog, Origin
-from modelyard.errors import NotFound, Refused, RolloutFailed
+from modelyard.errors import Refused, RolloutBusy
+from modelyard.ledger import earlier_version
 from modelyard.model_package import PACKAGE_FILE, PackageSpec
-from modelyard.revisions import ModelState, Revision, ServedVersion, propose_revision
+from modelyard.revisions import (
+    Decision,
+    Revision,
+    ServedVersion,
+    first_revision,
+    latest_revision,
+    propose_revision,
+    revisions_since,
+)
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.endpoint import EndpointClient
+from modelyard.rollout.watch import Watcher, concluded, ends, ignore, watch
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
+from modelyard.storage import Store
 from modelyard.tracking import Tracker
 
-log = logging.getLogger(__name__)
+LOOK_BACK = 100  # revisions among which a retry looks for the end of its own rollout
 
 
 class Release(Frozen):
-    """What a rollout or rollback left behind: the version in force, and whether anything had to change."""
+    """What a rollout or rollback left behind: the version in force, and whether anything had to change.
+
+    Attributes:
+        before: the newest revision when it began; what came after it is its story.
+    """
 
     model_name: str
     version: str
@@ -33,6 +53,7 @@ class Release(Frozen):
     revision: int
     endpoint_url: str
     changed: bool
+    before: int = 0
 
 
 def rollout(
@@ -45,98 +66,162 @@ def rollout(
     verdict: ArtifactRef,
     config: RolloutConfig,
     origin: Origin,
+    watcher: Watcher = ignore,
 ) -> Release:
-    """Register a judged candidate and have the endpoint take it over.
+    """Register a judged candidate and have the endpoint roll it out.
+
+    Args:
+        watcher: called with each new look at the rollout, see `modelyard.rollout.watch`.
 
     Raises:
         Refused: the verdict is not a pass, or is about another model.
-        RolloutFailed: the endpoint did not take it; what served before serves on, and the ledger says so.
+        RolledBack: the gates said no; what served before serves on. Carries the evidence.
+        RolloutBusy: another rollout of the model is not decided yet.
+        RolloutFailed: the endpoint could not serve it; what served before serves on, and the ledger says so.
+        RolloutWaits: it holds for want of requests; the endpoint goes on with it.
         EndpointUnavailable: the endpoint is away; the revision stands, and a retry goes on from there.
     """
     _require_pass(catalog, candidate, verdict)
-    sign_release(catalog.store, settings, candidate, verdict)
+    store, name = catalog.store, settings.endpoint_name
+    current = latest_revision(store, name) or first_revision()
+    _require_free(current, model_name, candidate)
+    sign_release(store, settings, candidate, verdict)
     version = tracker.register(model_name, candidate, verdict, catalog.manifest(candidate), origin)
     tracker.set_alias(model_name, "challenger", version)
-    form = config.form or _default_form(catalog, candidate)
     newcomer = ServedVersion(
         version=version,
         artifact=candidate,
-        form=form,
+        form=config.form or _default_form(catalog, candidate),
         verdict=verdict,
         flow_run_id=origin.flow_run_id,
         mlflow_run_id=origin.mlflow_run_id,
     )
-    before = _Before()
-
-    def change(current: Revision) -> dict[str, ModelState] | None:
-        before.revision = current
-        return _with_version(current, model_name, newcomer)
-
-    revision = propose_revision(
-        catalog.store,
-        settings.endpoint_name,
-        change,
-        reason=f"roll out {model_name} version {version}",
-        author=origin.flow_run_id or "modelyard",
-    )
-    changed = revision.number != before.number
-    _take_over(catalog, settings, revision, before.revision, config.takeover_seconds)
+    rollout_id = _rollout_id(candidate, origin)
+    for earlier in revisions_since(store, name, max(0, current.number - LOOK_BACK)):
+        if ends(earlier, model_name, rollout_id):
+            # A retry, after the endpoint has decided without us.
+            revision = concluded(earlier, model_name)
+            tracker.set_alias(model_name, "champion", version)
+            return _release(settings, model_name, newcomer, revision, first_revision())
+    before, revision = _begin(store, settings, model_name, newcomer, config, rollout_id, origin)
+    state = revision.models[model_name]
+    with EndpointClient(settings) as endpoint:
+        endpoint.notify()
+        if state.rollout:
+            revision = watch(store, settings, endpoint, model_name, revision, config, watcher)
+        else:
+            endpoint.take_over(store, revision, before, config.takeover_seconds)
     tracker.set_alias(model_name, "champion", version)
-    return Release(
-        model_name=model_name,
-        version=version,
-        artifact=candidate,
-        form=form,
-        revision=revision.number,
-        endpoint_url=settings.serving_url,
-        changed=changed,
-    )
+    return _release(settings, model_name, newcomer, revision, before)
 
 
 def rollback(
-    catalog: Catalog, tracker: Tracker, settings: Settings, *, model_name: str, config: RolloutConfig, origin: Origin
+    catalog: Catalog,
+    tracker: Tracker,
+    settings: Settings,
+    *,
+    model_name: str,
+    config: RolloutConfig,
+    origin: Origin,
+    version: str = "",
 ) -> Release:
-    """Go back to the version that served before the present one.
+    """Go back to an earlier version, and end a rollout that is under way.
+
+    Args:
+        version: any version that served all requests at some time; empty: the stable one while a rollout is under way,
+            else the one before the present.
 
     Raises:
         NotFound: the endpoint does not serve the model, or there is nothing to go back to.
         RolloutFailed: the endpoint did not take the earlier version; the present one serves on.
     """
-    before = _Before()
-
-    def change(current: Revision) -> dict[str, ModelState] | None:
-        before.revision = current
-        return _with_previous(current, model_name)
-
-    revision = propose_revision(
-        catalog.store,
-        settings.endpoint_name,
-        change,
-        reason=f"roll back {model_name}",
-        author=origin.flow_run_id or "modelyard",
+    store = catalog.store
+    target = earlier_version(store, settings.endpoint_name, model_name, version) if version else None
+    before, revision = _propose(
+        store,
+        settings,
+        lambda current: transitions.go_back(current, model_name, target),
+        Decision(model=model_name, action="return", version=version or "the one before"),
+        origin,
     )
-    _take_over(catalog, settings, revision, before.revision, config.takeover_seconds)
-    now = revision.models[model_name].versions[0]
+    with EndpointClient(settings) as endpoint:
+        endpoint.notify()
+        endpoint.take_over(store, revision, before, config.takeover_seconds)
+    now = revision.models[model_name].stable
     tracker.set_alias(model_name, "champion", now.version)
+    return _release(settings, model_name, now, revision, before)
+
+
+def _release(
+    settings: Settings, model_name: str, served: ServedVersion, revision: Revision, before: Revision
+) -> Release:
     return Release(
         model_name=model_name,
-        version=now.version,
-        artifact=now.artifact,
-        form=now.form,
+        version=served.version,
+        artifact=served.artifact,
+        form=served.form,
         revision=revision.number,
         endpoint_url=settings.serving_url,
-        changed=True,
+        changed=revision.number != before.number,
+        before=before.number,
     )
 
 
-class _Before:
-    """The revision that a proposal started from; a proposal may be computed more than once."""
+def _rollout_id(candidate: ArtifactRef, origin: Origin) -> str:
+    """The same for each try of a flow run, so that a retry does not begin what is decided already."""
+    if not origin.flow_run_id:
+        return uuid4().hex[:16]
+    return hashlib.sha256(f"{origin.flow_run_id} {candidate.digest}".encode()).hexdigest()[:16]
 
-    revision: Revision | None = None
 
-    @property
-    def number(self) -> int:
-        return self.revision.number if self.revision else 0
+def _begin(
+    store: Store,
+    settings: Settings,
+    model_name: str,
+    newcomer: ServedVersion,
+    config: RolloutConfig,
+    rollout_id: str,
+    origin: Origin,
+) -> tuple[Revision, Revision]:
+    """The newest revision, and the one that begins the rollout; the same where it began, or is over, already."""
+    change = partial(
+        transitions.begin, model=model_name, newcomer=newcomer, policy=config.policy, rollout_id=rollout_id
+    )
+    current = latest_revision(store, settings.endpoint_name) or first_revision()
+    is_judged = model_name in current.models and config.policy.kind != "all_at_once"
+    decision = Decision(
+        model=model_name,
+        action="start" if is_judged else "switch",
+        version=newcomer.version,
+        rollout_id=rollout_id if is_judged else None,
+    )
+    return _propose(store, settings, change, decision, origin)
+
+
+def _propose(
+    store: Store,
+    settings: Settings,
+    change: Callable[[Revision], transitions.Models | None],
+    decision: Decision,
+    origin: Origin,
+) -> tuple[Revision, Revision]:
+    """The revision that a change started from, and the one it led to: the same where nothing had to change."""
+    seen = [first_revision()]
+
+    def remember(current: Revision) -> transitions.Models | None:
+        seen[0] = current
+        return change(current)
+
+    words = {"start": "roll out", "switch": "roll out", "return": "roll back"}
+    revision = propose_revision(
+        store,
+        settings.endpoint_name,
+        remember,
+        reason=f"{words[decision.action]} {decision.model} version {decision.version}",
+        author=origin.flow_run_id or "modelyard",
+        decision=decision,
+    )
+    return seen[0], revision
 
 
 def _require_pass(catalog: Catalog, candidate: ArtifactRef, verdict: ArtifactRef) -> None:
@@ -147,55 +232,12 @@ def _require_pass(catalog: Catalog, candidate: ArtifactRef, verdict: ArtifactRef
         raise Refused(str(candidate), judged.facts.get("reasons") or [f"{verdict} is not a pass"])
 
 
+def _require_free(current: Revision, model_name: str, candidate: ArtifactRef) -> None:
+    """Before anything is registered: no other rollout of the model is under way."""
+    state = current.models.get(model_name)
+    if state and state.rollout and state.versions[1].artifact.digest != candidate.digest:
+        raise RolloutBusy(transitions.busy_sentence(model_name, state))
+
+
 def _default_form(catalog: Catalog, candidate: ArtifactRef) -> str:
     return PackageSpec.model_validate_json(catalog.read(candidate, PACKAGE_FILE)).default_form
-
-
-def _with_version(current: Revision, model_name: str, newcomer: ServedVersion) -> dict[str, ModelState] | None:
-    """The models of the next revision with the newcomer in front, or None when it serves already."""
-    state = current.models.get(model_name)
-    if state and _same(state.versions[0], newcomer) and len(state.versions) == 1:
-        return None
-    previous = state.versions[0].model_copy(update={"weight": 100.0}) if state else None
-    return {**current.models, model_name: ModelState(versions=[newcomer], previous=previous)}
-
-
-def _with_previous(current: Revision, model_name: str) -> dict[str, ModelState]:
-    state = current.models.get(model_name)
-    if state is None:
-        known = ", ".join(current.models) or "none"
-        raise NotFound(f"the endpoint serves no model {model_name!r}; it serves: {known}")
-    if state.previous is None:
-        raise NotFound(f"model {model_name!r} has no earlier version to go back to")
-    return {**current.models, model_name: ModelState(versions=[state.previous], previous=state.versions[0])}
-
-
-def _same(serving: ServedVersion, newcomer: ServedVersion) -> bool:
-    return (serving.artifact.digest, serving.form) == (newcomer.artifact.digest, newcomer.form)
-
-
-def _take_over(
-    catalog: Catalog, settings: Settings, revision: Revision, before: Revision | None, bound_seconds: float
-) -> None:
-    """Wait for the endpoint to serve a revision; where it refuses, make the ledger say what really serves."""
-    with EndpointClient(settings) as endpoint:
-        try:
-            endpoint.notify()
-            endpoint.await_revision(revision.number, bound_seconds)
-        except RolloutFailed as refusal:
-            _restore(catalog, settings, revision, before, str(refusal))
-            endpoint.notify()
-            raise
-
-
-def _restore(catalog: Catalog, settings: Settings, failed: Revision, before: Revision | None, reason: str) -> None:
-    """Write the earlier state as the next revision, unless somebody has moved on meanwhile."""
-    earlier = before.models if before else {}
-
-    def change(current: Revision) -> dict[str, ModelState] | None:
-        return earlier if current.number == failed.number else None
-
-    restored = propose_revision(
-        catalog.store, settings.endpoint_name, change, reason=reason, author="modelyard.rollout"
-    )
-    log.warning("revision %s restores what served before revision %s", restored.number, failed.number)

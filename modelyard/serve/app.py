@@ -152,7 +152,7 @@ class EndpointApp:
         return 200, openapi.document(modelyard.__version__, served)
 
     def _status(self) -> tuple[int, Any]:
-        return 200, describe(self.endpoint, self._reconciler.status(), self._router.table)
+        return 200, describe(self.endpoint, self._reconciler.status(), self._router.table, self._router.trials)
 
     # -- models ---------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
+from modelyard.serve.trial import Trial, are_finite
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo, WorkerLost
 
@@ -82,7 +83,8 @@ class Inference:
     """One request. What it holds of its client is dropped as soon as it is over."""
 
     __slots__ = (
-        "_accepts", "_dialect", "_engine", "_model", "_picked", "_reply", "_request", "_second_try", "_started", "_version", "is_over",
+        "_accepts", "_dialect", "_drawn", "_engine", "_is_odd", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
+        "_started", "_trial", "_version", "is_over",
     )  # fmt: skip
 
     def __init__(self, engine: Inferences, dialect: Dialect, model: str, version: str | None, reply: Reply) -> None:
@@ -97,6 +99,10 @@ class Inference:
         self._picked: RunningVersion | None = None
         self._request: Request | None = None
         self._second_try: asyncio.Task[None] | None = None
+        self._trial: Trial | None = None
+        self._drawn: RunningVersion | None = None
+        self._pair: int | None = None
+        self._is_odd = False
         engine.num_in_flight += 1
 
     def begin(self, head: Head, body: bytes) -> None:
@@ -107,6 +113,8 @@ class Inference:
                 body = decompress(body, engine.limits)
             # Draw, check and ask in one turn of the event loop: a switch of the table cannot come in between.
             picked = self._picked = engine.router.pick(self._model, self._version)
+            if self._version is None and (trial := engine.router.trials.get(self._model)):
+                self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked)
             request: Request = self._dialect.read(body, head, self._model, picked.info)
             self._request = request
             engine.deadlines.add(self)
@@ -119,7 +127,9 @@ class Inference:
         if self.is_over:
             return
         try:
-            answer = self._format({name: tensor[begin:end] for name, tensor in answers.items()})
+            own = {name: tensor[begin:end] for name, tensor in answers.items()}
+            self._is_odd = self._trial is not None and not are_finite(own)
+            answer = self._format(own)
             compress(answer, self._accepts)
         except Exception as failure:  # noqa: BLE001 (each becomes a status; its neighbours in the batch go on)
             self._refuse(failure)
@@ -176,6 +186,11 @@ class Inference:
         engine.num_in_flight -= 1
         # No client's invention becomes a label.
         model, version = (self._model, picked.served.version) if picked else ("", "")
-        engine.metrics.count(model, version, answer.status, perf_counter() - self._started)
+        seconds = perf_counter() - self._started
+        engine.metrics.count(model, version, answer.status, seconds)
+        if self._trial and self._drawn:
+            failed = answer.status >= 500 or answer.status == 429
+            odd = self._is_odd or answer.status == 400
+            self._trial.count(self._drawn, failed=failed, odd=odd, seconds=seconds, pair=self._pair)
         assert reply
         reply(answer)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy as np
 from modelyard.errors import DataError, ModelyardError, PermanentError, Refused
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
 from modelyard.serve.cache import Cache
+from modelyard.serve.judging import Judge
 from modelyard.serve.limits import Limits
 from modelyard.serve.probe import GOLDEN_FILE, GoldenRows, read_golden, refuse_unless_golden
 from modelyard.serve.router import Route, Router, Table
@@ -73,6 +76,7 @@ class Reconciler:
         self._router = router
         self._limits = limits
         self._on_restart = on_restart
+        self._judge = Judge(endpoint, replica, store=store, router=router, on_written=self.notify)
         self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
         self._retirements: set[asyncio.Task[None]] = set()
         self._notified = asyncio.Event()
@@ -80,6 +84,7 @@ class Reconciler:
         self._refused: int | None = None
         self._num_failures = 0
         self._retry_at = 0.0
+        self._tried = (0, 0.0)  # the revision tried last, and since when
         self._published: ReplicaStatus | None = None
         self._complaints: set[str] = set()
 
@@ -110,22 +115,29 @@ class Reconciler:
             attempted=self.progress.attempted,
             error=self.progress.error,
             serving={name: [v.served.version for v, _ in route.weighted] for name, route in table.routes.items()},
+            counts=self._judge.counts(),
         )
 
     # -- the loop -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the local state at once, then follow the bucket until cancelled."""
+        """Serve the local state at once, then follow the bucket and judge its rollouts until cancelled."""
         await self._resume()
-        while True:
-            self._notified.clear()
-            await self._follow()
-            await self._publish()
-            try:
-                async with asyncio.timeout(self._limits.poll_seconds):
-                    await self._notified.wait()
-            except TimeoutError:
-                pass
+        judging = asyncio.create_task(self._judge.run())
+        try:
+            while True:
+                self._notified.clear()
+                await self._follow()
+                await self._publish()
+                try:
+                    async with asyncio.timeout(self._limits.poll_seconds):
+                        await self._notified.wait()
+                except TimeoutError:
+                    pass
+                if judging.done():
+                    judging.result()  # it never returns: an error in it is a defect, and must not go unseen
+        finally:
+            judging.cancel()
 
     async def close(self) -> None:
         """End every worker; the endpoint has answered its last request."""
@@ -162,17 +174,22 @@ class Reconciler:
             await self._attempt(newest)
 
     async def _attempt(self, revision: Revision) -> None:
+        if self._tried[0] != revision.number:
+            self._tried = (revision.number, time.monotonic())
         try:
             await self._take_over(revision, _reached(revision.number))
         except PermanentError as failure:
             self._failed(revision, failure)
             self._refused = revision.number
+            self._judge.give_up(revision, _sentence(failure))
             if not self._router.table.routes:
                 await self._fall_back(revision)
         except Exception as failure:
             if not isinstance(failure, ModelyardError):
                 logger.exception("revision %d", revision.number)
             self._failed(revision, failure)
+            if self._is_beyond_loading(revision):
+                self._judge.give_up(revision, f"it was not ready in time: {_sentence(failure)}")
             first, longest = self._limits.retry_seconds
             self._num_failures += 1
             pause_seconds = min(longest, first * 2 ** min(self._num_failures - 1, 16))
@@ -193,6 +210,11 @@ class Reconciler:
         """Whether it failed in passing so recently that it is not tried again yet."""
         same = revision.number == self.progress.attempted
         return same and asyncio.get_running_loop().time() < self._retry_at
+
+    def _is_beyond_loading(self, revision: Revision) -> bool:
+        """Whether the rollouts that a revision begins have had their time to load the canary."""
+        bounds = [state.rollout.policy.load_seconds for state in revision.models.values() if state.rollout]
+        return time.monotonic() - self._tried[1] >= min(bounds, default=math.inf)
 
     def _failed(self, revision: Revision, failure: Exception) -> None:
         logger.error("revision %d was not taken over: %s", revision.number, failure)
@@ -223,7 +245,13 @@ class Reconciler:
             if version_key(model, served) not in self._running
         ]
         started = await self._start_all(missing)
-        self._running |= {version.key: version for version in started}
+        running = self._running | {version.key: version for version in started}
+        try:
+            _refuse_other_schemas(revision, running)
+        except PermanentError:
+            await asyncio.gather(*(version.stop(0) for version in started))
+            raise
+        self._running = running
         self._switch(revision, progress)
         await self._warm_previous(revision)
         self._retire(revision)
@@ -248,6 +276,7 @@ class Reconciler:
     def _switch(self, revision: Revision, progress: Progress) -> None:
         """The moment at which requests go elsewhere; no await in here."""
         self._router.table = Table(revision, {model: self._route(revision, model) for model in revision.models})
+        self._judge.adopt(revision, lambda model, served: self._running[version_key(model, served)])
         self._num_failures = 0
         self.progress = progress
         logger.info("serving revision %d: %s", revision.number, self.status().serving)
@@ -255,6 +284,8 @@ class Reconciler:
     def _route(self, revision: Revision, model: str) -> Route:
         wanted = revision.models[model]
         weighted = [(self._running[version_key(model, served)], served.weight) for served in wanted.versions]
+        if wanted.rollout and self._judge.is_condemned(wanted.rollout.id):
+            weighted = [(weighted[0][0], 100.0), (weighted[1][0], 0.0)]
         previous = self._running.get(version_key(model, wanted.previous)) if wanted.previous else None
         return Route(weighted, previous)
 
@@ -319,6 +350,7 @@ class Reconciler:
         outputs = answers["outputs"]
         assert isinstance(outputs, np.ndarray)
         refuse_unless_golden(subject, golden, version.served.form, outputs)
+        version.golden_rows = np.array(golden.rows, dtype=np.float64)
         version.num_requests = 0
 
     # -- the status in the bucket ---------------------------------------------------------------------
@@ -350,6 +382,25 @@ def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
         for model, wanted in revision.models.items()
         for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
     ]
+
+
+def _refuse_other_schemas(revision: Revision, running: Mapping[tuple[str, str, str, str], RunningVersion]) -> None:
+    """A canary must take the rows that the stable version takes, because either may be drawn for a request.
+
+    Raises:
+        Refused: it takes others, or answers in another form.
+    """
+    for model, state in revision.models.items():
+        if state.rollout is None:
+            continue
+        stable, canary = (running[version_key(model, served)].info for served in state.versions)
+        subject = f"{model} version {state.versions[1].version}"
+        hint = "requests cannot be shared between them; `rollout.policy.kind: all_at_once` switches all"
+        if stable.columns != canary.columns:
+            odd = sorted(set(stable.columns) ^ set(canary.columns)) or "their order"
+            raise Refused(subject, [f"it takes other columns than the version that serves ({odd}): {hint}"])
+        if stable.outputs != canary.outputs:
+            raise Refused(subject, [f"it answers {canary.outputs}, the version that serves {stable.outputs}: {hint}"])
 
 
 def _reached(number: int) -> Progress:

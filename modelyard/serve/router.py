@@ -15,6 +15,7 @@ from modelyard.errors import EndpointUnavailable, NotFound
 from modelyard.revisions import Revision, first_revision
 from modelyard.serve.limits import Limits
 from modelyard.serve.running import RunningVersion
+from modelyard.serve.trial import Trial
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerLost
 
@@ -78,10 +79,15 @@ class Table:
 
 
 class Router:
-    """Picks versions from the table in force; `table` may be replaced at any time."""
+    """Picks versions from the table in force; `table` may be replaced at any time.
+
+    Attributes:
+        trials: rollouts under way, by model: whoever asks by weight counts what became of it.
+    """
 
     def __init__(self, limits: Limits, chance: random.Random | None = None) -> None:
         self.table = Table()
+        self.trials: dict[str, Trial] = {}
         self._limits = limits
         self._chance = chance or random.Random()
 
@@ -100,6 +106,13 @@ class Router:
             if running.served.version == version:
                 return running
         raise NotFound(f"model {model!r} has no version {version!r} here")
+
+    def zero(self, model: str) -> None:
+        """Take the canary's weight away, now: from the next draw on the stable version answers."""
+        table = self.table
+        (stable, _), (canary, _) = table.routes[model].weighted
+        route = Route([(stable, 100.0), (canary, 0.0)], table.routes[model].previous)
+        self.table = Table(table.revision, {**table.routes, model: route})
 
     async def infer_instead(
         self, lost: RunningVersion, rows: np.ndarray, *, pinned: bool

@@ -36,6 +36,7 @@ class RunningVersion:
         self.served = served
         self.num_requests = 0
         self.num_restarts = 0
+        self.golden_rows = np.zeros((1, 0))  # raw rows that its verdict was computed on
         self._folder = folder
         self._pool = pool
         self._limits = limits

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from modelyard.revisions import ReplicaStatus
 from modelyard.serve.router import Route, Table
 from modelyard.serve.running import RunningVersion
+from modelyard.serve.trial import Trial
 
 
-def describe(endpoint: str, status: ReplicaStatus, table: Table) -> dict[str, Any]:
-    """The published status, and the processes behind it."""
+def describe(
+    endpoint: str, status: ReplicaStatus, table: Table, trials: Mapping[str, Trial] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The published status, the processes behind it, and the rollouts under way."""
     models = {name: _describe_route(route) for name, route in table.routes.items()}
+    for name, trial in trials.items():
+        models[name]["rollout"] = _describe_trial(trial)
     return status.model_dump() | {"endpoint": endpoint, "router_pid": os.getpid(), "models": models}
 
 
@@ -21,6 +28,22 @@ def _describe_route(route: Route) -> dict[str, Any]:
     return {
         "versions": [_describe_version(version, weight, shares[version]) for version, weight in route.weighted],
         "previous": _describe_version(route.previous, 0.0, shares[route.previous]) if route.previous else None,
+    }
+
+
+def _describe_trial(trial: Trial) -> dict[str, Any]:
+    said = trial.judgement()
+    return {
+        "id": trial.rollout.id,
+        "canary": trial.canary.served.version,
+        "step": trial.rollout.step,
+        "weight": trial.weight,
+        "seconds": trial.seconds,
+        "waits_for": trial.waits_for(),
+        "slow_seconds": trial.slow_seconds,
+        "upper_error_rate": said.upper_error_rate,
+        "checks": [check.model_dump() for check in said.checks],
+        "counts": [counts.model_dump() for counts in trial.counts()],
     }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from modelyard.gates import RolloutPolicy, StepCounts, VersionCounts, judge
 
 KINDS = ("errors", "slow", "odd")
+SLOW = KINDS.index("slow")
 LOOKS = 50  # canary requests between two looks at whether it may be promoted
 
 
@@ -35,6 +36,8 @@ def simulate(
 ) -> Outcome:
     """One rollout by the policy's steps, until it is decided or its canary had ``patience`` requests.
 
+    Each request of the canary has a request of the stable version that came with it, for the latency gate.
+
     A canary that is above its bound for ever is never promoted: it stays at its last step.
     """
     policy = policy or RolloutPolicy()
@@ -47,6 +50,9 @@ def simulate(
         bad = np.stack([rng.random(length) < getattr(canary, kind) for kind in KINDS])
         others = rng.negative_binomial(1, weight / 100, size=length)
         bad_others = np.stack([rng.binomial(others, getattr(stable, kind)) for kind in KINDS]).cumsum(axis=1)
+        partner = rng.random(length) < stable.slow
+        bad_others[SLOW] = (partner & ~bad[SLOW]).cumsum()
+        bad[SLOW] &= ~partner
         counts, others = bad.cumsum(axis=1), others.cumsum()
         look = np.logical_or.reduce(bad)
         look[policy.min_requests :: LOOKS] = True

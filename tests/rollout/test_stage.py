@@ -13,11 +13,14 @@ from modelyard.compress import CompressConfig, compress
 from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFailed
 from modelyard.evaluate import EvaluateConfig, evaluate
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
-from modelyard.revisions import latest_revision
-from modelyard.rollout import Release, RolloutConfig, rollback, rollout
+from modelyard.revisions import latest_revision, revisions_since
+from modelyard.rollout import Look, Release, RolloutConfig, rollback, rollout
+from modelyard.rollout.agreement import disagreements
+from modelyard.rollout.watch import Watcher, ignore
 from modelyard.storage import Store
 from modelyard.tracking import Tracker
 from tests.conftest import Installation
+from tests.serve.processes import until
 from tests.workbench import blobs, parquet_bytes, quick_model, upload
 
 NAME = "blobs"
@@ -56,7 +59,7 @@ class Bench:
         work = Work(kind="verdict", config={"forged": 1}, inputs={"candidate": candidate}, code_version="test")
         return self.catalog.produce(work, build, Origin()).ref
 
-    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef) -> Release:
+    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef, watcher: Watcher = ignore) -> Release:
         return rollout(
             self.catalog,
             self.tracker,
@@ -66,6 +69,7 @@ class Bench:
             verdict=verdict,
             config=CONFIG,
             origin=Origin(flow_run_id="test"),
+            watcher=watcher,
         )
 
     def serving(self) -> str:
@@ -152,7 +156,75 @@ def test_endpoint_that_is_away_is_a_transient_error_and_the_next_try_finishes(be
             origin=Origin(),
         )
     release = bench.roll_out(candidate, verdict)
-    assert not release.changed
     assert bench.serving() == release.version
+    story = [one.decision for one in revisions_since(bench.catalog.store, bench.settings.endpoint_name)]
+    mine = [decision.action for decision in story if decision.version == release.version]
+    assert mine == ["start", "advance", "advance", "promote"], "it was begun once, and judged"
     back = rollback(bench.catalog, bench.tracker, bench.settings, model_name=NAME, config=CONFIG, origin=Origin())
     assert bench.serving() == back.version == first.version
+    with pytest.raises(NotFound, match="never served all requests"):
+        go_back(bench, "99")
+    assert bench.serving() == first.version
+    assert go_back(bench, release.version).version == bench.serving() == release.version
+    champion = bench.tracker.version_by_alias(NAME, "champion")
+    assert champion is not None
+    assert champion.version == release.version
+
+
+def test_a_rollout_goes_on_without_who_began_it(bench: Bench, first: Release):
+    """Who watches dies: the endpoint decides alone, only the alias waits; the next try finds it decided, and sets it."""
+    candidate = bench.candidate(epochs=35)
+    verdict = bench.verdict(candidate)
+
+    def die(look: Look) -> None:
+        raise InterruptedError(f"at {look.weight} %")
+
+    with pytest.raises(InterruptedError):
+        bench.roll_out(candidate, verdict, die)
+
+    def served() -> bool:
+        newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+        assert newest is not None
+        state = newest.models[NAME]
+        return state.rollout is None and state.stable.artifact == candidate
+
+    until(served, "the promotion", seconds=60)
+    assert any("champion" in sentence for sentence in disagreements(bench.catalog, bench.tracker, bench.settings))
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    release = bench.roll_out(candidate, verdict)
+    assert latest_revision(bench.catalog.store, bench.settings.endpoint_name) == newest, "nothing was written again"
+    until(lambda: bench.serving() == release.version, "the new version")
+    assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
+
+
+def go_back(bench: Bench, version: str) -> Release:
+    return rollback(
+        bench.catalog,
+        bench.tracker,
+        bench.settings,
+        model_name=NAME,
+        config=CONFIG,
+        origin=Origin(),
+        version=version,
+    )
+
+
+def test_all_who_speak_of_what_is_served_agree_until_one_does_not(bench: Bench, first: Release):
+    """Nothing to say of an orderly installation; a moved alias, a lost manifest and a stopped endpoint are each named."""
+    assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    assert newest is not None
+    state = newest.models[NAME]
+    assert state.previous is not None
+    bench.tracker.set_alias(NAME, "champion", state.previous.version)
+    [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
+    assert f"calls {NAME} version {state.previous.version} champion" in sentence
+    bench.tracker.set_alias(NAME, "champion", state.stable.version)
+    verdict = bench.catalog.store.get(f"{state.previous.verdict.uri}/manifest.json")
+    bench.catalog.store.delete([f"{state.previous.verdict.uri}/manifest.json"])
+    [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
+    assert f"the verdict of {NAME} version {state.previous.version} is gone" in sentence
+    bench.catalog.store.put(f"{state.previous.verdict.uri}/manifest.json", verdict)
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    [sentence] = disagreements(bench.catalog, bench.tracker, away)
+    assert "cannot be asked" in sentence

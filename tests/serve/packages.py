@@ -64,10 +64,11 @@ def publish_version(
     classes: tuple[str | int, ...] = ("ant", "bee", "cat"),
     transform: FittedTransform = TRANSFORM,
     is_signed: bool = True,
+    kind: type[LinearModel] = LinearModel,
 ) -> ServedVersion:
     """A version whose model is seeded by its number, signed as a rollout does; a golden shift makes the verdict expect
     something else."""
-    model = LinearModel(int(version))
+    model = kind(int(version))
     artifact = _publish_package(store, model, list(classes), transform)
     rows = np.ones((2, len(transform.columns))) if transform is MIXED else ROWS
     verdict = _publish_verdict(store, artifact, rows, model.outputs(rows, transform) + golden_shift)

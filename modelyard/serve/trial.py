@@ -1,0 +1,227 @@
+"""One rollout as this router sees it: which version a request was drawn for, and what became of it.
+
+Counting happens on the path of every request while a rollout is under way, so it is a few additions; the arithmetic
+over the counts is `modelyard.gates`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
+from modelyard.revisions import RolloutUnderWay
+from modelyard.serve.running import RunningVersion
+from modelyard.serve.wire import Tensor
+
+# Answers of the stable version from which the threshold of a slow one is fixed.
+CALIBRATION_ANSWERS = 200
+LATENCIES_KEPT = 1000
+PAIR_SECONDS = 0.1  # longer than most stalls of a worker that waits for a processor
+PAIRS_KEPT = 200  # whose other half is not answered yet, or never came
+
+
+class Counter:
+    """What was counted of one version in one step."""
+
+    __slots__ = ("consecutive_errors", "errors", "odd", "replayed", "requests", "seconds", "slow")
+
+    def __init__(self) -> None:
+        self.requests = self.replayed = self.errors = self.slow = self.odd = self.consecutive_errors = 0
+        self.seconds = 0.0
+
+    def frozen(self) -> VersionCounts:
+        return VersionCounts(**{name: getattr(self, name) for name in VersionCounts.model_fields})
+
+
+class Trial:
+    """A rollout's canary and its stable version, between two revisions.
+
+    Attributes:
+        slow_seconds: from where on an answer is slow; None until the stable version has answered often enough.
+        others: what other replicas have counted at this step.
+        is_over: whether the canary lost its weight here; from then on nothing is counted.
+        last_live: when somebody else than the endpoint itself last asked, on the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        rollout: RolloutUnderWay,
+        stable: RunningVersion,
+        canary: RunningVersion,
+        *,
+        restarts_before: int,
+        on_bad: Callable[[Trial], None],
+    ) -> None:
+        self.model = model
+        self.rollout = rollout
+        self.stable = stable
+        self.canary = canary
+        self.slow_seconds = rollout.slow_seconds
+        self.others: list[StepCounts] = []
+        self.is_over = False
+        self.began = self.last_live = time.monotonic()
+        self.latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)  # of the canary, seconds
+        self._restarts_before = restarts_before
+        self._on_bad = on_bad
+        self._canary_counter, self._stable_counter = Counter(), Counter()
+        self._calibration: list[float] = []
+        self._entered = [-1, -1]  # the window of the last request that became half of a pair: stable, canary
+        self._pairs: dict[tuple[int, bool], bool] = {}  # (window, is the canary's) -> was slow
+
+    @property
+    def weight(self) -> float:
+        """Of the canary, in percent."""
+        return self.rollout.policy.weights[self.rollout.step]
+
+    @property
+    def is_last_step(self) -> bool:
+        """Whether what follows is promotion."""
+        policy = self.rollout.policy
+        return policy.kind == "blue_green" or policy.weights[self.rollout.step + 1] == 100
+
+    @property
+    def seconds(self) -> float:
+        """Since this step began here."""
+        return time.monotonic() - self.began
+
+    def enter(self, drawn: RunningVersion) -> int | None:
+        """A request was drawn for a version; returns the pair that it belongs to, if any: pass it to `count`.
+
+        The first request of each version within `PAIR_SECONDS` make a pair.
+        """
+        window = int(time.monotonic() / PAIR_SECONDS)
+        place = drawn is self.canary
+        if self._entered[place] == window:
+            return None
+        self._entered[place] = window
+        return window
+
+    def count(
+        self,
+        drawn: RunningVersion,
+        *,
+        failed: bool,
+        odd: bool,
+        seconds: float,
+        pair: int | None = None,
+        replayed: bool = False,
+    ) -> None:
+        """One request that was drawn by weight has got its answer, by whomever."""
+        if self.is_over:
+            return
+        if not replayed:
+            self.last_live = time.monotonic()
+        is_canary = drawn is self.canary
+        counter = self._canary_counter if is_canary else self._stable_counter
+        counter.requests += 1
+        counter.replayed += replayed
+        counter.seconds += seconds
+        counter.errors += failed
+        counter.odd += odd
+        counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
+        is_worse = self._compare(is_canary, seconds, pair)
+        if is_canary:
+            self.latencies.append(seconds)
+        if is_worse or (is_canary and (failed or odd)):
+            self._on_bad(self)
+
+    def own_counts(self) -> StepCounts:
+        """Of this step, by this router."""
+        return StepCounts(
+            weight=self.weight, canary=self._canary_counter.frozen(), stable=self._stable_counter.frozen()
+        )
+
+    def step_counts(self) -> StepCounts:
+        """Of this step, by all routers."""
+        return merged([self.own_counts(), *self.others])[0]
+
+    def counts(self) -> list[StepCounts]:
+        """Of all steps, by all routers."""
+        return merged([*self.rollout.counts, self.step_counts()])
+
+    def judgement(self) -> Judgement:
+        policy = self.rollout.policy
+        return judge(self.counts(), policy.gates, len(policy.weights))
+
+    def hard_reasons(self) -> Sequence[str]:
+        """Why the canary goes back at once, without statistics."""
+        gates, canary = self.rollout.policy.gates, self._canary_counter
+        reasons = []
+        if (crashes := self.canary.num_restarts - self._restarts_before) >= gates.max_crashes:
+            reasons.append(f"the canary's worker died {crashes} times")
+        row = canary.consecutive_errors
+        if row >= gates.max_consecutive_errors and self._stable_counter.consecutive_errors < row:
+            reasons.append(f"the last {row} answers of the canary failed, while the stable version answers")
+        return reasons
+
+    def waits_for(self) -> str:
+        """What this step still lacks, as a sentence; empty: it has all it needs."""
+        policy, canary = self.rollout.policy, self.step_counts().canary
+        at_least = policy.bake_seconds if policy.kind == "blue_green" else policy.min_seconds
+        if canary.requests < policy.min_requests:
+            return f"the canary has {canary.requests} of {policy.min_requests} requests of its step"
+        if self.seconds < at_least:
+            return f"the step has lasted {self.seconds:.1f} of {at_least:g} s"
+        said = self.judgement()
+        if self.is_last_step and not said.may_promote:
+            bound = policy.gates.max_error_rate
+            return f"the canary's failing answers are shown to be below {said.upper_error_rate:.2%}, wanted {bound:.2%}"
+        return ""
+
+    @property
+    def keeps_bound(self) -> bool:
+        """Whether what was measured, however little, lies within the bound."""
+        bound, canary = self.rollout.policy.gates.max_error_rate, total(self.counts()).canary
+        return bound is None or canary.errors <= bound * canary.requests
+
+    def notes(self) -> list[str]:
+        """What the evidence must be read with."""
+        both = total(self.counts())
+        replayed, requests = (
+            getattr(both.canary, name) + getattr(both.stable, name) for name in ("replayed", "requests")
+        )
+        if not replayed:
+            return []
+        share = "all" if replayed == requests else f"{replayed:,} of {requests:,}"
+        return [f"{share} requests were held-out rows replayed by the endpoint: that proves stability, not quality"]
+
+    def _compare(self, is_canary: bool, seconds: float, pair: int | None) -> bool:
+        """Hold a pair's two answers against the threshold; whether only the canary's was slow."""
+        if self.slow_seconds is None:
+            self._calibrate(is_canary, seconds)
+            return False
+        if pair is None:
+            return False
+        other = self._pairs.pop((pair, not is_canary), None)
+        is_slow = seconds > self.slow_seconds
+        if other is None:
+            self._pairs[pair, is_canary] = is_slow
+            if len(self._pairs) > PAIRS_KEPT:
+                del self._pairs[next(iter(self._pairs))]
+            return False
+        if is_slow != other:
+            slow_one = is_canary if is_slow else not is_canary
+            (self._canary_counter if slow_one else self._stable_counter).slow += 1
+            return slow_one
+        return False
+
+    def _calibrate(self, is_canary: bool, seconds: float) -> None:
+        """Fix the threshold from the stable version's first answers; only later ones are held against it."""
+        if is_canary:
+            return
+        self._calibration.append(seconds)
+        if len(self._calibration) >= CALIBRATION_ANSWERS:
+            gates = self.rollout.policy.gates
+            place = int(gates.latency_quantile * len(self._calibration))
+            quantile = sorted(self._calibration)[place]
+            self.slow_seconds = max(quantile * gates.latency_slack, gates.latency_floor_seconds)
+
+
+def are_finite(answers: Mapping[str, Tensor]) -> bool:
+    """Whether every number of an answer is one."""
+    return all(bool(np.isfinite(tensor).all()) for tensor in answers.values() if isinstance(tensor, np.ndarray))

@@ -1,0 +1,198 @@
+"""Rollouts that the endpoint decides by itself, from the policy in the revision."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from modelyard import transitions
+from modelyard.errors import RolloutBusy
+from modelyard.gates import RolloutPolicy
+from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision
+from modelyard.storage import Store
+from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
+from tests.serve.load import BODY
+from tests.serve.packages import MIXED, publish_version, roll_out
+from tests.serve.processes import Endpoint, until
+
+INFER = "/v2/models/digits/infer"
+
+
+@pytest.fixture(scope="module")
+def stable(store: Store) -> ServedVersion:
+    return publish_version(store, "1")
+
+
+@pytest.fixture(scope="module")
+def endpoint(new_endpoint: Callable[[], Endpoint]) -> Endpoint:
+    """The one endpoint of this module."""
+    return new_endpoint()
+
+
+@pytest.fixture
+def serving(store: Store, endpoint: Endpoint, stable: ServedVersion) -> Endpoint:
+    """It serves version 1, alone, whatever the test before did."""
+    number = roll_out(store, endpoint.name, stable).number
+    if not endpoint.runs:
+        endpoint.start()
+    endpoint.reach(number)
+    return endpoint
+
+
+def policy(**changes: Any) -> RolloutPolicy:
+    """Half of the requests at once, and only real ones."""
+    return RolloutPolicy.model_validate(
+        {"steps": (50, 100), "min_requests": 20, "min_seconds": 0, "replay": {"enabled": False}} | changes
+    )
+
+
+def started(store: Store, endpoint: Endpoint, canary: ServedVersion, rules: RolloutPolicy) -> int:
+    """Begin a rollout and have the endpoint take the canary in; the revision's number."""
+    number = begin(store, endpoint.name, canary, rules).number
+    status = endpoint.reach(number)
+    assert status["error"] is None, status
+    return number
+
+
+def ask(endpoint: Endpoint, count: int, row: list[float] | None = None) -> Counter[str]:
+    """One request after the other; the answers by version."""
+    body = {"inputs": [BODY["inputs"][0] | {"data": row}]} if row else BODY
+    return Counter(endpoint.client.post(INFER, json=body).headers["Modelyard-Model-Version"] for _ in range(count))
+
+
+def kill_canary_until_decided(store: Store, endpoint: Endpoint, after: int) -> None:
+    """kill -9 of each worker of the canary, until the ledger has a decision."""
+
+    def canary() -> int | None:
+        return endpoint.status()["models"]["digits"]["versions"][-1]["worker_pid"]
+
+    killed: set[int] = set()
+    while not actions(store, endpoint.name, after):
+        pid = canary()
+        if pid and pid not in killed:
+            assert len(killed) < 3, "three deaths were enough"
+            killed.add(pid)
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+
+
+def stands(store: Store, endpoint: Endpoint) -> list[tuple[str, float]]:
+    """The versions and weights that the newest revision names."""
+    newest = latest_revision(store, endpoint.name)
+    assert newest
+    return [(version.version, version.weight) for version in newest.models["digits"].versions]
+
+
+def test_without_requests_held_out_rows_are_replayed(store: Store, serving: Endpoint):
+    """The default policy takes a good version through every step by itself, and the record says what that proves."""
+    number = started(store, serving, publish_version(store, "2"), RolloutPolicy())
+    end = until_decided(store, serving.name, number)
+    assert actions(store, serving.name, number) == ["advance", "advance", "promote"]
+    assert [counts.weight for counts in end.counts] == [1, 10, 50]
+    assert all(counts.canary.requests >= 200 for counts in end.counts)
+    assert end.reasons == [
+        "all requests were held-out rows replayed by the endpoint: that proves stability, not quality"
+    ]
+    assert stands(store, serving) == [("2", 100)]
+    until(lambda: ask(serving, 1)["2"], "the new version")
+    assert serving.status()["models"]["digits"]["previous"]["version"] == "1"
+
+
+def test_answers_that_are_no_numbers_send_a_canary_back(store: Store, serving: Endpoint):
+    """What golden rows cannot show, real requests do: the canary goes back on its own, with the evidence."""
+    number = started(store, serving, publish_version(store, "3", kind=OddModel), policy())
+    until(lambda: ask(serving, 5, ODD_ROW) and actions(store, serving.name, number), "a decision")
+    end = until_decided(store, serving.name, number)
+    assert ask(serving, 10) == {"1": 10}
+    assert (end.action, end.version) == ("roll_back", "3")
+    assert [check.name for check in end.checks if not check.passed] == ["quality"]
+    assert 10 <= end.counts[0].canary.odd <= 20
+    assert stands(store, serving) == [("1", 100)]
+
+
+def test_a_slower_canary_goes_back(store: Store, serving: Endpoint):
+    """Answers above the threshold that the stable version's first answers fixed fall on the canary too often."""
+    gates = {"latency_floor_seconds": 0.0, "tolerated_slow_ratio": 1.5}
+    number = started(store, serving, publish_version(store, "4", kind=SlowModel), policy(steps=(10, 100), gates=gates))
+    until(lambda: ask(serving, 20) and actions(store, serving.name, number), "a decision")
+    end = until_decided(store, serving.name, number)
+    assert [check.name for check in end.checks if not check.passed] == ["latency"]
+    assert end.counts[0].canary.slow <= 100
+
+
+def test_a_canary_whose_worker_keeps_dying_goes_back(store: Store, serving: Endpoint):
+    """Three deaths end the rollout at once; no request is lost over them."""
+    number = started(store, serving, publish_version(store, "5"), policy(min_requests=10_000))
+    kill_canary_until_decided(store, serving, number)
+    end = until_decided(store, serving.name, number)
+    assert end.action == "roll_back"
+    assert "worker died 3 times" in end.reasons[0]
+    assert ask(serving, 5) == {"1": 5}
+
+
+@pytest.mark.parametrize(("when_thin", "action"), [("promote", "promote"), ("roll_back", "roll_back")])
+def test_thin_traffic_ends_as_the_policy_says(store: Store, serving: Endpoint, when_thin: str, action: str):
+    """Nobody asks, nothing is replayed: after the bound the policy decides, and the ledger says that it did."""
+    rules = policy(max_seconds=0.2, when_thin=when_thin)
+    end = until_decided(store, serving.name, started(store, serving, publish_version(store, "6"), rules))
+    assert end.action == action
+    assert "0 of 20 requests of its step, and the policy says" in end.reasons[0]
+
+
+def test_a_held_rollout_says_what_it_waits_for_and_a_person_ends_it(store: Store, serving: Endpoint):
+    """It stays where it is; no other rollout of the model may begin; going back ends it within 20 ms of the notice."""
+    number = started(store, serving, publish_version(store, "7"), policy(max_seconds=0.1))
+    time.sleep(0.3)
+    told = serving.status()["models"]["digits"]["rollout"]
+    assert (told["canary"], told["weight"]) == ("7", 50)
+    assert told["waits_for"] == "the canary has 0 of 20 requests of its step"
+    with pytest.raises(RolloutBusy, match="version 7 is at 50 %"):
+        begin(store, serving.name, publish_version(store, "8"), RolloutPolicy())
+    back = propose_revision(
+        store,
+        serving.name,
+        lambda current: transitions.go_back(current, "digits", None),
+        reason="go back",
+        author="pytest",
+        decision=Decision(model="digits", action="return", version="1"),
+    )
+    serving.reach(back.number)
+    assert ask(serving, 10) == {"1": 10}
+    assert actions(store, serving.name, number) == ["return"]
+
+
+def test_all_requests_at_once_are_watched(store: Store, serving: Endpoint):
+    """Blue-green: the canary answers everything, and goes back when it fails; the old version was warm."""
+    rules = policy(kind="blue_green", bake_seconds=60, gates={"max_error_rate": 0.01})
+    number = started(store, serving, publish_version(store, "9"), rules)
+    assert ask(serving, 10) == {"9": 10}
+    assert stands(store, serving) == [("1", 0), ("9", 100)]
+    kill_canary_until_decided(store, serving, number)
+    assert until_decided(store, serving.name, number).action == "roll_back"
+    assert ask(serving, 5) == {"1": 5}
+
+
+@pytest.mark.parametrize(
+    ("flaw", "words"),
+    [
+        ({"golden_shift": 0.01}, "golden rows differ"),
+        ({"transform": MIXED}, "other columns than the version that serves"),
+        ({"classes": (1, 2, 3)}, "it answers"),
+    ],
+)
+def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpoint, flaw: dict, words: str):
+    """Wrong answers on golden rows, another schema: no request reaches it, and the endpoint itself undoes the rollout."""
+    number = begin(store, serving.name, publish_version(store, "10", **flaw), policy()).number
+    serving.notify()
+    end = until_decided(store, serving.name, number)
+    assert end.action == "give_up"
+    assert words in end.reasons[0]
+    assert ask(serving, 5) == {"1": 5}
+    until(lambda: serving.status()["error"] is None, "a status without the error")
+    assert decisions(store, serving.name, number)[-1] == end
