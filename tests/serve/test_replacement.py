@@ -32,9 +32,11 @@ async def replace(endpoint: Endpoint) -> None:
 
 
 async def kill(endpoint: Endpoint, times: list[float]) -> None:
-    """kill -9 of the router; notes when, and waits until another one answers."""
+    """kill -9 of the router; notes when it is dead, and waits until another one answers."""
     before = await asyncio.to_thread(until, endpoint.router_pid, "a router")
     os.kill(before, signal.SIGKILL)
+    while lives(before):  # for a moment more it may accept
+        pass
     times.append(time.monotonic())
     await asyncio.to_thread(until, lambda: endpoint.router_pid() not in (None, before), "the next router", 60)
 
