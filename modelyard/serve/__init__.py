@@ -18,6 +18,7 @@ reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
 verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket
+recording    the prediction log: which answers are kept; recorder: the process that writes them
 keys         who may ask, what for and how often
 openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus

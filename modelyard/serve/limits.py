@@ -33,6 +33,8 @@ class Limits:
         max_batch_rows: rows of different requests given to a worker in one call.
         max_unanswered_batches: calls a worker may owe; while it owes them, later requests gather to larger batches.
         max_queued_requests, max_queued_bytes: what may wait for one version before a request gets a 429.
+        max_unrecorded_bytes: what may wait for the prediction log's process before answers are left out of it.
+        record_seconds: how long a leaving router waits for that process to write what it has.
         max_tries: workers that one request may see die.
     """
 
@@ -59,4 +61,6 @@ class Limits:
     max_unanswered_batches: int = 2
     max_queued_requests: int = 1024
     max_queued_bytes: int = 256 * 2**20
+    max_unrecorded_bytes: int = 8 * 2**20
+    record_seconds: float = 3.0
     max_tries: int = 4

@@ -28,10 +28,11 @@ from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
 from modelyard.serve.reconcile import Reconciler
+from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
-from modelyard.serve.starting import StartedWorker
+from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool
@@ -47,7 +48,7 @@ SPARE_FILES = 256  # for workers, the bucket and the cache
 class Prepared:
     """Processes that were started before the router's imports, to be used first."""
 
-    worker: StartedWorker | None = None
+    worker: StartedProcess | None = None
     verifier: subprocess.Popen[bytes] | None = None
 
 
@@ -112,6 +113,8 @@ class Serving:
         following.cancel()
         await serving
         await reconciler.close()
+        if app.inferences.recorder:
+            await app.inferences.recorder.close()
         if following.done() and not following.cancelled():
             following.result()  # it never returns: an error here is a defect, and must not look like a clean exit
 
@@ -155,13 +158,14 @@ def build(
         verifier.close()
         verifier = None
     router = Router(limits)
+    replica = f"{platform.node()}-{settings.endpoint_port}"
 
     def count_restart(version: RunningVersion) -> None:
         app.metrics.count_restart(version.model, version.served.version)
 
     reconciler = Reconciler(
         settings.endpoint_name,
-        f"{platform.node()}-{settings.endpoint_port}",
+        replica,
         store=store,
         cache=Cache(folder / "cache", Catalog(store), verifier),
         state=LocalState(folder / "state.json"),
@@ -181,5 +185,6 @@ def build(
             admin_token=token.get_secret_value() if token else None,
             is_required=settings.endpoint_needs_keys,
         ),
+        recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
     )
     return app, reconciler
