@@ -15,6 +15,7 @@ from commands.history import history
 from commands.logs import logs
 from commands.predict import predict
 from commands.put import put
+from commands.replace import replace
 from commands.rollback import rollback
 from commands.run import run
 from commands.signing import signing
@@ -52,6 +53,7 @@ app.command()(logs)
 app.command()(run)
 app.command()(rollback)
 app.command()(history)
+app.command()(replace)
 app.command()(put)
 app.command()(predict)
 app.command()(trace)

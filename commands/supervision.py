@@ -105,6 +105,10 @@ class Supervisor:
         with suppress(OSError, xmlrpc.client.Fault):
             self._call("supervisor.stopProcess", name, True, seconds=STOP_CALL_SECONDS)
 
+    def signal(self, name: str, number: str) -> None:
+        """Send a signal, named without its SIG, to a program's own process."""
+        self._call("supervisor.signalProcess", name, number)
+
     def shutdown(self, waves: Sequence[Sequence[str]], bound_seconds: float) -> None:
         """End every program and the supervisor; SIGKILL for whatever is left after the bound, orphans included.
 

@@ -67,6 +67,8 @@ class Settings(BaseSettings):
     endpoint_signatures: Literal["required", "off"] = Field(
         "required", description="whether it loads signed artifacts alone"
     )
+    endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")
+    endpoint_redact: str = Field("", description="columns and outputs kept out of it, separated by commas")
 
     # Signatures
     signing_key: Path | None = Field(
@@ -114,6 +116,11 @@ class Settings(BaseSettings):
         """What our own clients send to the endpoint: its admin token opens every route."""
         token = self.endpoint_admin_token
         return {"Authorization": f"Bearer {token.get_secret_value()}"} if token else {}
+
+    @property
+    def redacted_fields(self) -> frozenset[str]:
+        """Names of columns and outputs that the prediction log must not hold."""
+        return frozenset(name.strip() for name in self.endpoint_redact.split(",") if name.strip())
 
     @property
     def signing_key_file(self) -> Path:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.errors import Refused
+from modelyard.predict import Predictions
 from modelyard.rollout import Release
 
 
@@ -57,6 +58,16 @@ class RolloutResult(Frozen):
 
     stage: str = "rollout"
     release: Release
+    headline: str
+    mlflow_run_id: str | None = None
+    usage: Usage = Usage()
+
+
+class PredictResult(Frozen):
+    """What a batch prediction did."""
+
+    stage: str = "predict"
+    predictions: Predictions
     headline: str
     mlflow_run_id: str | None = None
     usage: Usage = Usage()

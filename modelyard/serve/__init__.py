@@ -1,6 +1,7 @@
-"""The endpoint: a router process that speaks HTTP and one worker process per model version.
+"""The endpoint: a parent that holds the socket, a router that speaks HTTP, one worker process per model version.
 
-program      starts and stops the router process: `python -m modelyard.serve`; starting: its worker processes
+keeper       holds the listening socket and starts routers: `python -m modelyard.serve`
+program      one router process, from start to end; starting: the processes behind it
 server       the listening socket and uvicorn's server
 http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
@@ -17,6 +18,7 @@ reconcile    follows the revisions in the bucket: fetch, start, probe, switch
 probe        the golden rows a version must reproduce before it answers anybody
 verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket
+recording    the prediction log: which answers are kept; recorder: the process that writes them
 keys         who may ask, what for and how often
 openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus

@@ -1,19 +1,27 @@
-"""`python -m modelyard.serve`: the endpoint. What it does is in `program`.
+"""`python -m modelyard.serve`: the endpoint. What holds the socket is `keeper`, what answers is `program`.
 
-The first worker and the verifier are started before this process loads anything: they do their own imports meanwhile,
-on another core.
+A router's first worker and its verifier are started before it loads anything: they do their own imports meanwhile, on
+another core.
 """
 
 from __future__ import annotations
 
-from modelyard.serve.starting import start_verifier, start_worker
+import sys
+
+from modelyard.serve.keeper import Inheritance, Keeper
 
 
 def main() -> None:
-    worker, verifier = start_worker(), start_verifier()
-    from modelyard.serve.program import run
+    sys.exit(Keeper(run_router).run())
 
-    run(worker, verifier)
+
+def run_router(inheritance: Inheritance) -> None:
+    from modelyard.serve.starting import start_verifier, start_worker
+
+    worker, verifier = start_worker(), start_verifier()
+    from modelyard.serve.program import Prepared, run
+
+    run(inheritance, Prepared(worker=worker, verifier=verifier))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import orjson
 
+from modelyard import request_ids
 from modelyard.errors import DataError, EndpointUnavailable, NotFound
 from modelyard.serve.batching import Overloaded
 from modelyard.serve.limits import Limits
@@ -79,15 +80,16 @@ class Lineage:
     def _prepare(self, version: RunningVersion | None, revision: int) -> tuple[Headers, str]:
         headers: Headers = [(b"modelyard-endpoint-revision", b"%d" % revision)]
         if version is None:
-            return headers, f"{self._endpoint}-{revision}-none-{self._boot}"
-        number = ascii_name(version.served.version)
+            return headers, request_ids.prefix(self._endpoint, revision, None, self._boot)
         headers = [
             (b"modelyard-model", ascii_name(version.model)),
-            (b"modelyard-model-version", number),
+            (b"modelyard-model-version", ascii_name(version.served.version)),
             (b"modelyard-artifact-digest", ascii_name(version.served.artifact.digest)),
             *headers,
         ]
-        return headers, f"{self._endpoint}-{revision}-{number.decode()}-{self._boot}"
+        return headers, request_ids.prefix(
+            self._endpoint, revision, (version.model, version.served.version), self._boot
+        )
 
 
 def as_json(status: int, document: Any, headers: Iterable[Header] = ()) -> Answer:

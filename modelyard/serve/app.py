@@ -23,6 +23,7 @@ from modelyard.serve.metrics import Metrics, Share
 from modelyard.serve.protocol_mlflow import Scoring
 from modelyard.serve.protocol_v2 import OpenInference
 from modelyard.serve.reconcile import Reconciler
+from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.status import describe
 
@@ -48,6 +49,7 @@ class EndpointApp:
         reconciler: Reconciler,
         limits: Limits,
         guard: Guard,
+        recorder: Recorder | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
@@ -56,7 +58,9 @@ class EndpointApp:
         self._router = router
         self.lineage = Lineage(endpoint, router)
         self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
-        self.inferences = Inferences(router, self.metrics, self.lineage, limits)
+        if recorder:
+            self.metrics.show_recorder(recorder)
+        self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder)
         self._reconciler = reconciler
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
             "/": self._index,

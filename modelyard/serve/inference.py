@@ -20,6 +20,7 @@ from modelyard.serve.bodies import Encoding, Head, compress, decompress
 from modelyard.serve.deadlines import Deadlines
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics
+from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.trial import Trial, are_finite
@@ -66,8 +67,11 @@ class Dialect(Protocol):
 class Inferences:
     """Begins inferences, and knows what they share."""
 
-    def __init__(self, router: Router, metrics: Metrics, lineage: Lineage, limits: Limits) -> None:
+    def __init__(
+        self, router: Router, metrics: Metrics, lineage: Lineage, limits: Limits, recorder: Recorder | None
+    ) -> None:
         self.num_in_flight = 0
+        self.recorder = recorder
         self.router = router
         self.metrics = metrics
         self.lineage = lineage
@@ -126,15 +130,18 @@ class Inference:
         """Rows [begin, end) of a batch's answers are this request's."""
         if self.is_over:
             return
+        mine = {name: tensor[begin:end] for name, tensor in answers.items()}
+        picked, request, recorder = self._picked, self._request, self._engine.recorder
         try:
-            own = {name: tensor[begin:end] for name, tensor in answers.items()}
-            self._is_odd = self._trial is not None and not are_finite(own)
-            answer = self._format(own)
+            self._is_odd = self._trial is not None and not are_finite(mine)
+            request_id, answer = self._format(mine)
             compress(answer, self._accepts)
         except Exception as failure:  # noqa: BLE001 (each becomes a status; its neighbours in the batch go on)
             self._refuse(failure)
-        else:
-            self._finish(answer)
+            return
+        self._finish(answer)
+        if recorder and picked and request:
+            recorder.offer(picked, request_id, request.rows, mine, perf_counter() - self._started)
 
     def failed(self, failure: Exception) -> None:
         if self.is_over:
@@ -162,7 +169,7 @@ class Inference:
         else:
             self.answered(answers, 0, len(rows))
 
-    def _format(self, answers: dict[str, Tensor]) -> Answer:
+    def _format(self, answers: dict[str, Tensor]) -> tuple[str, Answer]:
         picked, request = self._picked, self._request
         assert picked
         assert request
@@ -170,7 +177,7 @@ class Inference:
         content, headers = self._dialect.write(
             answers, picked.info, request, model=self._model, version=picked.served.version, request_id=request_id
         )
-        return Answer(200, content, [*headers, *lineage])
+        return request_id, Answer(200, content, [*headers, *lineage])
 
     def _refuse(self, failure: Exception) -> None:
         error = http_error(failure, self._engine.limits)

@@ -27,10 +27,14 @@ class Limits:
         drain_seconds: how long a replaced version finishes what it began.
         shutdown_seconds: the same for the whole endpoint; below what its supervisor waits before SIGKILL.
         idle_seconds: how long a stopping endpoint waits for idle clients to send one more request.
+        handover_seconds: the same for a router that another one has replaced; above `keep_alive_seconds`.
+        accept_seconds: how long a starting router lets clients wait in the socket's queue for the local state.
         max_body_bytes: a longer request body gets a 413.
         max_batch_rows: rows of different requests given to a worker in one call.
         max_unanswered_batches: calls a worker may owe; while it owes them, later requests gather to larger batches.
         max_queued_requests, max_queued_bytes: what may wait for one version before a request gets a 429.
+        max_unrecorded_bytes: what may wait for the prediction log's process before answers are left out of it.
+        record_seconds: how long a leaving router waits for that process to write what it has.
         max_tries: workers that one request may see die.
     """
 
@@ -50,9 +54,13 @@ class Limits:
     drain_seconds: float = 20.0
     shutdown_seconds: float = 7.0
     idle_seconds: float = 1.0
+    handover_seconds: float = 80.0
+    accept_seconds: float = 10.0
     max_body_bytes: int = 16 * 2**20
     max_batch_rows: int = 64
     max_unanswered_batches: int = 2
     max_queued_requests: int = 1024
     max_queued_bytes: int = 256 * 2**20
+    max_unrecorded_bytes: int = 8 * 2**20
+    record_seconds: float = 3.0
     max_tries: int = 4

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
+
+from modelyard.serve.recording import Recorder
 
 # From a small model's answer to the request time-out.
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -62,11 +64,31 @@ class Metrics:
     def count_restart(self, model: str, version: str) -> None:
         self._restarts.labels(model, version).inc()
 
+    def show_recorder(self, recorder: Recorder) -> None:
+        """Show what the prediction log took and what it had no room for."""
+        counts = {
+            "modelyard_predictions_recorded": ("Answers given to the prediction log.", lambda: recorder.num_recorded),
+            "modelyard_predictions_dropped": ("Answers it had no room for.", lambda: recorder.num_dropped),
+        }
+        for name, (meaning, value) in counts.items():
+            self.registry.register(_Count(name, meaning, value))
+
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
     def _find_children(self, model: str, version: str, code: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(model, version, str(code)), self._seconds.labels(model, version)
+
+
+class _Count(Collector):
+    """A counter that somebody else counts."""
+
+    def __init__(self, name: str, meaning: str, value: Callable[[], int]) -> None:
+        self._given = name, meaning
+        self._value = value
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        yield CounterMetricFamily(*self._given, value=self._value())
 
 
 class _Shares(Collector):

@@ -1,8 +1,9 @@
-"""The router process of the endpoint, `python -m modelyard.serve`.
+"""The router process of the endpoint, a child of `python -m modelyard.serve`.
 
 Listens on ``MODELYARD_HOST``:``MODELYARD_ENDPOINT_PORT`` and serves what the newest revision of the endpoint
 ``MODELYARD_ENDPOINT_NAME`` names. It starts, and goes on serving, while the bucket, Prefect and MLflow are away.
-SIGTERM or SIGINT: no new connections, what is in flight is answered, the workers end, exit status 0.
+SIGTERM or SIGINT: no new connections, what is in flight is answered, the workers end, exit status 0. SIGUSR1 says the
+same with more patience: a successor accepts from the same socket, and idle clients may take their time to leave.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import uvloop
 
 from modelyard.catalog import Catalog
-from modelyard.errors import ModelyardError
+from modelyard.errors import EndpointUnavailable, ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
+from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
 from modelyard.serve.reconcile import Reconciler
+from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
-from modelyard.serve.starting import StartedWorker
+from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool
@@ -41,13 +44,24 @@ logger = logging.getLogger("modelyard.serve")
 SPARE_FILES = 256  # for workers, the bucket and the cache
 
 
-def run(first_worker: StartedWorker, first_verifier: subprocess.Popen[bytes]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Processes that were started before the router's imports, to be used first."""
+
+    worker: StartedProcess | None = None
+    verifier: subprocess.Popen[bytes] | None = None
+
+
+def run(inheritance: Inheritance, prepared: Prepared) -> None:
     """Serve until a signal says stop; exits with a sentence where it cannot begin."""
     try:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-        listener = listen(settings)
-        uvloop.run(serve(settings, listener, admit_connections(Limits()), first_worker, first_verifier))
+        listener = inheritance.listener
+        if listener is None:
+            listener = listen(settings)
+            socket.send_fds(inheritance.control, [BOUND], [listener.fileno()])
+        uvloop.run(Serving(settings, listener, inheritance, prepared).run())
     except ModelyardError as failure:
         sys.exit(f"{type(failure).__name__}: {failure}")
 
@@ -62,59 +76,100 @@ def admit_connections(limits: Limits) -> Limits:
     return replace(limits, max_connections=allowed - SPARE_FILES)
 
 
-async def serve(
-    settings: Settings,
-    listener: socket.socket,
-    limits: Limits,
-    first_worker: StartedWorker,
-    first_verifier: subprocess.Popen[bytes],
-) -> None:
-    """Serve until a signal says stop, then finish what was begun."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    app, reconciler = build(settings, limits, first_worker, first_verifier)
-    following = asyncio.create_task(reconciler.run())
-    server = http_server(app)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    logger.info("endpoint %s on http://%s:%d", settings.endpoint_name, *listener.getsockname()[:2])
-    stopped = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopped, serving, following], return_when=asyncio.FIRST_COMPLETED)
-    app.is_draining = True
-    logger.info("stopping: %d requests in flight", app.num_in_flight)
-    await server.drain(app, limits)
-    following.cancel()
-    await serving
-    await reconciler.close()
-    if following.done() and not following.cancelled():
-        following.result()  # it never returns: an error here is a defect, and must not look like a clean exit
+class Serving:
+    """One router from its first look at the local state to its last answer."""
+
+    def __init__(
+        self, settings: Settings, listener: socket.socket, inheritance: Inheritance, prepared: Prepared
+    ) -> None:
+        self._settings = settings
+        self._listener = listener
+        self._inheritance = inheritance
+        self._limits = admit_connections(Limits())
+        self._prepared = prepared
+        self._stop = asyncio.Event()
+        self._leave = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until a signal says stop, then finish what was begun.
+
+        Raises:
+            EndpointUnavailable: it was to replace another router, and cannot answer in time.
+        """
+        self._watch()
+        app, reconciler = build(self._settings, self._limits, self._prepared)
+        following = asyncio.create_task(reconciler.run())
+        await self._await_state(reconciler)
+        server = http_server(app)
+        serving = asyncio.create_task(server.serve(sockets=[self._listener]))
+        logger.info("endpoint %s on http://%s:%d", self._settings.endpoint_name, *self._listener.getsockname()[:2])
+        ends = [asyncio.create_task(event.wait()) for event in (self._stop, self._leave)]
+        await asyncio.wait([*ends, serving, following], return_when=asyncio.FIRST_COMPLETED)
+        app.is_draining = True
+        if self._leave.is_set():
+            following.cancel()  # the successor follows the bucket now
+        logger.info("leaving: %d requests in flight, %d connections", app.num_in_flight, server.num_connections)
+        await server.drain(app, self._limits, self._stop if self._leave.is_set() else None)
+        following.cancel()
+        await serving
+        await reconciler.close()
+        if app.inferences.recorder:
+            await app.inferences.recorder.close()
+        if following.done() and not following.cancelled():
+            following.result()  # it never returns: an error here is a defect, and must not look like a clean exit
+
+    def _watch(self) -> None:
+        """Know what the parent says, and that it is gone: another one will need the port."""
+        loop, control = asyncio.get_running_loop(), self._inheritance.control
+        for number, event in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGUSR1, self._leave)):
+            loop.add_signal_handler(number, event.set)
+
+        def hung_up() -> None:
+            loop.remove_reader(control)
+            self._stop.set()
+
+        loop.add_reader(control, hung_up)
+
+    async def _await_state(self, reconciler: Reconciler) -> None:
+        """Accept nobody before the local state is served: whoever comes meanwhile waits in the socket's queue."""
+        loop, limits = asyncio.get_running_loop(), self._limits
+        is_successor = self._inheritance.is_successor
+        deadline = loop.time() + (limits.load_seconds if is_successor else limits.accept_seconds)
+        while reconciler.not_ready_because and loop.time() < deadline and not self._stop.is_set():
+            if reconciler.progress.error and not is_successor:
+                return  # to say so is all that it can do
+            await asyncio.sleep(0.005)
+        if is_successor and (reason := reconciler.not_ready_because):
+            await reconciler.close()
+            raise EndpointUnavailable(f"not ready after {limits.load_seconds:g} s, so another router goes on: {reason}")
+        self._inheritance.control.send(READY)
 
 
 def build(
     settings: Settings,
     limits: Limits,
-    first_worker: StartedWorker | None = None,
-    first_verifier: subprocess.Popen[bytes] | None = None,
+    prepared: Prepared = Prepared(),
 ) -> tuple[EndpointApp, Reconciler]:
     """Everything that answers, wired together."""
     store = Store(settings)
     folder = settings.home / "endpoint"
-    verifier: Verifier | None = Verifier(settings.trusted_keys_folder, first_verifier)
+    verifier: Verifier | None = Verifier(settings.trusted_keys_folder, prepared.verifier)
     if settings.endpoint_signatures == "off":
         verifier.close()
         verifier = None
     router = Router(limits)
+    replica = f"{platform.node()}-{settings.endpoint_port}"
 
     def count_restart(version: RunningVersion) -> None:
         app.metrics.count_restart(version.model, version.served.version)
 
     reconciler = Reconciler(
         settings.endpoint_name,
-        f"{platform.node()}-{settings.endpoint_port}",
+        replica,
         store=store,
         cache=Cache(folder / "cache", Catalog(store), verifier),
         state=LocalState(folder / "state.json"),
-        pool=SubprocessPool(limits, first_worker),
+        pool=SubprocessPool(limits, prepared.worker),
         router=router,
         limits=limits,
         on_restart=count_restart,
@@ -130,5 +185,6 @@ def build(
             admin_token=token.get_secret_value() if token else None,
             is_required=settings.endpoint_needs_keys,
         ),
+        recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
     )
     return app, reconciler

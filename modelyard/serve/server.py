@@ -18,6 +18,7 @@ from modelyard.serve.http import HttpProtocol
 from modelyard.serve.limits import Limits
 from modelyard.settings import Settings
 
+BACKLOG = 4096  # connections that wait while no router accepts; the kernel may allow fewer
 SWEEP_TICKS = 5  # of uvicorn's, 0.1 s each
 
 
@@ -38,6 +39,7 @@ def listen(settings: Settings) -> socket.socket:
         if failure.errno == errno.EADDRINUSE:
             raise PortTaken(settings.endpoint_port, "MODELYARD_ENDPOINT_PORT", None) from failure
         raise ConfigError("MODELYARD_HOST", f"{settings.host!r} cannot be listened on: {failure}") from failure
+    listener.listen(BACKLOG)
     return listener
 
 
@@ -56,6 +58,7 @@ def http_server(app: EndpointApp) -> Server:
             date_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=1,
+            backlog=BACKLOG,
         )
     )
 
@@ -75,15 +78,27 @@ class Server(uvicorn.Server):
                 cast("HttpProtocol", connection).expire_by(now)
         return await super().on_tick(counter)
 
-    async def drain(self, app: EndpointApp, limits: Limits) -> None:
-        """Accept nobody, answer everybody; idle clients get a moment to send one more request and be told."""
+    @property
+    def num_connections(self) -> int:
+        return len(self.server_state.connections)
+
+    async def drain(self, app: EndpointApp, limits: Limits, hurry: asyncio.Event | None = None) -> None:
+        """Accept nobody, answer everybody; idle clients get time to send one more request and be told.
+
+        Args:
+            hurry: where a successor accepts meanwhile there is no haste, until this is set.
+        """
         for server in getattr(self, "servers", []):
             server.close()
         loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while self.server_state.connections and loop.time() - begun < limits.shutdown_seconds:
-            busy = app.num_in_flight or self.server_state.tasks
-            if not busy and loop.time() - begun > limits.idle_seconds:
+        begun, has_time = loop.time(), hurry is not None
+        while self.num_connections:
+            if has_time and hurry and hurry.is_set():
+                begun, has_time = loop.time(), False
+            passed = loop.time() - begun
+            is_idle = not (app.num_in_flight or self.server_state.tasks)
+            bounds = (limits.handover_seconds,) * 2 if has_time else (limits.idle_seconds, limits.shutdown_seconds)
+            if passed > bounds[0 if is_idle else 1]:
                 break
             await asyncio.sleep(0.02)
         self.should_exit = True

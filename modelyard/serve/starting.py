@@ -10,25 +10,33 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class StartedWorker:
-    """A worker that waits to be told what to load, and our end of its socket."""
+class StartedProcess:
+    """A process that waits to be told something, and our end of its socket."""
 
     process: subprocess.Popen[bytes]
     connection: socket.socket
 
 
-def start_worker() -> StartedWorker:
+def start_worker() -> StartedProcess:
     """Call it on the thread that lives as long as the process: the kernel's parent-death signal follows the thread."""
+    return _start("modelyard.serve.worker", "--router-pid", str(os.getpid()))
+
+
+def start_recorder() -> StartedProcess:
+    """A process that writes predictions to the bucket (`recorder`); it ends, when all is written, with its socket."""
+    return _start("modelyard.serve.recorder")
+
+
+def _start(module: str, *arguments: str) -> StartedProcess:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with theirs:
-        arguments = ["--socket-fd", str(theirs.fileno()), "--router-pid", str(os.getpid())]
         process = subprocess.Popen(
-            [sys.executable, "-m", "modelyard.serve.worker", *arguments],
+            [sys.executable, "-m", module, "--socket-fd", str(theirs.fileno()), *arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
-    return StartedWorker(process, ours)
+    return StartedProcess(process, ours)
 
 
 def start_verifier() -> subprocess.Popen[bytes]:

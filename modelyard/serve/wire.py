@@ -35,6 +35,8 @@ class Kind(IntEnum):
     INFER = 2  # router -> worker: the tensor `features`
     ANSWER = 3  # worker -> router: one tensor per output
     FAILED = 4  # worker -> router: JSON {"error": ..., "transient": ...}; number 0 means that loading failed
+    SCHEMA = 6  # router -> recorder: JSON of `recording.Schema`, which later records refer to by its number
+    RECORD = 7  # router -> recorder: one answered request, as tensors
     LOAD = 5  # router -> worker, once, before all else: JSON {"folder": ..., "form": ...}
 
 

@@ -19,7 +19,7 @@ import orjson
 from modelyard.errors import DataError, EndpointUnavailable
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
-from modelyard.serve.starting import StartedWorker, start_worker
+from modelyard.serve.starting import StartedProcess, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
 from modelyard.transform import FittedTransform
 
@@ -90,7 +90,7 @@ class WorkerPool(Protocol):
 class SubprocessPool:
     """Workers as processes of this machine, one thread of inference each."""
 
-    def __init__(self, limits: Limits, first: StartedWorker | None = None) -> None:
+    def __init__(self, limits: Limits, first: StartedProcess | None = None) -> None:
         self._limits = limits
         self._first = first
 
@@ -111,7 +111,7 @@ class SubprocessPool:
             raise
         return worker
 
-    def _take_first(self) -> StartedWorker | None:
+    def _take_first(self) -> StartedProcess | None:
         """The worker that was started with the process itself, unless it is used or dead."""
         first, self._first = self._first, None
         return first if first and first.process.poll() is None else None

@@ -14,6 +14,7 @@ import pytest
 from commands import prefect_objects
 from commands import stack as stack_commands
 from commands.parts import ENDPOINT, MLFLOW, PARTS, Part
+from commands.replace import replace_router
 from commands.supervision import Supervisor, orphans
 from tests.conftest import Installation, alive
 
@@ -61,6 +62,16 @@ def test_a_killed_part_comes_back(stack: Installation, part: Part):
     assert alive(children) == []
     stack_commands.up(stack.settings)
     assert supervisor.states()[part.name].pid != before
+
+
+def test_the_endpoints_router_is_replaced(stack: Installation):
+    """Another router answers, under the same parent; nothing else was restarted."""
+    supervisor = Supervisor(stack.home)
+    parent = supervisor.states()["endpoint"].pid
+    before, after = replace_router(stack.settings, 60)
+    assert before != after
+    assert supervisor.states()["endpoint"].pid == parent
+    assert psutil.Process(after).ppid() == parent
 
 
 def test_the_results_block_holds_no_secret(stack: Installation):

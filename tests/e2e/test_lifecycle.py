@@ -100,12 +100,27 @@ def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, 
 
 
 def test_trace_walks_from_an_answer_back_to_the_data(stack: Installation, last_run: dict):
-    """From the digest in a response header to version, revision, verdict, runs, snapshot and commit."""
-    told = modelyard("trace", last_run["prediction"]["digest"])
+    """From the request id and from the digest of a response to revision, registry version, verdict, package, training, data
+    set, snapshot and commit, with the runs that Prefect and MLflow know; nothing is missing."""
+    prediction = last_run["prediction"]
+    told = modelyard("trace", prediction["request_id"], "--json")
     assert told.returncode == 0, told.stderr
-    expected = [last_run["artifacts"][kind]["digest"] for kind in ("compressed", "model", "dataset", "snapshot")]
-    for words in [*expected, "registered as digits version", "served by endpoint", "flow run", "MLflow run", "commit"]:
-        assert words in told.stdout
+    walk = json.loads(told.stdout)
+    absent = [sentence for step in walk["steps"] for sentence in step["missing"]]
+    assert not [sentence for sentence in absent if "no commit was recorded" not in sentence]  # outside a git checkout
+    steps = {step["what"]: step for step in walk["steps"]}
+    assert list(steps) == [
+        "response", "endpoint revision", "registry version", "package", "verdict", "training", "data set", "snapshot"
+    ]  # fmt: skip
+    names = {"package": "compressed", "training": "model", "data set": "dataset", "snapshot": "snapshot"}
+    for step, kind in names.items():
+        assert steps[step]["name"] == last_run["artifacts"][kind]["digest"]
+    assert steps["registry version"]["name"] == f"digits/{prediction['version']}"
+    assert steps["training"]["facts"]["flow run is"].endswith(", Completed")
+    assert all("commit" in steps[step]["facts"] for step in (*names, "verdict"))
+    shown = modelyard("trace", prediction["digest"])
+    for words in [*(steps[step]["name"] for step in names), "registry version", "flow run", "MLflow run", "missing"]:
+        assert words in shown.stdout
 
 
 def test_unchanged_second_run_finds_everything(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):

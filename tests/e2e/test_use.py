@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
+from tasks.results import PredictResult
 from tests.conftest import Installation
-from tests.e2e.driving import modelyard
+from tests.e2e.driving import finished, modelyard, result_of, trigger
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 
 def test_predict_asks_about_held_out_rows_or_a_file(last_run: dict, tmp_path: Path):
@@ -59,3 +66,21 @@ def test_trace_gives_whole_lines_to_a_pipe(last_run: dict):
     assert any(
         "/runs/flow-run/" in line and len(line.rpartition("/")[2].strip()) == 36 for line in told.stdout.splitlines()
     )
+
+
+def test_a_data_set_is_answered_without_the_endpoint(
+    stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
+):
+    """The deployment answers the test split with the champion, as Parquet beside its lineage; again, it is found."""
+    run = finished(
+        prefect_client, trigger(prefect_client, "predict/digits", dataset=last_run["artifacts"]["dataset"]["digest"])
+    )
+    assert run.state.is_completed(), run.state.message
+    done = PredictResult.model_validate(result_of(stack, run)).predictions
+    store = Store(stack.settings)
+    table = pd.read_parquet(BytesIO(store.get(f"{done.uri}/part-000000.parquet")))
+    assert len(table) == done.num_rows > 200
+    assert set(table) == {"row", "label", "probability"}
+    manifest = json.loads(store.get(f"{done.uri}/manifest.json"))
+    assert manifest["package"]["digest"] == last_run["artifacts"]["compressed"]["digest"]
+    assert manifest["flow_run_id"] == str(run.id)

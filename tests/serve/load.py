@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
@@ -15,11 +16,19 @@ BODY = {"inputs": [{"name": "features", "datatype": "FP64", "shape": [1, 4], "da
 
 
 class Tally:
-    """What the clients saw: answers by version, and every answer that was not right."""
+    """What the clients saw: answers by version, every answer that was not right, and connections that broke: how many
+    kept ones, and of the new ones when (of the monotonic clock) each was asked for."""
 
     def __init__(self) -> None:
         self.by_version: Counter[str] = Counter()
         self.failures: list[str] = []
+        self.num_closed = 0
+        self.broken_at: list[float] = []
+
+    @property
+    def is_clean(self) -> bool:
+        """Every request was answered, and rightly."""
+        return not (self.failures or self.num_closed or self.broken_at)
 
     @property
     def total(self) -> int:
@@ -36,14 +45,25 @@ class Tally:
             self.failures.append(f"version {version} answered with another's weights: {answered}")
 
 
-async def under_load(url: str, event: Callable[[], Awaitable[None]], num_clients: int = 6) -> Tally:
-    """Run the event while clients ask without a pause: some answers come before it, and some after it."""
+async def under_load(
+    url: str, event: Callable[[], Awaitable[None]], num_clients: int = 6, *, num_fresh: int = 0, after: int = 30
+) -> Tally:
+    """Run the event while clients ask without a pause: some answers come before it, and ``after`` or more follow it.
+
+    Args:
+        num_fresh: how many of the clients open a new connection for each request.
+    """
     tally, stop = Tally(), asyncio.Event()
 
-    async def ask() -> None:
+    async def ask(*, is_fresh: bool) -> None:
+        headers = {"Connection": "close"} if is_fresh else {}
         while not stop.is_set():
+            began = time.monotonic()
             try:
-                tally.take(await client.post("/v2/models/digits/infer", json=BODY))
+                tally.take(await client.post("/v2/models/digits/infer", json=BODY, headers=headers))
+            except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
+                tally.num_closed += not is_fresh
+                tally.broken_at += [began] if is_fresh else []
             except httpx.HTTPError as failure:
                 tally.failures.append(repr(failure))
 
@@ -53,10 +73,10 @@ async def under_load(url: str, event: Callable[[], Awaitable[None]], num_clients
             await asyncio.sleep(0.01)
 
     async with httpx.AsyncClient(base_url=url, timeout=15) as client, asyncio.TaskGroup() as clients:
-        for _ in range(num_clients):
-            clients.create_task(ask())
+        for number in range(num_clients):
+            clients.create_task(ask(is_fresh=number < num_fresh))
         await more(5 * num_clients)
         await event()
-        await more(5 * num_clients)
+        await more(after)
         stop.set()
     return tally

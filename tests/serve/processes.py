@@ -22,7 +22,7 @@ PROJECT = Path(__file__).parents[2]
 
 
 class Endpoint:
-    """One router process with its workers; `start` after `kill` is a restart on the same home and port."""
+    """The parent with its router and workers; `start` after `kill` is a restart on the same home and port."""
 
     def __init__(self, settings: Settings, name: str, home: Path) -> None:
         self.name = name
@@ -83,6 +83,13 @@ class Endpoint:
         versions = [version for model in self.status()["models"].values() for version in model["versions"]]
         return [version["worker_pid"] for version in versions if version["worker_pid"]]
 
+    def router_pid(self) -> int | None:
+        """The router that accepts now; None while there is none."""
+        try:
+            return httpx.get(f"{self.url}/admin/status", headers=self.client.headers, timeout=5).json()["router_pid"]
+        except httpx.HTTPError:
+            return None
+
     def end(self, number: Signals) -> int:
         """Send a signal and wait for the end."""
         self.process.send_signal(number)
@@ -122,7 +129,7 @@ def lives(pid: int) -> bool:
     """Whether a process exists and is more than a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

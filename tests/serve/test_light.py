@@ -10,13 +10,13 @@ from psutil import Process
 from tests.serve.packages import ROWS
 from tests.serve.processes import Endpoint
 
-HEAVY = ("torch", "pandas", "pyarrow", "mlflow", "matplotlib", "scipy", "sklearn", "aiohttp", "onnx")
+HEAVY = ("torch", "pandas", "pyarrow", "mlflow", "matplotlib", "scipy", "sklearn", "aiohttp", "onnx", "cryptography")
 MAX_PSS_BYTES = 110e6
 
 
 @pytest.fixture(scope="module")
 def processes(digits_endpoint: Endpoint) -> dict[str, int]:
-    """Router and worker, after they answered in each protocol."""
+    """Parent, router and worker, after they answered in each protocol."""
     body = {"inputs": [{"name": "features", "datatype": "FP64", "shape": [8, 4], "data": ROWS.tolist()}]}
     csv = b"feature_0,feature_1,feature_2,feature_3\n1,2,3,4"
     client = digits_endpoint.client
@@ -24,7 +24,7 @@ def processes(digits_endpoint: Endpoint) -> dict[str, int]:
     assert client.post("/invocations", content=csv, headers={"Content-Type": "text/csv"}).status_code == 200
     assert client.get("/metrics").status_code == client.get("/openapi.json").status_code == 200
     [worker] = digits_endpoint.worker_pids()
-    return {"router": digits_endpoint.process.pid, "worker": worker}
+    return {"parent": digits_endpoint.process.pid, "router": digits_endpoint.status()["router_pid"], "worker": worker}
 
 
 @pytest.mark.parametrize("name", ["router", "worker"])
@@ -36,7 +36,13 @@ def test_serving_loads_nothing_heavy(processes: dict[str, int], name: str):
     assert not loaded & set(HEAVY)
 
 
+def test_the_parent_loads_next_to_nothing(processes: dict[str, int]):
+    """Whoever holds the socket depends on no library, and needs less than 10 MB of its own."""
+    assert "site-packages" not in Path(f"/proc/{processes['parent']}/maps").read_text()
+    assert Process(processes["parent"]).memory_full_info().uss < 10e6
+
+
 def test_router_and_worker_are_small(processes: dict[str, int]):
-    """Together they hold less than 110 MB, shared pages counted by their share."""
+    """Together with their parent they hold less than 110 MB, shared pages counted by their share."""
     sizes = {name: Process(pid).memory_full_info().pss for name, pid in processes.items()}
     assert sum(sizes.values()) < MAX_PSS_BYTES, sizes

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from modelyard import request_ids
+from modelyard.request_ids import RequestId
 from modelyard.storage import Store
 from tests.serve.packages import COLUMNS, ROWS, WIDTH, LinearModel, publish_version, roll_out
 from tests.serve.processes import TOKEN, Endpoint
@@ -58,7 +60,9 @@ def test_every_answer_carries_its_lineage(endpoint: Endpoint):
     assert headers["Modelyard-Model-Version"] == "7"
     assert headers["Modelyard-Artifact-Digest"] == status["digest"]
     assert headers["Modelyard-Endpoint-Revision"] == "2"
-    assert headers["Modelyard-Request-Id"].startswith(f"{endpoint.name}-2-7-")
+    assert request_ids.parse(headers["Modelyard-Request-Id"]) == RequestId(
+        endpoint=endpoint.name, revision=2, model="digits", version="7"
+    )
     again = endpoint.client.post(INFER, json=request_body()).headers
     assert again["Modelyard-Request-Id"] != headers["Modelyard-Request-Id"]
 
