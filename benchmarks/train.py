@@ -158,7 +158,7 @@ def _our_loop(settings: Settings, config: TrainConfig, features: Any, targets: A
     from modelyard.storage import Store
     from modelyard.train.checkpoints import Checkpoints
     from modelyard.train.loop import Objective, Trainer
-    from modelyard.train.stepper import Split
+    from modelyard.train.rows import Split
 
     moments: dict[str, float] = {}
 

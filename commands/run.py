@@ -19,8 +19,8 @@ from modelyard.errors import PermanentError
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
 
-SAMPLE_PRESET = "digits"
-SAMPLE_FOLDER = "raw/digits"
+# Bundled preset -> folder of its sample data in the bucket.
+SAMPLES = {"digits": "raw/digits", "text": "raw/topics"}
 
 
 class RunFailed(PermanentError):
@@ -33,18 +33,21 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="One key of the preset: train.max_epochs=5. May be repeated.")
     ] = None,
-    deployment: Annotated[str, typer.Option(help="The lifecycle deployment to trigger.")] = "lifecycle/digits",
+    deployment: Annotated[
+        str,
+        typer.Option(help="The deployment to trigger: lifecycle/..., or train/... for a stage and those before it."),
+    ] = "lifecycle/digits",
     timeout: Annotated[float, typer.Option(help="Seconds to follow the run; it goes on without us.", min=1)] = 3600,
 ) -> None:
-    """Run the whole lifecycle through the worker, and follow it to a served model."""
+    """Run the whole lifecycle through the worker, and follow it to a served model; or one stage, by its deployment."""
     settings = load_settings()
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
     _check(preset, dataset_uri, overrides or [], store)
     preset = _within_reach(preset, store)
-    if preset == SAMPLE_PRESET and not dataset_uri:
-        _place_sample(store, console)
+    if preset in SAMPLES and not dataset_uri:
+        _place_sample(preset, store, console)
     from commands.following import follow  # imports Prefect: 2 s that a typing error need not wait for
 
     parameters = {"preset": preset, "dataset_uri": dataset_uri, "overrides": overrides or []}
@@ -52,6 +55,11 @@ def run(
     if outcome.problem:
         raise RunFailed(outcome.problem)
     report = outcome.result
+    if "stages" not in report:  # a flow of one stage: nothing serves because of it
+        console.print(f"{report['stage']:12} {report['headline']}")
+        console.print(f"flow run     {outcome.flow_run_url}\nMLflow run   {outcome.mlflow_run_url}")
+        console.print(f"artifact     {report['ref']['uri']}")
+        return
     prediction = _predict(settings, store, report)
     _write_last_run(settings, {**report, "seconds": round(outcome.seconds, 2), "prediction": prediction.as_json()})
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
@@ -76,14 +84,14 @@ def _within_reach(preset: str, store: Store) -> str:
     return uri
 
 
-def _place_sample(store: Store, console: Console) -> None:
-    """The digits as a user would have them in a bucket, unless they are there."""
-    folder = f"{store.root}/{SAMPLE_FOLDER}"
-    if any(info.uri.endswith(".parquet") for info in store.list(folder)):
+def _place_sample(preset: str, store: Store, console: Console) -> None:
+    """A bundled preset's data as a user would have it in a bucket, unless something is there."""
+    folder = f"{store.root}/{SAMPLES[preset]}"
+    if store.last(folder):
         return
-    from modelyard.sample_data import digits_parquet  # scikit-learn: only when it is needed
+    from modelyard import sample_data  # scikit-learn: only when it is needed
 
-    files = digits_parquet()
+    files = sample_data.digits_parquet() if preset == "digits" else sample_data.topics_jsonl()
     for name, body in files:
         store.put(f"{folder}/{name}", body)
     console.print(f"placed the sample data set: {len(files)} files in {folder}")

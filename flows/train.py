@@ -22,7 +22,7 @@ from tasks.recording import resolve, resolve_model
 from tasks.results import StageResult
 
 
-@flow(name="train")
+@flow(name="train", persist_result=True, result_serializer="json")
 def train(
     preset: Preset = "digits",
     dataset_uri: DatasetUri = "",

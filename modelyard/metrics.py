@@ -5,12 +5,17 @@ Training validates with them, compression and evaluation judge with them, so "ac
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 # Of every other metric more is better.
-LOWER_IS_BETTER = frozenset({"loss", "train_loss", "mae", "rmse"})
+LOWER_IS_BETTER = frozenset({"loss", "train_loss", "mae", "rmse", "perplexity", "bits_per_byte"})
+
+
+LARGEST_EXPONENT = 700.0  # beyond it a float64 is infinite
 
 
 class Metric(Protocol):
@@ -98,6 +103,40 @@ class RegressionMetrics:
             "mae": absolute / rows * self.scale,
             "rmse": float(np.sqrt(squared / rows)) * self.scale,
             "loss": squared / rows,
+        }
+
+
+class LanguageMetrics:
+    """How well the next token of a text is foretold.
+
+    The state is the negative log-likelihood in nats, the tokens, and the bytes of text that they stand for, each summed
+    over all tokens that were to be foretold.
+
+    Args:
+        token_bytes: bytes that each token stands for.
+    """
+
+    def __init__(self, token_bytes: Sequence[int]) -> None:
+        self._token_bytes = np.asarray(token_bytes, dtype=np.float64)
+        self.state = np.zeros(3)
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        """Count a batch: raw scores (n, t, vocabulary), or their negative log-likelihoods (n, t) where somebody has them
+        already; targets (n, t), below 0 where nothing follows."""
+        follows = targets >= 0
+        truth = targets[follows]
+        lost = outputs[follows] if outputs.ndim == targets.ndim else negative_log_likelihood(outputs[follows], truth)
+        self.state += [lost.sum(dtype=np.float64), len(truth), self._token_bytes[truth].sum()]
+
+    def compute(self) -> dict[str, float]:
+        """``loss`` in nats a token, ``perplexity`` its exponential; ``bits_per_byte`` also compares models whose tokens
+        differ."""
+        lost, tokens, num_bytes = self.state.tolist()
+        loss = lost / max(tokens, 1.0)
+        return {
+            "bits_per_byte": lost / math.log(2) / max(num_bytes, 1.0),
+            "perplexity": math.exp(min(loss, LARGEST_EXPONENT)),
+            "loss": loss,
         }
 
 

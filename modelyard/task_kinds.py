@@ -13,12 +13,13 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.metrics import ClassificationMetrics, Metric, RegressionMetrics, softmax
+from modelyard.metrics import ClassificationMetrics, LanguageMetrics, Metric, RegressionMetrics, softmax
 
 if TYPE_CHECKING:
     import pandas as pd  # only where frames are; the endpoint decodes without it
 
-TaskName = Literal["classification", "regression"]
+TaskName = Literal["classification", "regression", "language_modelling"]
+NO_TOKEN = -100  # as a target: nothing is to be foretold here; torch's cross-entropy leaves it out
 
 
 class Target(Frozen):
@@ -28,6 +29,7 @@ class Target(Frozen):
         classes: for classification, in the order of the network's outputs.
         mean, scale: for regression: the network predicts (value - mean) / scale, so that a rate that suits one data
             set suits another whatever its units.
+        token_bytes: for language modelling: bytes of text that each token of the vocabulary stands for.
     """
 
     task: TaskName = "classification"
@@ -35,11 +37,12 @@ class Target(Frozen):
     classes: list[str | int] = Field(default_factory=list)
     mean: float = 0.0
     scale: float = Field(1.0, gt=0)
+    token_bytes: list[int] = Field(default_factory=list)
 
     @property
     def question(self) -> tuple[object, ...]:
         """What is asked of a model; two models with the same question can be compared."""
-        return (self.task, self.column, tuple(self.classes))
+        return (self.task, self.column, tuple(self.classes), tuple(self.token_bytes))
 
 
 class TaskKind(Protocol):
@@ -131,7 +134,49 @@ class Regression:
         return {"value": outputs.astype(np.float64).reshape(-1) * target.scale + target.mean}
 
 
-TASK_KINDS: dict[str, TaskKind] = {"classification": Classification(), "regression": Regression()}
+class LanguageModelling:
+    """The next token of a text, from those before it. Rows are sequences of tokens, outputs (n, t, vocabulary)."""
+
+    loss = "next_token"
+    headline = "bits_per_byte"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "the vocabulary of a language model comes from its tokenizer")
+
+    def output_width(self, target: Target) -> int:
+        return len(target.token_bytes)
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "texts become tokens when they are packed (modelyard.token_data)")
+
+    def metric(self, target: Target) -> LanguageMetrics:
+        return LanguageMetrics(target.token_bytes)
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """The likeliest token after each sequence, and its probability."""
+        probabilities = softmax(outputs[:, -1].astype(np.float64))
+        return {"token": probabilities.argmax(axis=1), "probability": probabilities.max(axis=1)}
+
+
+TASK_KINDS: dict[str, TaskKind] = {
+    "classification": Classification(),
+    "regression": Regression(),
+    "language_modelling": LanguageModelling(),
+}
+
+
+def refuse_language_models(stage: str, target: Target) -> None:
+    """What a stage says that takes rows of numbers alone.
+
+    Raises:
+        ConfigError: the target is a text's next token.
+    """
+    if target.task == "language_modelling":
+        raise ConfigError(
+            "preprocess.task",
+            f"{stage} does not take language models yet; a trained one is a folder that transformers loads, with its"
+            " weights as safetensors",
+        )
 
 
 def task_kind(name: str) -> TaskKind:

@@ -6,12 +6,13 @@ import time
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from modelyard.artifacts import ArtifactRef
-from modelyard.train import RankEvent, TrainConfig
+from modelyard.catalog import Product
+from modelyard.train import SAMPLES_FILE, RankEvent, TrainConfig
 from modelyard.train import train as train_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
@@ -115,6 +116,7 @@ def train(
         narrator.finish()
         if not product.reused:
             record.device_seconds = narrator.device_seconds
+        _show_samples(record, product)
         facts = product.manifest.content.facts
         tracker.set_tags(record.run_id, {"modelyard.stopped_by": facts["stopped_by"]})
         # Under names of their own: `accuracy` is the curve that was reported while it trained.
@@ -123,3 +125,12 @@ def train(
         value = facts["metrics"][facts["headline"]]
         headline = f"{facts['headline']} {value:.4f} after {facts['epochs']:.4g} epochs ({facts['stopped_by']})"
         return as_state(record.conclude(product, headline, numbers))
+
+
+def _show_samples(record: Record, product: Product) -> None:
+    """What a language model makes of a few beginnings, for people to read."""
+    if SAMPLES_FILE not in product.manifest.content.files:
+        return
+    samples = record.session.catalog.read(product.ref, SAMPLES_FILE).decode()
+    record.session.tracker.log_text(record.run_id, samples, SAMPLES_FILE)
+    create_markdown_artifact(samples, key="training-samples", description="Texts continued by the trained model")

@@ -12,7 +12,9 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig
+from modelyard.datasets import TARGET_FILE
 from modelyard.models.config import MODEL_FILE, CustomConfig, ModelSpec
+from modelyard.task_kinds import Target, refuse_language_models
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
 
@@ -38,6 +40,7 @@ def compress(
         ConversionFailed: the network cannot be exported, or computes something else afterwards.
         DataError: the data set lacks columns that the model takes, or rows to calibrate with.
     """
+    refuse_language_models("compress", Target.model_validate_json(catalog.read(model_ref, TARGET_FILE)))
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
     factories = [spec.model.factory] if isinstance(spec.model, CustomConfig) else []
     work = Work(

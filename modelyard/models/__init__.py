@@ -3,10 +3,13 @@
     config.py   which network, and the specification that a model artifact keeps of it
     build.py    from a config to a network, and back from an artifact   (imports torch: two seconds)
     mlp.py      a multilayer perceptron
+    gpt.py      a decoder-only transformer
+    generate.py texts continued by a language model
+    hugging.py  the files that let `transformers` load a language model
 
 Only configs can be imported from here: forms and presets are checked without torch.
 """
 
-from modelyard.models.config import CustomConfig, MlpConfig, ModelConfig, ModelSpec
+from modelyard.models.config import CustomConfig, GptConfig, MlpConfig, ModelConfig, ModelSpec
 
-__all__ = ["CustomConfig", "MlpConfig", "ModelConfig", "ModelSpec"]
+__all__ = ["CustomConfig", "GptConfig", "MlpConfig", "ModelConfig", "ModelSpec"]

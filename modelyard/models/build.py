@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, ModelConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, GptConfig, ModelConfig, ModelSpec
+from modelyard.models.gpt import Gpt
 from modelyard.models.mlp import Mlp
 
 
@@ -24,13 +25,16 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
     """
     if isinstance(config, CustomConfig):
         return _build_custom(config, input_width, output_width)
+    if isinstance(config, GptConfig):
+        return Gpt(config, output_width)
     return Mlp(config, input_width, output_width)
 
 
 def save_model(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write `model.json` and `model.safetensors`; the same weights give the same bytes."""
     (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=1))
-    save_file({name: tensor.contiguous() for name, tensor in sorted(weights.items())}, folder / WEIGHTS_FILE)
+    tensors = {name: tensor.contiguous() for name, tensor in sorted(weights.items())}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})  # transformers asks for it
 
 
 def load_model(folder: Path) -> nn.Module:

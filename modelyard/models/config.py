@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
 
@@ -23,11 +23,53 @@ class MlpConfig(Frozen):
     activation: Activation = "relu"
 
 
+class GptConfig(Frozen):
+    """A decoder-only transformer over tokens; its vocabulary and sequence length follow from the data set.
+
+    The defaults have some 4 million weights with a vocabulary of 4,096; layers 96, width 12,288 and heads 96 are the
+    shape of 175 billion.
+
+    Attributes:
+        width: of the hidden states; a multiple of ``heads``, each of which gets an even share.
+        key_value_heads: shared by groups of heads; None: as many as heads.
+        hidden: inner width of the feed-forward part; None: 8/3 of ``width``, rounded up to 64.
+        tie_embeddings: one matrix embeds tokens and scores them.
+    """
+
+    kind: Literal["gpt"]
+    layers: int = Field(4, ge=1, le=1000)
+    width: int = Field(256, ge=2, le=1_000_000)
+    heads: int = Field(4, ge=1)
+    key_value_heads: int | None = Field(None, ge=1)
+    hidden: int | None = Field(None, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    rope_theta: float = Field(10_000.0, gt=1)
+    norm_epsilon: float = Field(1e-6, gt=0)
+    tie_embeddings: bool = True
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} does not give each of {self.heads} heads an even share")
+        if self.heads % self.num_key_value_heads:
+            raise ValueError(f"heads {self.heads} is no multiple of key_value_heads {self.key_value_heads}")
+        return self
+
+    @property
+    def num_key_value_heads(self) -> int:
+        return self.key_value_heads or self.heads
+
+    @property
+    def num_hidden(self) -> int:
+        return self.hidden or -(-8 * self.width // (3 * 64)) * 64
+
+
 class CustomConfig(Frozen):
     """A network of the user's own.
 
     ``factory`` is ``module:function``, importable where flows run; it is called with ``input_width``,
-    ``output_width`` and ``options``, and returns a `torch.nn.Module` from (n, input_width) to (n, output_width).
+    ``output_width`` and ``options``, and returns a `torch.nn.Module` from (n, input_width) to (n, output_width); for
+    language modelling from tokens (n, t) int64 to (n, t, output_width).
     """
 
     kind: Literal["custom"]
@@ -35,11 +77,16 @@ class CustomConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-ModelConfig = Annotated[MlpConfig | CustomConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[MlpConfig | GptConfig | CustomConfig, Field(discriminator="kind")]
 
 
 class ModelSpec(Frozen):
-    """Everything needed to build the network again: `model.json` of a model artifact."""
+    """Everything needed to build the network again: `model.json` of a model artifact.
+
+    Attributes:
+        input_width: inputs a row; for tokens the length of the sequences it was trained on.
+        output_width: outputs a row; for tokens the size of the vocabulary.
+    """
 
     model: ModelConfig
     input_width: int = Field(ge=1)

@@ -120,7 +120,7 @@ class PreprocessConfig(Frozen):
     the same rows in CSV and in Parquet make the same data set.
     """
 
-    target: str = Field(min_length=1, description="column to predict")
+    target: str = Field(min_length=1, description="column to predict; for language_modelling the texts")
     task: TaskName = "classification"
     features: Literal["*"] | list[str] = Field(
         EVERY,
@@ -164,6 +164,16 @@ class PreprocessConfig(Frozen):
             raise ValueError("split.method stratified keeps the shares of classes; a regression has none")
         if self.transform.select.mutual_information is not None:
             raise ValueError("transform.select.mutual_information is that with classes; a regression has none")
+        return self
+
+    @model_validator(mode="after")
+    def _language_has_only_text(self) -> PreprocessConfig:
+        if self.task != "language_modelling":
+            return self
+        if self.features != EVERY or self.target_values is not None:
+            raise ValueError("language_modelling learns from the text in `target` alone: no features, no target_values")
+        if self.split.method == "stratified":
+            raise ValueError("split.method stratified keeps the shares of classes; a text has none")
         return self
 
     @model_validator(mode="after")

@@ -128,8 +128,8 @@ class _Output:
     def _add(self, split: Split, rows: pl.DataFrame) -> None:
         if rows.height:
             target = self._plan.target
-            # Numbers are described by their moments, not counted one by one.
-            labels = () if target.is_number else rows.group_by(target.name).len().iter_rows()
+            # Numbers are described by their moments, texts by their tokens: not counted one by one.
+            labels = () if target.is_number or target.kind == "prose" else rows.group_by(target.name).len().iter_rows()
             for label, count in labels:
                 self._labels[split][label] += count
             self._writers[split].add(rows)
@@ -173,19 +173,37 @@ class _Output:
                 )
 
     def _describe(self) -> None:
-        kind = task_kind(self._config.task)
-        target = kind.fit_target(self._plan.target.name, set(self._labels["train"]), *self._target_scale())
-        self._check_labels()
-        transform = self._fitter.finish(self._train_rows, lambda values: kind.encode(target, values.to_pandas()))
         self._attempt.add_bytes(SCHEMA_FILE, schema_yaml(self._config, self._plan))
-        self._attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
-        self._attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
         self._attempt.add_json(REPORT_FILE, self._report())
         self._attempt.facts.update(
             **self._rows(),
             splits={split: writer.num_rows for split, writer in self._writers.items()},
             num_features=len(self._plan.features),
         )
+        if self._config.task == "language_modelling":
+            self._write_tokens()
+        else:
+            self._write_transform()
+
+    def _write_tokens(self) -> None:
+        from modelyard.preprocess.tokens import write_tokens  # tokenizers: only where texts are
+
+        name = self._plan.target.name
+
+        def texts() -> Iterator[tuple[Split, list[str]]]:
+            for chunk, codes in self._split_rows(final=False):
+                for number, split in enumerate(SPLITS):
+                    yield split, chunk.rows.filter(pl.Series(codes == number))[name].to_list()
+
+        self._attempt.facts["tokens"] = write_tokens(self._attempt, self._config.transform.tokens, name, texts)
+
+    def _write_transform(self) -> None:
+        kind = task_kind(self._config.task)
+        target = kind.fit_target(self._plan.target.name, set(self._labels["train"]), *self._target_scale())
+        self._check_labels()
+        transform = self._fitter.finish(self._train_rows, lambda values: kind.encode(target, values.to_pandas()))
+        self._attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
+        self._attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
 
     def _check_labels(self) -> None:
         """A class that training never sees could be neither scored nor predicted."""

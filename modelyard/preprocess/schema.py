@@ -25,7 +25,7 @@ class Column:
     """One column of the data set.
 
     Attributes:
-        kind: what its values are; ``text`` only for keys and text labels.
+        kind: what its values are; ``text`` only for keys and text labels, ``prose`` for what a language model learns.
         low, high: allowed numbers, or dates as microseconds since 1970; both ends included.
         allowed: values that may occur, as text; None allows any.
         nulls: what becomes of a row without a value.
@@ -33,7 +33,7 @@ class Column:
 
     name: str
     role: Role
-    kind: Kind | Literal["text"]
+    kind: Kind | Literal["text", "prose"]
     low: float = -np.inf
     high: float = np.inf
     allowed: frozenset[str] | None = None
@@ -96,7 +96,9 @@ def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
         ConfigError: a rule for a column that plays no part.
     """
     features = _all_features(config, first) if config.features == EVERY else list(config.features)
-    if not features:
+    if config.task == "language_modelling":
+        features = []
+    elif not features:
         raise DataError(f"{name}: no numeric column besides the target; name the feature columns")
     _check_rules(config, features, first.columns)
     columns = [_feature(config, name, first[column]) for column in features]
@@ -203,7 +205,7 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
     return Column(
         name=config.target,
         role="target",
-        kind=_label_kind(labels, values),
+        kind="prose" if config.task == "language_modelling" else _label_kind(labels, values),
         allowed=None if labels is None else frozenset(map(str, labels)),
         nulls=rule.nulls,
         rule=rule,

@@ -64,7 +64,8 @@ def preprocess(
 def _libraries(config: PreprocessConfig) -> list[str]:
     """Those whose arithmetic shows in the result."""
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
-    return [*LIBRARIES, *(["scikit-learn"] if reduces else [])]
+    reads = config.task == "language_modelling"
+    return [*LIBRARIES, *(["scikit-learn"] if reduces else []), *(["tokenizers"] if reads else [])]
 
 
 def _build(

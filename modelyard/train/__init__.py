@@ -6,6 +6,8 @@
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
     worker.py         one rank                                     (started by the launcher)
     assembly.py       from what a rank is told to its trainer
+    publish.py        the model artifact of a finished training
+    rows.py           the rows it draws from
     starting.py       other models it begins from or learns from
     loop.py           the course: steps, validations, checkpoints, the way back, the end
     stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
@@ -32,10 +34,11 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import train
+from modelyard.train.stage import SAMPLES_FILE, train
 from modelyard.train.starting import trained_model
 
 __all__ = [
+    "SAMPLES_FILE",
     "CheckpointConfig",
     "DistillConfig",
     "FsdpConfig",

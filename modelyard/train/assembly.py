@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,21 @@ from torch import nn
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
-from modelyard.datasets import Dataset
+from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.errors import ConfigError
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
-from modelyard.task_kinds import task_kind
+from modelyard.task_kinds import Target, task_kind
+from modelyard.token_data import TokenData
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
-from modelyard.train.loop import Objective, Trainer
+from modelyard.train.loop import VALIDATION_ROWS, Objective, Trainer
 from modelyard.train.precision import Precision
+from modelyard.train.rows import Rows, Split, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
-from modelyard.train.stepper import Split
+from modelyard.transform import FittedTransform
 
 
 class RankSpec(Frozen):
@@ -37,6 +40,16 @@ class RankSpec(Frozen):
     teacher: ArtifactRef | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The data set as a rank reads it; ``width`` is the network's input."""
+
+    train: Rows
+    validation: Rows
+    target: Target
+    width: int
+
+
 def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Callable[[RankEvent], None]) -> Trainer:
     """The trainer of this rank, in the process group that it is in.
 
@@ -45,26 +58,24 @@ def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Calla
         DataError, DigestMismatch: files that are not what they should be.
     """
     with tempfile.TemporaryDirectory(prefix="modelyard-rank-") as scratch:
-        dataset = Dataset.fetch(catalog, spec.dataset, Path(scratch) / "data", ["train", "validation"])
-        train, validation = Split.of(*dataset.load("train")), Split.of(*dataset.load("validation"))
-        teacher = None
-        if spec.teacher:
-            parent = Parent.read(catalog, spec.teacher, TEACHER_FIELD)
-            teacher = _teacher(spec, catalog, parent, dataset, device, Path(scratch) / "teacher")
-            train = _seen_by(parent, dataset, train)
-        network = _network(spec, catalog, dataset, Path(scratch) / "init")
-    kind = task_kind(dataset.target.task)
-    require_outputs(network, train, kind.output_width(dataset.target))
+        folder = Path(scratch)
+        parent = Parent.read(catalog, spec.teacher, TEACHER_FIELD) if spec.teacher else None
+        data = _data(spec, catalog, parent, folder / "data")
+        teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
+        network = _network(spec, catalog, data, folder / "init")
+    kind = task_kind(data.target.task)
+    require_outputs(network, data.train, kind.output_width(data.target))
     return Trainer(
         spec.config,
         network,
         device,
-        train=train,
-        validation=validation,
+        train=data.train,
+        validation=data.validation,
         objective=Objective(
             loss=kind.loss,
             metric=spec.config.stop.metric or kind.headline,
-            new_metric=lambda: kind.metric(dataset.target),
+            new_metric=lambda: kind.metric(data.target),
+            validation_rows=1 if kind.loss == "next_token" else VALIDATION_ROWS,
         ),
         checkpoints=Checkpoints(catalog.store, spec.checkpoints, spec.config.checkpoint),
         emit=emit,
@@ -72,19 +83,33 @@ def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Calla
     )
 
 
-def _network(spec: RankSpec, catalog: Catalog, dataset: Dataset, folder: Path) -> nn.Module:
+def _data(spec: RankSpec, catalog: Catalog, teacher: Parent | None, folder: Path) -> Data:
+    target = Target.model_validate_json(catalog.read(spec.dataset, TARGET_FILE))
+    if target.task == "language_modelling":
+        texts = TokenData.fetch(catalog, spec.dataset, folder, ["train", "validation"])
+        train, validation = (TokenSplit(texts.sequences(split)) for split in ("train", "validation"))
+        return Data(train=train, validation=validation, target=target, width=texts.transform.width)
+    dataset = Dataset.fetch(catalog, spec.dataset, folder, ["train", "validation"])
+    return Data(
+        train=_seen_by(teacher, dataset, Split.of(*dataset.load("train"))),
+        validation=Split.of(*dataset.load("validation")),
+        target=target,
+        width=dataset.transform.width,
+    )
+
+
+def _network(spec: RankSpec, catalog: Catalog, data: Data, folder: Path) -> nn.Module:
     """The starting model's with its weights, or the configured one with random weights."""
     if spec.init:
         return _fetched(catalog, spec.init, folder)
     torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
-    width = task_kind(dataset.target.task).output_width(dataset.target)
-    return build_model(spec.config.model, dataset.transform.width, width)
+    return build_model(spec.config.model, data.width, task_kind(data.target.task).output_width(data.target))
 
 
 def _teacher(
-    spec: RankSpec, catalog: Catalog, parent: Parent, dataset: Dataset, device: torch.device, folder: Path
+    spec: RankSpec, catalog: Catalog, parent: Parent, own: Target, device: torch.device, folder: Path
 ) -> Teacher:
-    own, its = dataset.target, parent.target
+    its = parent.target
     return Teacher(
         _fetched(catalog, parent.ref, folder),
         device,
@@ -96,10 +121,11 @@ def _teacher(
     )
 
 
-def _seen_by(teacher: Parent, dataset: Dataset, train: Split) -> Split:
+def _seen_by(teacher: Parent | None, dataset: Dataset, train: Split) -> Split:
     """The training split, with the teacher's own inputs where its transform was fitted on other rows."""
-    if teacher.transform == dataset.transform:
+    if teacher is None or teacher.transform == dataset.transform:
         return train
+    assert isinstance(teacher.transform, FittedTransform), "checked before ranks were started"
     inputs = [teacher.transform.apply_frame(frame) for frame in dataset.frames("train")]
     seen = torch.from_numpy(np.concatenate(inputs))
     return Split(features=train.features, targets=train.targets, teacher_features=seen)
@@ -110,17 +136,22 @@ def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
     return load_model(folder)
 
 
-def require_outputs(network: nn.Module, train: Split, width: int) -> None:
+def require_outputs(network: nn.Module, train: Rows, width: int) -> None:
     """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
 
     Raises:
         ConfigError: names both shapes.
     """
     was_training, generators = network.training, torch.get_rng_state()
+    example = train.batch(torch.arange(min(2, len(train)))).features
     with torch.no_grad():
-        shape = tuple(network.eval()(train.features[:2]).shape)
+        shape = tuple(network.eval()(example).shape)
     torch.set_rng_state(generators)
     network.train(was_training)
-    if shape[1:] != (width,):
-        expected = f"(n, {width})"
-        raise ConfigError("train.model", f"the network's outputs are {('n', *shape[1:])}, the target needs {expected}")
+    # A row of tokens has an answer for each of them.
+    axes, sizes = (("n", "t"), tuple(example.shape[1:])) if example.dtype == torch.int64 else (("n",), ())
+    if shape[1:] != (*sizes, width):
+        found = f"({', '.join(['n', *map(str, shape[1:])])})"
+        raise ConfigError(
+            "train.model", f"the network's outputs are {found}, the target needs ({', '.join(axes)}, {width})"
+        )

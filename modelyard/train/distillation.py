@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -19,7 +21,9 @@ def soft_cross_entropy(outputs: torch.Tensor, taught: torch.Tensor, temperature:
     student = nn.functional.log_softmax(outputs / temperature, dim=-1)
     teacher = nn.functional.log_softmax(taught / temperature, dim=-1)
     divergence = nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return divergence.reshape(len(outputs), -1).mean(1).sum() * temperature**2
+    # The sizes in full: a rank's share of a batch may be empty, and then -1 would stand for anything.
+    answers = math.prod(divergence.shape[1:])
+    return divergence.reshape(len(outputs), answers).mean(1).sum() * temperature**2
 
 
 class Teacher:

@@ -29,13 +29,14 @@ from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent
-from modelyard.train.losses import LOSSES
+from modelyard.train.losses import LOSSES, token_losses
 from modelyard.train.order import RowOrder, mixed_seed
 from modelyard.train.progress import Progress, score
 from modelyard.train.resume import resume_newest
+from modelyard.train.rows import Rows
 from modelyard.train.saver import Saver, Snapshot
 from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
-from modelyard.train.stepper import Split, Stepper, Watch, learning_rate
+from modelyard.train.stepper import Stepper, Watch, learning_rate
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 MEETING_TIMEOUT = timedelta(seconds=60)
@@ -52,11 +53,13 @@ class Objective:
         loss: key in `LOSSES`.
         metric: name of the validation metric that decides.
         new_metric: a fresh accumulator.
+        validation_rows: rows a rank validates at a time, unless its share of a batch is larger.
     """
 
     loss: str
     metric: str
     new_metric: Callable[[], Metric]
+    validation_rows: int = VALIDATION_ROWS
 
 
 class Trainer:
@@ -68,8 +71,8 @@ class Trainer:
         network: nn.Module,
         device: torch.device,
         *,
-        train: Split,
-        validation: Split,
+        train: Rows,
+        validation: Rows,
         objective: Objective,
         checkpoints: Checkpoints,
         emit: Callable[[RankEvent], None],
@@ -84,7 +87,7 @@ class Trainer:
         self._checkpoints = checkpoints
         self._emit = emit
         self._began = self._spoke_at = self._reported_at = self._saved_at = time.monotonic()
-        example = train.features[: min(2, len(train))]
+        example = train.batch(torch.arange(min(2, len(train)))).features
         loss = LOSSES[objective.loss]
         self.stepper = Stepper(config, network, device, loss, example=example, note=self._warn, teacher=teacher)
         self.progress.shapes = shapes(self.stepper.network)
@@ -210,12 +213,15 @@ class Trainer:
         stepper.align_buffers_()
         metric = self._objective.new_metric()
         # Equal numbers of batches: under fsdp a forward pass is a collective.
-        shares = torch.arange(len(split)).split(max(self.config.batch_size, VALIDATION_ROWS) * stepper.world_size)
+        shares = torch.arange(len(split)).split(self._validation_rows * stepper.world_size)
         with stepper.average.in_place() if stepper.average else nullcontext():
             for rows in shares:
                 share = rows[stepper.rank :: stepper.world_size]
-                outputs = stepper.outputs(split.features[share])
-                metric.update(outputs.cpu().numpy(), split.targets[share].numpy())
+                batch = split.batch(share)
+                outputs = stepper.outputs(batch.features)
+                if self._objective.loss == "next_token":  # in torch: the scores are thousands of numbers a token
+                    outputs = token_losses(outputs, batch.targets.to(outputs.device))
+                metric.update(outputs.cpu().numpy(), batch.targets.numpy())
         state = torch.from_numpy(metric.state).to(stepper.device)
         distributed.all_reduce(state)
         metric.state = state.cpu().numpy()
@@ -274,6 +280,10 @@ class Trainer:
         return len(self.train) if self.config.optimizer.name == "gd" else self.config.batch_size
 
     @property
+    def _validation_rows(self) -> int:
+        return max(self.config.batch_size // self.stepper.world_size, self._objective.validation_rows)
+
+    @property
     def _epoch(self) -> int:
         return self.progress.samples // len(self.train)
 
@@ -304,8 +314,8 @@ class Trainer:
         return not math.isfinite(total) or (bound is not None and mean > bound)
 
     def _loss_sentence(self) -> str:
-        rows = self._order.last_batch
-        digest = sha256_of(self.train.features[rows].numpy().tobytes(), self.train.targets[rows].numpy().tobytes())
+        batch = self.train.batch(self._order.last_batch)
+        digest = sha256_of(batch.features.numpy().tobytes(), batch.targets.numpy().tobytes())
         bound = self.config.stop.diverged_above
         what = "became NaN or infinite" if bound is None else f"became NaN, infinite or larger than {bound:g}"
         return (

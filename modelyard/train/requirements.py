@@ -11,8 +11,8 @@ from modelyard.errors import ConfigError, DataError
 from modelyard.models.config import CustomConfig
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig, nearest
-from modelyard.train.starting import Parents
-from modelyard.transform import FittedTransform
+from modelyard.train.starting import Parents, read_transform
+from modelyard.transform.tokens import TokenTransform
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -40,15 +40,30 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
         ConfigError: more ranks than training rows, a stop metric that the task does not have, or a starting model or
             teacher for another task or other columns.
     """
-    _require_rows(catalog.manifest(dataset).content.facts.get("splits", {}), config)
+    facts = catalog.manifest(dataset).content.facts
+    _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
     known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
     if config.stop.metric is not None and config.stop.metric not in known:
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
+    transform = read_transform(catalog.read(dataset, TRANSFORM_FILE))
+    _require_inputs(config, target, parents)
+    if isinstance(transform, TokenTransform):
+        # Sequences, not texts, are what is dealt out to ranks.
+        sequences = {split: -(-tokens // transform.sequence_length) for split, tokens in facts["tokens"].items()}
+        _require_rows(sequences, config)
     if parents.all:
-        transform = FittedTransform.model_validate_json(catalog.read(dataset, TRANSFORM_FILE))
         for parent in parents.all:
             parent.require_fit(transform, target)
+
+
+def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> None:
+    """A network of numbers cannot read tokens, nor the other way round; a user's own may do either."""
+    kind = parents.init.spec.model.kind if parents.init else config.model.kind
+    reads_text = target.task == "language_modelling"
+    if kind != "custom" and reads_text != (kind == "gpt"):
+        right = "gpt" if reads_text else "mlp"
+        raise ConfigError("train.model.kind", f"{kind!r} is not for {target.task}; take {right}, or custom")
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

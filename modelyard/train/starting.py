@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pydantic import TypeAdapter
+
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
@@ -13,7 +15,9 @@ from modelyard.models.config import MODEL_FILE, CustomConfig, ModelSpec
 from modelyard.task_kinds import Target
 from modelyard.train.config import TrainConfig
 from modelyard.transform import FittedTransform
+from modelyard.transform.tokens import TokenTransform
 
+Transform = FittedTransform | TokenTransform
 INIT_FIELD, TEACHER_FIELD = "train.init.model", "train.distill.teacher"
 
 
@@ -28,7 +32,7 @@ class Parent:
     field: str
     ref: ArtifactRef
     spec: ModelSpec
-    transform: FittedTransform
+    transform: Transform
     target: Target
 
     @classmethod
@@ -45,7 +49,7 @@ class Parent:
             field=field,
             ref=ref,
             spec=ModelSpec.model_validate_json(catalog.read(ref, MODEL_FILE)),
-            transform=FittedTransform.model_validate_json(catalog.read(ref, TRANSFORM_FILE)),
+            transform=read_transform(catalog.read(ref, TRANSFORM_FILE)),
             target=Target.model_validate_json(catalog.read(ref, TARGET_FILE)),
         )
 
@@ -54,7 +58,7 @@ class Parent:
         """The user's code that its network is built by."""
         return [self.spec.model.factory] if isinstance(self.spec.model, CustomConfig) else []
 
-    def require_fit(self, transform: FittedTransform, target: Target) -> None:
+    def require_fit(self, transform: Transform, target: Target) -> None:
         """Refuse a model that answers another question than a data set asks, or takes other inputs.
 
         Raises:
@@ -66,10 +70,19 @@ class Parent:
             self._refuse(f"has other classes: {_difference(self.target.classes, target.classes)}")
         if self.transform.columns != transform.columns:
             self._refuse(f"takes other columns: {_difference(self.transform.columns, transform.columns)}")
-        if self.transform.width != transform.width:
+        if isinstance(self.transform, TokenTransform) or isinstance(transform, TokenTransform):
+            self._require_tokenizer(transform)
+        elif self.transform.width != transform.width:
             self._refuse(
                 f"takes {self.transform.width} inputs, this data set's columns become {transform.width}; train it anew"
                 " on this data set first, or give both the same preprocess.transform"
+            )
+
+    def _require_tokenizer(self, transform: Transform) -> None:
+        own, its = (getattr(one, "tokenizer_sha256", "") for one in (transform, self.transform))
+        if own != its:
+            self._refuse(
+                f"has another tokenizer ({its[:12]}) than the data set ({own[:12]}): its numbers would mean other words"
             )
 
     def _refuse(self, problem: str) -> None:
@@ -115,6 +128,11 @@ class Parents:
     def unused(self) -> set[str]:
         """Keys of the config that say nothing about this training: a starting model brings its own network."""
         return ({"model"} if self.init else {"init"}) | (set() if self.teacher else {"distill"})
+
+
+def read_transform(body: bytes) -> Transform:
+    """A fitted transform of either sort."""
+    return TypeAdapter(Transform).validate_json(body)
 
 
 def trained_model(catalog: Catalog, ref: ArtifactRef) -> ArtifactRef:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import distributed, nn
 
@@ -23,24 +22,8 @@ from modelyard.train.losses import Loss
 from modelyard.train.optimizers import build_optimizers
 from modelyard.train.parallelize import gradient_sync, parallelize
 from modelyard.train.precision import Precision
+from modelyard.train.rows import Rows
 from modelyard.train.schedules import rate_fraction
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """One split in memory: features (n, width) float32, targets (n,) or (n, k); what a teacher sees of the same rows,
-    where its inputs are not the same."""
-
-    features: torch.Tensor
-    targets: torch.Tensor
-    teacher_features: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    @classmethod
-    def of(cls, features: np.ndarray, targets: np.ndarray) -> Split:
-        return cls(features=torch.from_numpy(features), targets=torch.from_numpy(targets))
 
 
 @dataclass
@@ -103,7 +86,7 @@ class Stepper:
         self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
         self.precision = Precision(config.precision, self.device, cast_by_strategy=config.strategy == "fsdp")
 
-    def step(self, split: Split, rows: torch.Tensor, number: int, rate: float) -> torch.Tensor:
+    def step(self, split: Rows, rows: torch.Tensor, number: int, rate: float) -> torch.Tensor:
         """One step on the global batch ``rows``.
 
         Args:
@@ -145,20 +128,21 @@ class Stepper:
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return float(whole(nn.utils.get_total_norm(gradients)))
 
-    def _accumulate(self, split: Split, rows: torch.Tensor) -> torch.Tensor:
+    def _accumulate(self, split: Rows, rows: torch.Tensor) -> torch.Tensor:
         """Gradients of the mean loss over ``rows``, in as many passes as the config says."""
         passes = rows[self.rank :: self.world_size].tensor_split(self._num_passes(len(rows)))
         scale = self.world_size / len(rows)  # ranks are averaged over: this makes it the mean over the batch
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, share in enumerate(passes, 1):
             with self.data_wait:
-                features, targets = split.features[share].to(self.device), split.targets[share].to(self.device)
+                batch = split.batch(share)
+                features, targets = batch.features.to(self.device), batch.targets.to(self.device)
             with gradient_sync(self.parallel, wanted=number == len(passes)):
                 with self.precision.autocast():
                     outputs = self.parallel(features)
                 summed = self._loss(outputs.float(), targets)
                 if self._teacher:
-                    seen = features if split.teacher_features is None else split.teacher_features[share].to(self.device)
+                    seen = features if batch.teacher_features is None else batch.teacher_features.to(self.device)
                     summed = self._teacher.mixed(summed, outputs.float(), seen)
                 self.precision.backward(summed, scale)
             total += summed.detach().double()

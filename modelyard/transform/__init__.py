@@ -5,7 +5,7 @@ training, evaluation and serving, so that they cannot differ. Torch is not impor
 scikit-learn by what applies: the endpoint needs this.
 """
 
-from modelyard.transform.config import SelectConfig, TransformConfig
+from modelyard.transform.config import SelectConfig, TokenConfig, TransformConfig
 from modelyard.transform.features import Category, DateParts, FeatureScale, HashedCategory
 from modelyard.transform.fit import Counts, Moments, Sample, fit_category, fit_scales, fit_scaling
 from modelyard.transform.fitted import FittedTransform
@@ -20,6 +20,7 @@ __all__ = [
     "Moments",
     "Sample",
     "SelectConfig",
+    "TokenConfig",
     "TransformConfig",
     "fit_category",
     "fit_scales",

@@ -20,6 +20,15 @@ class SelectConfig(Frozen):
     )
 
 
+class TokenConfig(Frozen):
+    """How texts become tokens, for language modelling."""
+
+    vocabulary: int = Field(
+        4096, ge=257, le=1_000_000, description="tokens at most; a small text has fewer worth their place"
+    )
+    sequence_length: int = Field(256, ge=2, le=1_000_000, description="tokens a row of training has")
+
+
 class TransformConfig(Frozen):
     """How columns become the numbers that a network takes; everything is fitted on the training split alone."""
 
@@ -37,4 +46,5 @@ class TransformConfig(Frozen):
         description="elapsed: 0..1 over the training split; the others as sine and cosine",
     )
     select: SelectConfig = SelectConfig()
+    tokens: TokenConfig = TokenConfig()
     components: int | None = Field(None, ge=1, description="inputs after an incremental PCA (Ross et al., 2008)")

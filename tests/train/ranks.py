@@ -9,7 +9,7 @@ import multiprocessing
 import traceback
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,16 @@ class Ranks:
         """What ``function(*arguments)`` returns on each rank; a rank's exception fails the test with its traceback."""
         for pipe in self._pipes:
             pipe.send((function, arguments))
-        answers = []
-        for rank, pipe in enumerate(self._pipes):
-            assert pipe.poll(ANSWER_SECONDS), f"rank {rank} does not answer"
-            answers.append(pipe.recv())
-        for failure, _ in answers:
-            assert failure is None, failure
-        return [value for _, value in answers]
+        answers: dict[Connection, Any] = {}
+        while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
+            ready = wait(waiting, ANSWER_SECONDS)
+            assert ready, f"rank {self._pipes.index(waiting[0])} does not answer"
+            for pipe in waiting:
+                if pipe in ready:
+                    # At once: the others may wait for a rank that failed.
+                    failure, answers[pipe] = pipe.recv()
+                    assert failure is None, failure
+        return [answers[pipe] for pipe in self._pipes]
 
     def stop(self) -> None:
         for process in self._processes:

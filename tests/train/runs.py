@@ -16,8 +16,8 @@ from modelyard.storage import Store
 from modelyard.train import RankEvent, TrainConfig
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.loop import Objective, Trainer
+from modelyard.train.rows import Split
 from modelyard.train.snapshots import model_tensors
-from modelyard.train.stepper import Split
 
 WIDTH, CLASSES, ROWS = 8, 3, 90
 CPU = torch.device("cpu")
@@ -81,7 +81,11 @@ def fitted(settings: Settings, folder: str, config: TrainConfig) -> tuple[list[d
 
 def loss_curve(settings: Settings, folder: str, config: TrainConfig, steps: int) -> list[float]:
     """The global mean loss of each of the first steps."""
-    made = trainer(settings, folder, config)
+    return losses_of(trainer(settings, folder, config), steps)
+
+
+def losses_of(made: Trainer, steps: int) -> list[float]:
+    """The same for a trainer that is there already."""
     losses = []
     for _ in range(steps):
         before = made.loss_sum.clone()

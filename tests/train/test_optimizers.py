@@ -18,8 +18,8 @@ from modelyard.settings import Settings
 from modelyard.train import OptimizerConfig, ScheduleConfig, TrainConfig
 from modelyard.train.loop import Objective
 from modelyard.train.optimizers import build_optimizers, hidden_matrices
+from modelyard.train.rows import Split
 from modelyard.train.schedules import Plateau, rate_fraction
-from modelyard.train.stepper import Split
 from tests.train import runs
 from tests.train.ranks import Ranks
 
@@ -84,7 +84,8 @@ def against_a_bare_loop(settings: Settings, folder: str, name: str) -> None:
         made._train_step()
         rows = made._order.last_batch
         bare.zero_grad()
-        nn.functional.cross_entropy(plain(made.train.features[rows]), made.train.targets[rows]).backward()
+        batch = made.train.batch(rows)
+        nn.functional.cross_entropy(plain(batch.features), batch.targets).backward()
         bare.step()
     if name == "gd":
         assert len(rows) == runs.ROWS

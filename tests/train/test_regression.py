@@ -27,7 +27,7 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.train import OptimizerConfig, StopConfig, TrainConfig, train
 from modelyard.train.loop import Objective
-from modelyard.train.stepper import Split
+from modelyard.train.rows import Split
 from modelyard.transform import TransformConfig
 from tests.train import runs
 from tests.train.ranks import Ranks

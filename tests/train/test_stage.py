@@ -26,7 +26,7 @@ from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
 from modelyard.train.assembly import require_outputs
 from modelyard.train.launch import _rank_error
-from modelyard.train.stepper import Split
+from modelyard.train.rows import Split
 from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 
@@ -201,7 +201,7 @@ def test_network_that_gives_other_outputs_than_the_target_has_is_refused():
     rows = Split(features=torch.zeros(3, 4), targets=torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ConfigError) as caught:
         require_outputs(nn.Linear(4, 8), rows, 10)
-    sentence = "train.model: the network's outputs are ('n', 8), the target needs (n, 10)"
+    sentence = "train.model: the network's outputs are (n, 8), the target needs (n, 10)"
     assert str(caught.value) == sentence
     arrived = _rank_error(RankEvent(kind="failed", error="ConfigError", message=sentence, permanent=True))
     assert isinstance(arrived, ConfigError)

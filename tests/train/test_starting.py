@@ -25,9 +25,9 @@ from modelyard.train import DistillConfig, InitConfig, OptimizerConfig, StopConf
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.distillation import Teacher, soft_cross_entropy
 from modelyard.train.precision import Precision
+from modelyard.train.rows import Split
 from modelyard.train.stage import training_work
 from modelyard.train.starting import Parent, Parents
-from modelyard.train.stepper import Split
 from modelyard.transform import FittedTransform
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -162,13 +162,15 @@ def test_it_resumes_to_the_bit(
 
 
 def test_soft_cross_entropy_is_hintons():
-    """T^2 times the divergence of the softened distributions, summed over rows, against scipy; 0 where they agree."""
+    """T^2 times the divergence of the softened distributions, summed over rows, against scipy; 0 where they agree, and for a
+    rank without rows."""
     draw = np.random.default_rng(0)
     student, taught = draw.normal(size=(5, 4)), draw.normal(size=(5, 4))
     soft, wanted = log_softmax(student / 3, axis=1), log_softmax(taught / 3, axis=1)
     expected = 9 * (np.exp(wanted) * (wanted - soft)).sum()
     found = soft_cross_entropy(torch.from_numpy(student), torch.from_numpy(taught), 3.0)
     assert float(found) == pytest.approx(expected)
+    assert float(soft_cross_entropy(torch.empty(0, 7, 4), torch.empty(0, 7, 4), 3.0)) == 0
     assert float(soft_cross_entropy(torch.from_numpy(taught), torch.from_numpy(taught), 3.0)) == pytest.approx(0)
 
 
@@ -220,8 +222,8 @@ def test_a_teachers_number_is_brought_into_the_students_units():
 
 def own_inputs(settings: Settings, spec: RankSpec) -> tuple[np.ndarray, np.ndarray | None]:
     made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None)
-    seen = made.train.teacher_features
-    return made.train.features.numpy(), None if seen is None else seen.numpy()
+    features, _, seen = made.train.batch(torch.arange(len(made.train)))
+    return features.numpy(), None if seen is None else seen.numpy()
 
 
 def test_a_teacher_sees_rows_as_its_own_transform_makes_them(

@@ -1,0 +1,138 @@
+"""A finished training as a model artifact.
+
+model.json, model.safetensors    the network and its weights
+transform.json, target.json      what it takes and what its outputs mean
+history.json                     every validation
+of a language model also: tokenizer.json, config.json, tokenizer_config.json (so that `transformers` loads the folder),
+and samples.md, texts it has continued
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Attempt, Catalog
+from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
+from modelyard.errors import NotFound
+from modelyard.models.build import load_model, save_model
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, GptConfig, ModelConfig, ModelSpec
+from modelyard.models.generate import continued
+from modelyard.models.hugging import CONFIG_FILE, TOKENIZER_CONFIG_FILE, config_json, tokenizer_config_json
+from modelyard.task_kinds import Target, task_kind
+from modelyard.token_data import TOKENS_FOLDER
+from modelyard.train.checkpoints import Checkpoints
+from modelyard.train.config import TrainConfig
+from modelyard.train.progress import Progress
+from modelyard.train.snapshots import Tensors, published_weights
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE
+from modelyard.train.starting import read_transform
+from modelyard.transform.tokens import END, TOKENIZER_FILE, TokenTransform
+
+NUM_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 64
+
+
+def publish(
+    catalog: Catalog,
+    attempt: Attempt,
+    dataset: ArtifactRef,
+    config: TrainConfig,
+    checkpoints: str,
+    network: ModelConfig,
+) -> None:
+    """Fill an attempt with the best checkpoint's weights, and what is needed to use them.
+
+    Raises:
+        NotFound: the best checkpoint is gone.
+    """
+    progress, weights = _best_weights(catalog, attempt.scratch, config, checkpoints)
+    transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
+    fitted, schema = read_transform(transform), Target.model_validate_json(target)
+    kind = task_kind(schema.task)
+    spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
+    save_model(spec, weights, attempt.scratch)
+    for name in (MODEL_FILE, WEIGHTS_FILE):
+        attempt.add(name, attempt.scratch / name)
+    attempt.add_bytes(TRANSFORM_FILE, transform)
+    attempt.add_bytes(TARGET_FILE, target)
+    attempt.add_json(HISTORY_FILE, progress.validations)
+    if isinstance(fitted, TokenTransform):
+        _add_language_files(catalog, attempt, dataset, spec, fitted)
+    attempt.facts.update(_facts(progress, config.stop.metric or kind.headline, weights))
+
+
+def _best_weights(catalog: Catalog, scratch: Path, config: TrainConfig, checkpoints: str) -> tuple[Progress, Tensors]:
+    shelf = Checkpoints(catalog.store, checkpoints, config.checkpoint)
+    pointers = shelf.pointers()
+    progress = Progress.from_json(pointers[0].progress)
+    best = progress.best_validation
+    kept = next((pointer for pointer in pointers if pointer.step == best["step"] and pointer.score), None)
+    if kept is None:
+        raise NotFound(
+            f"{checkpoints}: the best checkpoint (step {best['step']:g}) is gone; delete that folder and train anew"
+        )
+    shelf.fetch(kept, scratch / "checkpoint")
+    return progress, published_weights(scratch / "checkpoint", progress.shapes)
+
+
+def _facts(progress: Progress, headline: str, weights: Mapping[str, torch.Tensor]) -> dict[str, object]:
+    best = progress.best_validation
+    return {
+        "metrics": {name: value for name, value in best.items() if name not in {"step", "epoch"}},
+        "headline": headline,
+        "best_epoch": best["epoch"],
+        "best_step": int(best["step"]),
+        "epochs": progress.validations[-1]["epoch"],
+        "steps": progress.step,
+        "stopped_by": progress.stopped_by,
+        "parameters": sum(tensor.numel() for tensor in weights.values()),
+    }
+
+
+def _add_language_files(
+    catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, spec: ModelSpec, transform: TokenTransform
+) -> None:
+    tokenizer = catalog.read(dataset, TOKENIZER_FILE)
+    attempt.add_bytes(TOKENIZER_FILE, tokenizer)
+    if isinstance(spec.model, GptConfig):
+        attempt.add_json(CONFIG_FILE, config_json(spec, transform.end))
+        attempt.add_json(TOKENIZER_CONFIG_FILE, tokenizer_config_json(transform.sequence_length, END))
+    attempt.add_bytes(SAMPLES_FILE, _samples(catalog, attempt.scratch, dataset, tokenizer, transform).encode())
+
+
+def _samples(catalog: Catalog, folder: Path, dataset: ArtifactRef, tokenizer: bytes, transform: TokenTransform) -> str:
+    """Beginnings from the validation split as the trained network goes on with them, as Markdown."""
+    from tokenizers import Tokenizer
+
+    reader = Tokenizer.from_buffer(tokenizer)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order: the same weights give the same samples
+    try:
+        texts = continued(
+            load_model(folder), _prompts(catalog, folder, dataset), new_tokens=NEW_TOKENS, end=transform.end
+        )
+    finally:
+        torch.set_num_threads(threads)
+    parts = []
+    for tokens in texts:
+        begun, made = (reader.decode(part) for part in (tokens[:PROMPT_TOKENS], tokens[PROMPT_TOKENS:]))
+        parts.append(f"**given**\n\n{_quoted(begun)}\n\n**continued**\n\n{_quoted(made)}\n")
+    return "\n---\n\n".join(parts)
+
+
+def _prompts(catalog: Catalog, folder: Path, dataset: ArtifactRef) -> list[list[int]]:
+    """The first tokens of a few validation sequences, evenly spread."""
+    first = f"{TOKENS_FOLDER}/validation/000000.npy"
+    catalog.fetch(dataset, folder / "prompts", [first])
+    rows = np.load(folder / "prompts" / first, mmap_mode="r")
+    whole = max(len(rows) - 1, 1)  # the last one may be filled up
+    chosen = np.unique(np.linspace(0, whole - 1, min(NUM_SAMPLES, whole)).astype(int))
+    return [rows[number, : min(PROMPT_TOKENS, rows.shape[1] - 1)].tolist() for number in chosen]
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"    {line}" for line in text.splitlines())

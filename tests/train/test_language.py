@@ -1,0 +1,195 @@
+"""Language models, from texts in a bucket to a folder that `transformers` loads."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.distributed.fsdp import FSDPModule
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Catalog, Origin, Product
+from modelyard.compress import CompressConfig, compress
+from modelyard.errors import ConfigError
+from modelyard.models import GptConfig, MlpConfig
+from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
+from modelyard.sample_data import topics_jsonl
+from modelyard.settings import Settings
+from modelyard.storage import Store
+from modelyard.token_data import TokenData
+from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train.assembly import RankSpec, assemble
+from tests.train import runs
+from tests.train.ranks import Ranks
+from tests.train.test_resume import assert_same
+from tests.train.test_starting import assembled
+from tests.workbench import upload
+
+TEXTS = PreprocessConfig.model_validate(
+    {
+        "task": "language_modelling",
+        "target": "text",
+        "identity": ["topic"],
+        "transform": {"tokens": {"vocabulary": 400, "sequence_length": 32}},
+    }
+)
+SMALL = TrainConfig(
+    model=GptConfig(kind="gpt", layers=2, width=32, heads=4, key_value_heads=2, dropout=0.1),
+    optimizer=OptimizerConfig(name="adamw", learning_rate=0.01),
+    batch_size=32,
+    max_epochs=2,
+    ranks=2,
+    silence_seconds=60,
+)
+NUM_TEXTS = 40
+
+
+@pytest.fixture(scope="module")
+def texts(catalog: Catalog) -> ArtifactRef:
+    return make_texts(catalog, TEXTS)
+
+
+def make_texts(catalog: Catalog, config: PreprocessConfig) -> ArtifactRef:
+    """A part of the sample texts, every one of another topic."""
+    ((name, body),) = topics_jsonl()
+    lines = {json.loads(line)["topic"]: line for line in body.splitlines()}
+    folder = upload(catalog.store, {name: b"\n".join(list(lines.values())[:NUM_TEXTS])})
+    return preprocess(catalog, snapshot(catalog, folder, Origin()).ref, config, Origin()).ref
+
+
+def with_tokens(**changes: int) -> PreprocessConfig:
+    tokens = TEXTS.transform.tokens.model_dump() | changes
+    return PreprocessConfig.model_validate(TEXTS.model_dump() | {"transform": {"tokens": tokens}})
+
+
+@pytest.fixture(scope="module")
+def trained(catalog: Catalog, texts: ArtifactRef) -> Product:
+    """Through torch's launcher, two ranks, sharded."""
+    return train(catalog, texts, SMALL.model_copy(update={"strategy": "fsdp"}), Origin())
+
+
+def test_a_trained_language_model_is_a_folder_that_transformers_loads(
+    catalog: Catalog, texts: ArtifactRef, trained: Product, tmp_path: Path
+):
+    """Its tokenizer and network give, on the validation texts, the very loss that training kept; bits per byte follow
+    from the texts' bytes; it is better than any guess that knows only how many tokens there are."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    catalog.fetch(trained.ref, tmp_path / "model")
+    reader = AutoTokenizer.from_pretrained(tmp_path / "model")
+    network = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    facts = trained.manifest.content.facts
+    data = TokenData.fetch(catalog, texts, tmp_path / "data", ["validation"])
+    sequences = data.sequences("validation")
+    tokens, following = map(torch.from_numpy, sequences.read(np.arange(len(sequences))))
+    with torch.no_grad():
+        scores = network(tokens).logits
+    nats = torch.nn.functional.cross_entropy(scores.flatten(0, 1), following.flatten(), ignore_index=-100)
+    count = int((following >= 0).sum())
+    assert facts["metrics"]["loss"] == pytest.approx(float(nats), rel=1e-4)
+    assert facts["metrics"]["perplexity"] == pytest.approx(math.exp(float(nats)), rel=1e-4)
+    text = reader.decode(following[following >= 0]).replace(reader.eos_token, "")
+    bits = float(nats) * count / math.log(2) / len(text.encode())
+    assert facts["metrics"]["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    assert float(nats) < math.log(data.transform.vocabulary) - 0.5
+    assert trained.manifest.content.facts["headline"] == "bits_per_byte"
+
+
+def test_samples_show_what_was_given_and_what_came_of_it(catalog: Catalog, trained: Product):
+    """Three beginnings from the validation split, each continued."""
+    samples = catalog.read(trained.ref, "samples.md").decode()
+    assert samples.count("**given**") == samples.count("**continued**") == 3
+    assert all(len(part.strip()) > 20 for part in samples.split("**continued**")[1:])
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_it_resumes_to_the_bit(
+    pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, trained: Product, folder: str, strategy: str
+):
+    """Stopped in mid-epoch and gone on with: the same bits, from random weights as from those of another model whose
+    answers are learned from too."""
+    config = SMALL.model_copy(update={"strategy": strategy, "max_epochs": 1})
+    taught: dict[str, Any] = {"init": trained.ref, "teacher": trained.ref} if strategy == "fsdp" else {}
+
+    def spec(name: str) -> RankSpec:
+        return RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{folder}/{name}", **taught)
+
+    pair.run(assembled, settings, spec("a"), 5)
+    resumed, unbroken = pair.run(assembled, settings, spec("a"))[0], pair.run(assembled, settings, spec("b"))[0]
+    assert unbroken[0][-1]["step"] > 5
+    assert_same(resumed, unbroken)
+
+
+def curve(settings: Settings, spec: RankSpec, steps: int) -> tuple[list[float], int]:
+    """The loss of each of the first steps, and how many parts of the network are sharded by themselves."""
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None)
+    sharded = sum(isinstance(module, FSDPModule) for module in made.stepper.network.modules())
+    return runs.losses_of(made, steps), sharded
+
+
+def test_ranks_and_strategies_follow_one_loss_curve(
+    alone: Ranks, pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, folder: str
+):
+    """One rank, two with a copy each, two with shards: the same losses within float tolerance. Blocks are sharded one by
+    one, and the rest together."""
+    quiet = SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"dropout": 0.0})})
+    curves = {}
+    for group, name in [(alone, "ddp"), (pair, "ddp"), (pair, "fsdp")]:
+        config = quiet.model_copy(update={"strategy": name, "ranks": 1 if group is alone else 2})
+        spec = RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{folder}/{len(curves)}")
+        curves[len(curves)] = group.run(curve, settings, spec, 4)[0]
+    one, two, sharded = (curves[number] for number in range(3))
+    np.testing.assert_allclose(two[0], one[0], rtol=1e-4)
+    np.testing.assert_allclose(sharded[0], one[0], rtol=1e-4)
+    assert (one[1], two[1], sharded[1]) == (0, 0, 3)
+    assert one[0][-1] < one[0][0]
+
+
+# -- what is refused ----------------------------------------------------------------------------------
+
+
+def _no_rank(event: RankEvent) -> None:
+    pytest.fail(f"a rank was started: {event}")
+
+
+def test_networks_for_numbers_and_for_texts_are_told_apart(catalog: Catalog, texts: ArtifactRef, dataset: ArtifactRef):
+    """A network that cannot read the data set is refused before a rank is started, with one that can; so are more ranks
+    than sequences, and a starting model with another tokenizer."""
+    with pytest.raises(
+        ConfigError, match=r"train\.model\.kind: 'mlp' is not for language_modelling; take gpt, or custom"
+    ):
+        train(catalog, texts, SMALL.model_copy(update={"model": MlpConfig()}), Origin(), _no_rank)
+    with pytest.raises(ConfigError, match=r"train\.model\.kind: 'gpt' is not for classification; take mlp, or custom"):
+        train(catalog, dataset, SMALL, Origin(), _no_rank)
+    few = make_texts(catalog, with_tokens(sequence_length=20_000))
+    with pytest.raises(ConfigError, match=r"train\.ranks: 16 ranks for \d training rows"):
+        train(catalog, few, SMALL.model_copy(update={"ranks": 16}), Origin(), _no_rank)
+
+
+def test_a_model_with_another_tokenizer_is_refused(catalog: Catalog, trained: Product):
+    """Its numbers would mean other words."""
+    with pytest.raises(ConfigError, match=r"train\.init\.model: .*has another tokenizer"):
+        train(catalog, make_texts(catalog, with_tokens(vocabulary=300)), SMALL, Origin(), _no_rank, init=trained.ref)
+
+
+def test_stages_that_do_not_take_language_models_say_so(catalog: Catalog, texts: ArtifactRef, trained: Product):
+    """Compression names the task, and what there is instead."""
+    with pytest.raises(ConfigError, match="compress does not take language models yet; a trained one is a folder"):
+        compress(catalog, trained.ref, texts, CompressConfig(), Origin())
+
+
+@pytest.mark.parametrize(("update", "words"), [
+    ({"features": ["topic"]}, "learns from the text in `target` alone"),
+    ({"split": {"method": "stratified"}, "identity": []}, "a text has none"),
+    ({"transform": {"tokens": {"vocabulary": 100}}}, "greater than or equal to 257"),
+])  # fmt: skip
+def test_what_a_language_model_cannot_use_is_refused(update: dict[str, Any], words: str):
+    """Said when the preset is read."""
+    with pytest.raises(ValidationError, match=words):
+        PreprocessConfig.model_validate(TEXTS.model_dump() | update)
