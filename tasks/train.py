@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import time
 from uuid import UUID
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.artifacts import (
+    create_link_artifact,
+    create_markdown_artifact,
+    create_progress_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
 from prefect.states import State
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
-from modelyard.train import SAMPLES_FILE, RankEvent, TrainConfig
+from modelyard.errors import TrainingFailed
+from modelyard.train import HISTORY_FILE, SAMPLES_FILE, RankEvent, TrainConfig
 from modelyard.train import train as train_core
+from modelyard.train.plots import Curves, training_figure
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
 from tasks.results import StageResult
@@ -21,6 +29,7 @@ from tasks.results import StageResult
 # Held by a concurrency limit of the same tag: two trainings on one machine would only slow each other.
 TRAINING_TAG = "modelyard-training"
 PROGRESS_SECONDS = 1.0
+CURVES_FILE = "training.png"
 WHERE = {"step", "epoch"}  # said in words
 
 
@@ -40,8 +49,10 @@ class Narrator:
         self._last = "Nothing was left to do"
         self._began = time.time()
         self._ranks = 1
+        self.curves = Curves()
 
     def __call__(self, event: RankEvent) -> None:
+        self.curves.add(event)
         if event.kind == "started":
             self._start(event)
         elif event.kind == "progress" and event.values:
@@ -110,11 +121,17 @@ def train(
         tracker = record.session.tracker
         tracker.log_dataset(record.run_id, name=trail.model_name, uri=dataset.uri, digest=dataset.digest)
         with tracker.system_metrics(record.run_id):
-            product = train_core(
-                record.session.catalog, dataset, config, record.origin, narrator, init=init, teacher=teacher
-            )
+            try:
+                product = train_core(
+                    record.session.catalog, dataset, config, record.origin, narrator, init=init, teacher=teacher
+                )
+            except TrainingFailed as failure:
+                _show_curves(record, narrator.curves, type(failure).__name__)
+                narrator.finish()
+                raise
         narrator.finish()
         if not product.reused:
+            _show_result(record, narrator.curves, product)
             record.device_seconds = narrator.device_seconds
         _show_samples(record, product)
         facts = product.manifest.content.facts
@@ -134,3 +151,27 @@ def _show_samples(record: Record, product: Product) -> None:
     samples = record.session.catalog.read(product.ref, SAMPLES_FILE).decode()
     record.session.tracker.log_text(record.run_id, samples, SAMPLES_FILE)
     create_markdown_artifact(samples, key="training-samples", description="Texts continued by the trained model")
+
+
+def _show_curves(record: Record, curves: Curves, title: str) -> None:
+    """Losses and learning rate as a picture in MLflow, with a link in Prefect."""
+    if not curves:
+        return
+    tracker = record.session.tracker
+    tracker.log_figure(record.run_id, training_figure(curves, title), CURVES_FILE)
+    create_link_artifact(
+        key="training-curves",
+        link=tracker.artifact_url(record.run_id, CURVES_FILE),
+        link_text="Loss and learning rate",
+        description="Training and validation loss, learning rate, in MLflow",
+    )
+
+
+def _show_result(record: Record, curves: Curves, product: Product) -> None:
+    """The picture of a finished training, with the validations of all the runs that it took."""
+    facts, catalog = product.manifest.content.facts, record.session.catalog
+    curves.validations = [
+        (int(row["step"]), row["loss"]) for row in json.loads(catalog.read(product.ref, HISTORY_FILE))
+    ]
+    score = facts["metrics"][facts["headline"]]
+    _show_curves(record, curves, f"{facts['headline']} {score:.4f} after {facts['steps']:,} steps")

@@ -17,6 +17,8 @@
     stop.py           when it ends
     progress.py  snapshots.py  saver.py  checkpoints.py  resume.py
                       state as plain values; as tensors; written beside training; as files in the bucket; put back
+    costs.py  memory.py  plots.py
+                      what a step costs; what a network would take; the course as a picture
     events.py         what ranks tell
 
 Ranks import neither Prefect nor MLflow.
@@ -34,10 +36,11 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import SAMPLES_FILE, train
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train
 from modelyard.train.starting import trained_model
 
 __all__ = [
+    "HISTORY_FILE",
     "SAMPLES_FILE",
     "CheckpointConfig",
     "DistillConfig",

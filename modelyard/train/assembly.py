@@ -21,6 +21,7 @@ from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TokenData
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
+from modelyard.train.costs import measure_costs
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.loop import VALIDATION_ROWS, Objective, Trainer
@@ -50,8 +51,18 @@ class Data:
     width: int
 
 
-def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Callable[[RankEvent], None]) -> Trainer:
+def assemble(
+    spec: RankSpec,
+    catalog: Catalog,
+    device: torch.device,
+    emit: Callable[[RankEvent], None],
+    *,
+    counts_costs: bool = False,
+) -> Trainer:
     """The trainer of this rank, in the process group that it is in.
+
+    Args:
+        counts_costs: measure what is needed to report the utilisation of the device.
 
     Raises:
         ConfigError: the network's outputs do not fit the target, or it has no zeros to keep.
@@ -65,7 +76,12 @@ def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Calla
         network = _network(spec, catalog, data, folder / "init")
     kind = task_kind(data.target.task)
     require_outputs(network, data.train, kind.output_width(data.target))
-    return Trainer(
+    costs = (
+        measure_costs(network.to(device), _example(data.train).to(device), spec.config.precision)
+        if counts_costs
+        else None
+    )
+    made = Trainer(
         spec.config,
         network,
         device,
@@ -81,6 +97,13 @@ def assemble(spec: RankSpec, catalog: Catalog, device: torch.device, emit: Calla
         emit=emit,
         teacher=teacher,
     )
+    made.costs = costs
+    return made
+
+
+def _example(rows: Rows) -> torch.Tensor:
+    """Network input of the first rows, two if there are as many."""
+    return rows.batch(torch.arange(min(2, len(rows)))).features
 
 
 def _data(spec: RankSpec, catalog: Catalog, teacher: Parent | None, folder: Path) -> Data:
@@ -143,7 +166,7 @@ def require_outputs(network: nn.Module, train: Rows, width: int) -> None:
         ConfigError: names both shapes.
     """
     was_training, generators = network.training, torch.get_rng_state()
-    example = train.batch(torch.arange(min(2, len(train)))).features
+    example = _example(train)
     with torch.no_grad():
         shape = tuple(network.eval()(example).shape)
     torch.set_rng_state(generators)

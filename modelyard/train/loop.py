@@ -27,6 +27,7 @@ from modelyard.train import stop
 from modelyard.train.agreement import Agreement
 from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
+from modelyard.train.costs import Costs, memory_bytes
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent
 from modelyard.train.losses import LOSSES, token_losses
@@ -81,6 +82,7 @@ class Trainer:
         self.config = config
         self.train, self.validation = train, validation
         self.progress = Progress(world_size=distributed.get_world_size())
+        self.costs: Costs | None = None  # measured where it is worth a tenth of a second
         self.terminate = False  # set by a signal handler; the group saves and ends at its next meeting
         self.agreement = Agreement(MEETING_TIMEOUT)
         self._objective = objective
@@ -337,9 +339,11 @@ class Trainer:
             "learning_rate": self.stepper.optimizers[0].param_groups[0]["lr"],
             "data_wait_fraction": self.stepper.data_wait.take() / seconds,
             "checkpoint_stall_seconds": self._stall.take(),
+            "memory_bytes": memory_bytes(self.stepper.device),
         }
         if rows:
             values |= {"loss": loss * self.stepper.world_size / rows, "rows_per_second": rows / seconds}
+            values |= self.costs.figures(rows / seconds, self.stepper.world_size) if self.costs else {}
         self._reported_at, self._reported = now, (progress.rows_counted, float(self.loss_sum))
         self._say("progress", {name: value for name, value in values.items() if math.isfinite(value)})
 

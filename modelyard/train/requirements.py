@@ -8,9 +8,10 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CustomConfig
+from modelyard.models.config import CustomConfig, ModelConfig
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig, nearest
+from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.starting import Parents, read_transform
 from modelyard.transform.tokens import TokenTransform
 
@@ -52,9 +53,10 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
         # Sequences, not texts, are what is dealt out to ranks.
         sequences = {split: -(-tokens // transform.sequence_length) for split, tokens in facts["tokens"].items()}
         _require_rows(sequences, config)
-    if parents.all:
-        for parent in parents.all:
-            parent.require_fit(transform, target)
+    for parent in parents.all:
+        parent.require_fit(transform, target)
+    network = parents.init.spec.model if parents.init else config.model
+    _require_memory(config, network, transform.width, task_kind(target.task).output_width(target))
 
 
 def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> None:
@@ -64,6 +66,20 @@ def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> No
     if kind != "custom" and reads_text != (kind == "gpt"):
         right = "gpt" if reads_text else "mlp"
         raise ConfigError("train.model.kind", f"{kind!r} is not for {target.task}; take {right}, or custom")
+
+
+def _require_memory(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+    """The networks of Modelyard are built without memory to be counted; a user's own may not be able to."""
+    import torch
+
+    from modelyard.models.build import build_model
+
+    if isinstance(network, CustomConfig) or torch.accelerator.is_available():
+        return
+    with torch.device("meta"):
+        weights = build_model(network, input_width, output_width).parameters()
+        num_weights = sum(weight.numel() for weight in weights)
+    require_memory(config, num_weights, free_memory())
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

@@ -47,7 +47,7 @@ def _train(spec: RankSpec, events: EventWriter) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)  # ranks are the parallelism; two threads each would fight for the cores
     distributed.init_process_group(backend_for(device), timeout=COLLECTIVE_TIMEOUT)
-    trainer = assemble(spec, Catalog(Store(load_settings())), device, events.emit)
+    trainer = assemble(spec, Catalog(Store(load_settings())), device, events.emit, counts_costs=True)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminate", True))
     progress = trainer.fit()
     if trainer.stepper.rank == 0:

@@ -79,6 +79,7 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
     assert "confusion.png" in [picture.path for picture in pictures]
     pages = client.list_artifacts(by_stage["preprocess"].info.run_id)
     assert "data.html" in [page.path for page in pages]
+    assert "training.png" in [picture.path for picture in client.list_artifacts(train.info.run_id)]
 
 
 def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
@@ -92,6 +93,7 @@ def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, 
     kinds = {artifact.key: artifact.type for artifact in found}
     assert kinds["lifecycle-report"] == "markdown"
     assert kinds["training"] == "progress"
+    assert kinds["training-curves"] == "markdown"  # a link is one
     assert {"preprocess-rows", "preprocess-columns", "compress-forms", "evaluate-checks", "evaluate-confusion"} <= set(
         kinds
     )

@@ -176,6 +176,7 @@ def test_steps_report_their_figures(pair: Ranks, settings: Settings, folder: str
         "learning_rate",
         "data_wait_fraction",
         "checkpoint_stall_seconds",
+        "memory_bytes",
     }
     assert all(set(event.values) == names for event in told)
     assert all(np.isfinite(list(event.values.values())).all() for event in told)

@@ -1,0 +1,91 @@
+"""What training a network takes in memory, estimated before a rank is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelyard.errors import ConfigError
+from modelyard.train.config import OptimizerName, TrainConfig
+
+GB = 1e9
+WEIGHT_BYTES = 4  # fp32, whatever the precision of the arithmetic
+# Numbers an optimizer keeps for each weight.
+OPTIMIZER_NUMBERS: dict[OptimizerName, int] = {
+    "gd": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "adam": 2, "adamw": 2, "muon": 1,
+}  # fmt: skip
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Bytes over all ranks of one machine, without activations and data."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    average: float
+    checkpoint: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.average + self.checkpoint
+
+    def __str__(self) -> str:
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "average": self.average,
+            "a checkpoint being saved": self.checkpoint,
+        }
+        listed = ", ".join(f"{name} {value / GB:,.1f}" for name, value in parts.items() if value)
+        return f"{self.total / GB:,.1f} GB ({listed}; activations and data come on top)"
+
+
+def estimate_memory(config: TrainConfig, num_weights: int) -> MemoryEstimate:
+    """What the ranks hold together: every rank a copy under ddp; the shards of one copy under fsdp, though each rank
+    begins with all weights before it keeps its share."""
+    size = float(num_weights * WEIGHT_BYTES)
+    copies = config.ranks if config.strategy == "ddp" else 1
+    numbers = OPTIMIZER_NUMBERS[config.optimizer.name] + (config.optimizer.momentum > 0)
+    average = size * copies if config.ema_decay else 0.0
+    optimizer = size * copies * numbers
+    return MemoryEstimate(
+        weights=size * config.ranks,
+        gradients=size * copies,
+        optimizer=optimizer,
+        average=average,
+        checkpoint=size * copies + optimizer + average,
+    )
+
+
+def require_memory(config: TrainConfig, num_weights: int, available: float) -> None:
+    """Refuse a network that cannot be trained in this machine's memory.
+
+    Args:
+        available: bytes that processes may still take.
+
+    Raises:
+        ConfigError: with the estimate and what there is.
+    """
+    needed = estimate_memory(config, num_weights)
+    if needed.total <= available:
+        return
+    advice = "a smaller network, fewer ranks" + ("" if config.strategy == "fsdp" else ", train.strategy fsdp")
+    raise ConfigError(
+        "train.model",
+        f"training {num_weights:,} weights with {config.ranks} ranks takes about {needed}; {available / GB:,.1f} GB are"
+        f" free here; take {advice}, an optimizer that keeps less, or a larger machine",
+    )
+
+
+def free_memory() -> float:
+    """Bytes that processes of this machine, or of its container, may still take."""
+    import psutil
+
+    free = float(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.is_file() and used.is_file() and (text := limit.read_text().strip()).isdigit():
+        free = min(free, float(int(text) - int(used.read_text())))
+    return free

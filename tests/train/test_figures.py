@@ -1,0 +1,132 @@
+"""Figures that people watch: the course as a picture, utilisation, memory."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import pytest
+import torch
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Catalog, Origin
+from modelyard.errors import ConfigError
+from modelyard.models import GptConfig, MlpConfig
+from modelyard.models.build import build_model
+from modelyard.settings import Settings
+from modelyard.storage import Store
+from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train.assembly import RankSpec, assemble
+from modelyard.train.costs import Costs, measure_costs
+from modelyard.train.memory import GB, estimate_memory, free_memory
+from modelyard.train.plots import MAX_POINTS, Curves, training_figure
+from tests.train import runs
+from tests.train.ranks import Ranks
+
+
+def told(kind: str, step: int, **values: float) -> RankEvent:
+    return RankEvent.model_validate({"kind": kind, "step": step, "values": values})
+
+
+def test_the_picture_shows_the_course_of_losses_and_rate():
+    """Every reported step and validation is drawn where it was; steps that are made again are drawn once."""
+    curves = Curves()
+    assert not curves
+    for step in range(10, 60, 10):
+        curves.add(told("progress", step, loss=100.0 / step, learning_rate=0.01))
+    curves.add(told("validation", 50, loss=3.0))
+    curves.add(told("progress", 55))  # a sign of life
+    curves.add(told("started", 30, resumed_steps=30.0))
+    curves.add(told("progress", 40, loss=0.1, learning_rate=0.005))
+    curves.add(told("validation", 50, loss=2.5))
+    figure = training_figure(curves, "accuracy 0.9000 after 50 steps")
+    losses, rate = figure.axes
+    training, validation = losses.lines
+    assert list(training.get_xdata()) == [10, 20, 30, 40]
+    assert list(training.get_ydata()) == [10, 5, 100 / 30, 0.1]
+    assert (list(validation.get_xdata()), list(validation.get_ydata())) == ([50], [2.5])
+    assert list(rate.lines[0].get_ydata()) == [0.01, 0.01, 0.01, 0.005]
+    assert losses.get_yscale() == "log"
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    assert picture.getvalue().startswith(b"\x89PNG")
+
+
+def test_a_long_course_stays_a_small_picture():
+    """However many steps report, a bounded number is kept, evenly spread to within a factor of two."""
+    curves = Curves()
+    for step in range(50_000):
+        curves.add(told("progress", step, loss=1.0, learning_rate=0.1))
+    steps = [point[0] for point in curves.steps]
+    assert MAX_POINTS / 2 <= len(steps) <= MAX_POINTS
+    assert steps[-1] > 49_000
+    gaps = [after - before for before, after in itertools.pairwise(steps)]
+    assert max(gaps) <= 2 * min(gaps)
+
+
+@pytest.mark.parametrize(("model", "example", "forward"), [
+    (MlpConfig(hidden_sizes=(32,), dropout=0.5), torch.zeros(2, 16), 2 * (16 * 32 + 32 * 4)),
+    (GptConfig(kind="gpt", layers=1, width=16, heads=2, hidden=24), torch.zeros(2, 10, dtype=torch.int64),
+     10 * 2 * (4 * 16 * 16 + 3 * 16 * 24 + 16 * 4) + 2 * 2 * 10 * 10 * 16),
+])  # fmt: skip
+def test_operations_are_counted(model: MlpConfig | GptConfig, example: torch.Tensor, forward: float):
+    """Two for each weight and row (token), attention's own on top, three times that with the way back; counting moves
+    no random stream."""
+    network = build_model(model, 16, 4)
+    before = torch.get_rng_state()
+    costs = measure_costs(network, example, "bf16")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert network.training
+    assert costs.flops_per_row == 3 * forward
+    assert costs.peak_flops > 1e9
+
+
+def test_utilisation_is_work_done_over_work_possible():
+    """Over all ranks; tokens are counted where rows are tokens."""
+    numbers = Costs(flops_per_row=2e6, peak_flops=1e9, tokens_per_row=0)
+    assert numbers.figures(100.0, 2) == {"mfu": pytest.approx(0.1)}
+    assert Costs(flops_per_row=2e6, peak_flops=1e9, tokens_per_row=32).figures(100.0, 1)["tokens_per_second"] == 3200
+
+
+def watched(settings: Settings, spec: RankSpec) -> list[RankEvent]:
+    events: list[RankEvent] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modelyard.train.loop.REPORT_SECONDS", 0.0)
+        assemble(spec, Catalog(Store(settings)), runs.CPU, events.append, counts_costs=True).fit()
+    return [event for event in events if event.kind == "progress" and event.values]
+
+
+def test_a_rank_reports_utilisation_and_memory(
+    alone: Ranks, settings: Settings, store: Store, dataset: ArtifactRef, config: TrainConfig, folder: str
+):
+    """Both are plausible: more than nothing, less than everything."""
+    small = config.model_copy(update={"ranks": 1, "max_epochs": 1})
+    spec = RankSpec(dataset=dataset, config=small, checkpoints=f"{store.root}/tests/{folder}")
+    (events,) = alone.run(watched, settings, spec)
+    assert all(0 < event.values["mfu"] < 1 for event in events)
+    assert all(5e7 < event.values["memory_bytes"] < 1e11 for event in events)
+
+
+@pytest.mark.parametrize(("update", "gigabytes"), [
+    ({}, {"weights": 8, "gradients": 8, "optimizer": 16, "average": 0, "checkpoint": 24}),
+    ({"strategy": "fsdp"}, {"weights": 8, "gradients": 4, "optimizer": 8, "average": 0, "checkpoint": 12}),
+    ({"optimizer": OptimizerConfig(name="sgd"), "ema_decay": 0.9},
+     {"weights": 8, "gradients": 8, "optimizer": 0, "average": 8, "checkpoint": 16}),
+])  # fmt: skip
+def test_memory_is_estimated_part_by_part(update: dict, gigabytes: dict[str, float]):
+    """A billion weights on two ranks: copies under ddp, shares under fsdp, and what the optimizer keeps."""
+    found = estimate_memory(TrainConfig().model_copy(update={"ranks": 2, **update}), 10**9)
+    assert {name: getattr(found, name) / GB for name in gigabytes} == gigabytes
+    assert found.total / GB == sum(gigabytes.values())
+
+
+def test_a_network_that_cannot_fit_starts_no_rank(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
+    """The sentence has the estimate in parts, what is free here, and what to change."""
+    huge = config.model_copy(update={"model": MlpConfig(hidden_sizes=(1_000_000, 1_000_000))})
+    words = (
+        r"train\.model: training 1,000,076,000,010 weights with 2 ranks takes about 56,004\.3 GB \(weights 8,000\.6,"
+        r" gradients .*\); [\d,.]+ GB are free here; take a smaller network, fewer ranks, train\.strategy fsdp"
+    )
+    with pytest.raises(ConfigError, match=words):
+        train(catalog, dataset, huge, Origin(), lambda event: pytest.fail(f"a rank was started: {event}"))
+    assert 1e8 < free_memory() < 1e14
