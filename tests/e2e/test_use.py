@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+from mlflow.tracking import MlflowClient
 
+from modelyard.catalog import Catalog
 from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
 from tasks.results import PredictResult
@@ -84,3 +87,21 @@ def test_a_data_set_is_answered_without_the_endpoint(
     manifest = json.loads(store.get(f"{done.uri}/manifest.json"))
     assert manifest["package"]["digest"] == last_run["artifacts"]["compressed"]["digest"]
     assert manifest["flow_run_id"] == str(run.id)
+
+
+def test_run_of_one_stage_trains_a_language_model(stack: Installation):
+    """`modelyard run text --deployment train/text` places the sample texts, preprocesses and trains, and says where the
+    model is; what it has written is there to read."""
+    tiny = ["train.model.layers=1", "train.model.width=24", "train.stop.max_steps=4", "train.ranks=1",
+            "preprocess.transform.tokens.vocabulary=300"]  # fmt: skip
+    sets = [word for key in tiny for word in ("--set", key)]
+    ran = modelyard("run", "text", "--deployment", "train/text", *sets)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    said = dict(line.split(maxsplit=1) for line in ran.stdout.splitlines() if line.startswith(("train ", "artifact ")))
+    assert re.match(r"bits_per_byte \d\.\d{4} after .* \(stop\.max_steps\)", said["train"])
+    catalog = Catalog(Store(stack.settings))
+    files = catalog.manifest(catalog.resolve(said["artifact"])).content.files
+    assert {"model.safetensors", "config.json", "tokenizer.json", "samples.md"} <= set(files)
+    client = MlflowClient()
+    written = client.list_artifacts(re.search(r"/runs/(\w+)", ran.stdout[ran.stdout.index("MLflow run") :])[1])
+    assert {"samples.md", "training.png"} <= {file.path for file in written}
