@@ -71,13 +71,16 @@ def with_tokens(**changes: int) -> PreprocessConfig:
 @pytest.fixture(scope="module")
 def trained(catalog: Catalog, texts: ArtifactRef) -> Product:
     """Through torch's launcher, two ranks, sharded."""
-    return train(catalog, texts, SMALL.model_copy(update={"strategy": "fsdp"}), Origin())
+    events: list[RankEvent] = []
+    product = train(catalog, texts, SMALL.model_copy(update={"strategy": "fsdp"}), Origin(), events.append)
+    assert "2 ranks on cpu, fsdp" in next(event.message for event in events if event.kind == "started")
+    return product
 
 
 def test_a_trained_language_model_is_a_folder_that_transformers_loads(
     catalog: Catalog, texts: ArtifactRef, trained: Product, tmp_path: Path
 ):
-    """Its tokenizer and network give, on the validation texts, the very loss that training kept; bits per byte follow
+    """Shards were put together: tokenizer and network give, on the validation texts, the very loss that training kept; bits per byte follow
     from the texts' bytes; it is better than any guess that knows only how many tokens there are."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -6,14 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from modelyard.artifacts import ArtifactRef
-from modelyard.catalog import Catalog, Origin
 from modelyard.models import MlpConfig
 from modelyard.models.build import build_model
 from modelyard.settings import Settings
-from modelyard.train import FsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train import FsdpConfig, OptimizerConfig
 from modelyard.train.parallelize import layers_of
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -82,18 +79,3 @@ def test_layers_are_what_is_sharded():
     """The repeated parts that have weights: of a perceptron its linear layers."""
     network = build_model(MlpConfig(hidden_sizes=(8, 8)), 4, 2)
     assert [type(layer) for layer in layers_of(network)] == [torch.nn.Linear] * 3
-
-
-def test_sharded_training_publishes_whole_weights(
-    catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, tmp_path: Any
-):
-    """Through the real launcher: fsdp's artifact holds the network's full tensors, and is scored as ddp's is."""
-    sharded = config.model_copy(update={"strategy": "fsdp", "model": MlpConfig(dropout=0.0)})
-    events: list[RankEvent] = []
-    product = train(catalog, dataset, sharded, Origin(), events.append)
-    assert "2 ranks on cpu, fsdp" in next(event.message for event in events if event.kind == "started")
-    catalog.fetch(product.ref, tmp_path)
-    shapes = {name: tuple(value.shape) for name, value in load_file(tmp_path / "model.safetensors").items()}
-    expected = build_model(sharded.model, 64, 10).state_dict()
-    assert shapes == {name: tuple(value.shape) for name, value in expected.items()}
-    assert product.manifest.content.facts["metrics"]["accuracy"] > 0.8
