@@ -35,7 +35,32 @@ class CustomConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-ModelConfig = Annotated[MlpConfig | CustomConfig, Field(discriminator="kind")]
+class LinearShape(Frozen):
+    """A linear layer's own shape.
+
+    Attributes:
+        rank: it is two layers, (inputs -> rank) without a bias and (rank -> outputs); None: it is one.
+    """
+
+    inputs: int = Field(ge=1)
+    outputs: int = Field(ge=1)
+    rank: int | None = Field(None, ge=1)
+
+
+class ReshapedConfig(Frozen):
+    """A network some of whose linear layers have other shapes than its own config says: compression made it smaller.
+
+    Attributes:
+        base: the network it was.
+        linears: name of the layer, as `torch.nn.Module.named_modules` has it -> its shape.
+    """
+
+    kind: Literal["reshaped"]
+    base: Annotated[MlpConfig | CustomConfig, Field(discriminator="kind")]
+    linears: dict[str, LinearShape]
+
+
+ModelConfig = Annotated[MlpConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")]
 
 
 class ModelSpec(Frozen):
