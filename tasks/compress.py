@@ -6,7 +6,6 @@ import base64
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from typing import TYPE_CHECKING
 
 from prefect import task
@@ -22,7 +21,7 @@ from modelyard.compress import compress as compress_core
 from modelyard.compress.search import Built, Decision, Fell, Measured, Outcome, Recipe, Search
 from modelyard.compress.stage import compress_work
 from modelyard.compress.techniques import Distil, NetworkTechnique
-from modelyard.compress.workshop import Workshop
+from modelyard.compress.workshop import shared_workshop
 from modelyard.errors import PermanentError
 from modelyard.model_package import FLOAT_FORM
 from modelyard.models.config import MlpConfig
@@ -197,18 +196,12 @@ def package(
 # -- details ----------------------------------------------------------------------------------------------
 
 
-@cache
-def _workshop() -> Workshop:
-    """Of this process; it ends when the process does."""
-    return Workshop()
-
-
 def _bench(subject: Subject) -> Bench:
     from modelyard.compress.candidates import Bench
 
     return Bench(
         catalog=session().catalog,
-        workshop=_workshop(),
+        workshop=shared_workshop(),
         model=subject.model,
         dataset=subject.dataset,
         config=subject.config,

@@ -29,15 +29,9 @@ from modelyard.errors import PermanentError
 
 # Heavy, needed by every job, and without threads of their own once imported. onnxruntime and OpenVINO start some.
 PRELOADED = (
-    "torch",
-    "torch.export",
-    "torch.fx",
-    "onnx",
-    "onnxscript",
-    "scipy.stats",
-    "scipy.optimize",
-    "safetensors.torch",
-)
+    "torch", "torch._dynamo", "torch.fx", "torch.onnx", "torch.utils.flop_counter", "onnx", "onnxscript", "safetensors.torch",
+    "modelyard.compress.quality", "modelyard.models.build", "modelyard.task_kinds",
+)  # fmt: skip
 POLL_SECONDS = 0.02
 _PR_SET_PDEATHSIG = 1
 

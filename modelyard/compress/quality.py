@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from modelyard.compress.budget import DropLimit
 from modelyard.metrics import LOWER_IS_BETTER, Metric
 
 RESAMPLES = 1000
+BISECTIONS = 40  # halves an interval of 1 to 1e-12
 MAX_BLOCKS = 400
 # Numbers held at once for the blocks of one model: 160 MB.
 MAX_STATE_NUMBERS = 20_000_000
@@ -109,19 +111,18 @@ def paired_difference_bound(only_first: int, only_second: int, num_rows: int, co
         only_first: rows on which the first alone is right.
         only_second: rows on which the second alone is right.
     """
-    from scipy import optimize, stats  # a second to import, and a preset's check needs none of it
-
     if not num_rows:
         return 1.0
-    z = float(stats.norm.ppf(confidence))
+    z = NormalDist().inv_cdf(confidence)
 
     def excess(difference: float) -> float:
         return _score(only_first, only_second, num_rows, difference) + z
 
-    seen = (only_first - only_second) / num_rows
-    if seen >= 1 - 1e-9 or excess(1 - 1e-9) > 0:
-        return 1.0
-    return float(optimize.brentq(excess, seen, 1 - 1e-9, xtol=1e-9))
+    low, high = (only_first - only_second) / num_rows, 1.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high
 
 
 def _score(only_first: int, only_second: int, num_rows: int, difference: float) -> float:

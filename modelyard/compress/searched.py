@@ -16,7 +16,7 @@ from modelyard.compress.config import CompressConfig
 from modelyard.compress.mlmodel import mlmodel_yaml
 from modelyard.compress.search import Decision, Fell, Outcome, Recipe, Search, conduct
 from modelyard.compress.stage import compress_work, installed_libraries
-from modelyard.compress.workshop import Workshop
+from modelyard.compress.workshop import shared_workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
 from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
@@ -29,18 +29,16 @@ def search_here(
     catalog: Catalog, model: ArtifactRef, dataset: ArtifactRef, config: CompressConfig, origin: Origin
 ) -> Product:
     """Search and package, candidate after candidate, without flows and without the train stage."""
-    with Workshop() as workshop:
-        bench = Bench(catalog=catalog, workshop=workshop, model=model, dataset=dataset, config=config)
-        refs: dict[str, ArtifactRef] = {}
+    bench = Bench(catalog=catalog, workshop=shared_workshop(), model=model, dataset=dataset, config=config)
+    refs: dict[str, ArtifactRef] = {}
 
-        def build(recipes: Sequence[Recipe]) -> dict[str, Outcome]:
-            return {recipe.name: _tried(partial(_build_one, bench, recipe, refs, origin)) for recipe in recipes}
+    def build(recipes: Sequence[Recipe]) -> dict[str, Outcome]:
+        return {recipe.name: _tried(partial(_build_one, bench, recipe, refs, origin)) for recipe in recipes}
 
-        def measure(recipes: Sequence[Recipe]) -> dict[str, Outcome]:
-            return candidates.measure(bench, {recipe.name: refs[recipe.name] for recipe in recipes}, FLOAT_FORM)
+    def measure(recipes: Sequence[Recipe]) -> dict[str, Outcome]:
+        return candidates.measure(bench, {recipe.name: refs[recipe.name] for recipe in recipes}, FLOAT_FORM)
 
-        decision = conduct(new_search(bench), build, measure)
-        return assemble(bench, refs, decision, origin)
+    return assemble(bench, refs, conduct(new_search(bench), build, measure), origin)
 
 
 def new_search(bench: Bench) -> Search:

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -137,6 +138,12 @@ class Workshop:
             left, self._waiting = self._waiting, {}
         for waiting in left.values():
             waiting.set_exception(HelperLost("the helper process of compression ended"))
+
+
+@cache
+def shared_workshop() -> Workshop:
+    """This process's own; its helper ends when the process does."""
+    return Workshop()
 
 
 def _opened(outcome: dict[str, Any]) -> dict[str, Any]:
