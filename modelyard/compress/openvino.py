@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -11,6 +12,8 @@ import numpy as np
 
 from modelyard.compress.techniques import NncfInt8
 from modelyard.runtime import RuntimeSpec
+
+SAMPLE_ROWS = 256
 
 
 def plain_form(float_file: Path, folder: Path, name: str, precision: str) -> RuntimeSpec:
@@ -33,7 +36,9 @@ def int8_form(float_file: Path, folder: Path, name: str, technique: NncfInt8, ro
 
     spec = _spec(name, "int8", ["vnni"])
     model = openvino.convert_model(str(float_file))
-    _save(quantized(model, [row[None] for row in rows], transformer=technique.transformer), folder, spec, half=False)
+    # NNCF takes the mean of the samples' own ranges: samples of single rows would cut most of what is to come.
+    samples = np.array_split(rows, math.ceil(len(rows) / SAMPLE_ROWS))
+    _save(quantized(model, samples, transformer=technique.transformer), folder, spec, half=False)
     return spec
 
 

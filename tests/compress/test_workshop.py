@@ -18,11 +18,13 @@ import pytest
 import torch
 from torch import nn
 
+from modelyard.compress import StaticInt8
+from modelyard.compress.forms import from_onnx
 from modelyard.compress.quiet import building, measuring
 from modelyard.compress.workshop import Workshop
 from modelyard.errors import ConversionFailed, MachineBusy
 from modelyard.models.build import build_model, save_model
-from modelyard.models.config import CustomConfig, MlpConfig, ModelSpec
+from modelyard.models.config import CustomConfig, ModelSpec
 from modelyard.task_kinds import Target
 
 TARGET = Target(column="kind", classes=[0, 1, 2])
@@ -62,18 +64,18 @@ def workshop() -> Iterator[Workshop]:
         yield workshop
 
 
-def order(folder: Path, fault: str = "", rows: int = 40, **technique: object) -> dict:
+def order(folder: Path, fault: str) -> dict:
     """A request for a candidate of a small network, with its files in place."""
     for name in ("model", "out"):
         (folder / name).mkdir()
-    model = CustomConfig(kind="custom", factory=f"{__name__}:odd", options={"fault": fault}) if fault else MlpConfig()
+    model = CustomConfig(kind="custom", factory=f"{__name__}:odd", options={"fault": fault})
     spec = ModelSpec(model=model, input_width=4, output_width=3)
     save_model(spec, build_model(model, 4, 3).state_dict(), folder / "model")
     rng = np.random.default_rng(0)
     for name, values in {
         "features": rng.normal(size=(50, 4)).astype(np.float32),
         "targets": rng.integers(0, 3, 50),
-        "calibration": rng.normal(size=(rows, 4)).astype(np.float32),
+        "calibration": rng.normal(size=(40, 4)).astype(np.float32),
     }.items():
         np.save(folder / f"{name}.npy", values)
     return {
@@ -84,7 +86,7 @@ def order(folder: Path, fault: str = "", rows: int = 40, **technique: object) ->
         "target": TARGET.model_dump(mode="json"),
         "name": "x",
         "float": None,
-        "technique": technique or None,
+        "technique": None,
         "threads": 1,
         "parity_tolerance": 1e-4,
         "confidence": 0.95,
@@ -109,18 +111,17 @@ def test_a_candidate_falls_alone_and_says_why(workshop: Workshop, tmp_path: Path
         workshop.run("build", order(tmp_path, fault), tmp_path / "job", 4 if fault == "hang" else 60)
 
 
-def test_too_few_rows_to_calibrate_with(workshop: Workshop, tmp_path: Path):
-    """Their ranges would be chance."""
-    with pytest.raises(ConversionFailed, match="5 rows to calibrate with are too few, 16 are needed"):
-        workshop.run("build", order(tmp_path, rows=5, technique="static_int8"), tmp_path / "job", 60)
-
-
-def test_impossible_rows_to_calibrate_with(workshop: Workshop, tmp_path: Path):
-    """A range that ends at infinity is none."""
-    request = order(tmp_path, technique="static_int8")
-    np.save(request["calibration"], np.full((40, 4), np.inf, dtype=np.float32))
-    with pytest.raises(ConversionFailed, match="no finite numbers"):
-        workshop.run("build", request, tmp_path / "job", 60)
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (np.zeros((5, 4)), "5 rows to calibrate with are too few, 16 are needed"),
+        (np.full((40, 4), np.inf), "no finite numbers"),
+    ],
+)
+def test_rows_that_fix_no_range_are_refused(tmp_path: Path, rows: np.ndarray, reason: str):
+    """Too few of them, or impossible ones: the ranges would be chance."""
+    with pytest.raises(ConversionFailed, match=reason):
+        from_onnx(tmp_path / "x.onnx", tmp_path, "y", StaticInt8(), rows.astype(np.float32))
 
 
 def test_the_helper_ends_with_its_owner(tmp_path: Path):
