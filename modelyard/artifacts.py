@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
 
-ArtifactKind = Literal["snapshot", "dataset", "model", "compressed", "verdict"]
+ArtifactKind = Literal["snapshot", "dataset", "model", "candidate", "compressed", "verdict"]
 
 
 class Frozen(BaseModel):

@@ -9,12 +9,15 @@
     │   ├── RankLost              a training process died or hung without saying why
     │   ├── CheckpointFailed      a checkpoint could not be saved within its time
     │   ├── Preempted             the machine asked a rank to end; its state is saved
+    │   ├── MachineBusy           others build or measure on this machine for too long
+    │   ├── HelperLost            the process that carries out compression's jobs went away
     │   └── LostRace              another writer moved what this one was about to move
     └── PermanentError            trying again gives the same answer: said at once
         ├── ConfigError           a setting, preset key or flow parameter; names the field
         ├── PortTaken             names the port, its setting and, where known, the process
         ├── StackFailed           a part of the embedded stack did not become ready
         ├── MissingExtra          an optional dependency that the chosen option needs
+        ├── HostUnfit             this machine lacks what a form of a model was made for
         ├── StoreRefused          wrong credentials, missing bucket, no create-only put
         ├── NotFound              an object, artifact or version that is not there
         ├── DigestMismatch        bytes that are not what their manifest says; names the file
@@ -79,6 +82,14 @@ class Preempted(TransientError):
     """A rank was asked to end (SIGTERM), saved the state of its group, and did."""
 
 
+class MachineBusy(TransientError):
+    """Others have been building or measuring on this machine for too long."""
+
+
+class HelperLost(TransientError):
+    """The process that carries out compression's jobs went away; the next job starts another one."""
+
+
 class LostRace(TransientError):
     """Another writer took the place this one was about to take."""
 
@@ -117,6 +128,10 @@ class MissingExtra(PermanentError):
 
     def __init__(self, package: str, extra: str, needed_for: str) -> None:
         super().__init__(f"{needed_for} needs the package {package!r}: pip install 'modelyard[{extra}]'")
+
+
+class HostUnfit(PermanentError):
+    """This machine lacks an instruction set that a form of a model was made and judged with."""
 
 
 class StoreRefused(PermanentError):

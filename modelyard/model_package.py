@@ -2,7 +2,7 @@
 
     package.json     what is in the folder (this module's `PackageSpec`)
     transform.json   the fitted transform
-    *.onnx           the forms
+    *.onnx           the forms; for OpenVINO *.xml and *.bin, for torch *.pt2
     MLmodel          lets `mlflow.pyfunc.load_model` open the folder through `_load_pyfunc` below, without a pickle
 
 Evaluation, the endpoint and MLflow all open it through `ModelPackage`, so a row means the same to each of them.
@@ -30,7 +30,7 @@ PACKAGE_FILE = "package.json"
 TRANSFORM_FILE = "transform.json"
 MLMODEL_FILE = "MLmodel"
 # What a package may consist of. Nothing here runs code when it is read; a pickle does.
-PLAIN_SUFFIXES = {".json", ".onnx", ".safetensors", ".pt2", ".md", ".txt"}
+PLAIN_SUFFIXES = {".json", ".onnx", ".xml", ".bin", ".safetensors", ".pt2", ".md", ".txt"}
 # The form that computes as the trained network does; every package holds it, and evaluation judges others by it.
 FLOAT_FORM = "float"
 

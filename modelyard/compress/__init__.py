@@ -1,17 +1,61 @@
 """Compress: from a trained network to a package that serves it small and fast.
 
-    stage.py     `compress`, and what its result depends on
-    package.py   convert, check, measure, publish
-    export.py    torch to ONNX, the same bytes wherever it is done
-    quantize.py  one function a technique
-    check.py     a converted model must be valid and compute what its parent computes
-    latency.py   what the machine at hand makes of each form
-    mlmodel.py   the file that lets MLflow load the package
+    stage.py       `compress`, and what its result depends on
+    config.py      which forms, said or searched; with techniques.py (one config a technique) and budget.py
+    package.py     forms that were said: convert, check, measure, publish
 
-Evaluation decides whether the smaller form is good enough; this room only refuses what is broken.
+    search.py      what to try next and who won, as an ask / tell object without any plumbing
+    candidates.py  candidates as artifacts; searched.py: the winner's package, and a whole search in one process
+    workshop.py    jobs that may crash, in processes of their own; helper.py is the other side, jobs.py what they do
+    quiet.py       nobody builds while somebody measures
+    quality.py     how much worse a candidate is, and how much worse it could be
+
+    networks.py    techniques on the network; their maths in factorise.py and prune.py
+    forms.py       techniques that make files: export.py (ONNX), quantize.py (onnxruntime), openvino.py (OpenVINO, NNCF)
+    check.py       a converted model must be valid and compute what its parent computes
+    rows.py        network input of a data set
+    latency.py     what the machine at hand makes of each form
+    front.py       the picture and the table of a search
+    mlmodel.py     the file that lets MLflow load the package
+
+Evaluation decides whether the smaller form is good enough; this room refuses what is broken, and what the budget does
+not allow.
 """
 
-from modelyard.compress.config import CompressConfig, DynamicInt8, MeasureConfig, StaticInt8
+from modelyard.compress.budget import Budget, DropLimit, LatencyLimit
+from modelyard.compress.config import CompressConfig, MeasureConfig, SearchConfig
 from modelyard.compress.stage import compress
+from modelyard.compress.techniques import (
+    Distil,
+    DynamicInt8,
+    Float32,
+    HalfWeights,
+    LowRank,
+    NncfInt8,
+    PrincipalComponents,
+    PruneUnits,
+    PruneWeights,
+    Recovery,
+    StaticInt8,
+)
 
-__all__ = ["CompressConfig", "DynamicInt8", "MeasureConfig", "StaticInt8", "compress"]
+__all__ = [
+    "Budget",
+    "CompressConfig",
+    "Distil",
+    "DropLimit",
+    "DynamicInt8",
+    "Float32",
+    "HalfWeights",
+    "LatencyLimit",
+    "LowRank",
+    "MeasureConfig",
+    "NncfInt8",
+    "PrincipalComponents",
+    "PruneUnits",
+    "PruneWeights",
+    "Recovery",
+    "SearchConfig",
+    "StaticInt8",
+    "compress",
+]

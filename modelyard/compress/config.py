@@ -1,57 +1,17 @@
-"""Which smaller forms to make. onnx and torch are not imported here."""
+"""Which smaller forms to make, said or searched. onnx and torch are not imported here."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
+from modelyard.compress.budget import Budget
+from modelyard.compress.techniques import DynamicInt8, FormTechnique, HalfWeights, NetworkTechnique, StaticInt8
 from modelyard.model_package import FLOAT_FORM
 
-FORM_NAME = r"^[a-z0-9][a-z0-9_-]*$"
-
-
-class StaticInt8(Frozen):
-    """Weights as int8, activations as uint8 in ranges that rows of the training split fix once, by onnxruntime.
-
-    A row's outputs are the same bits whatever rows it is computed with. What lies beyond anything seen in calibration
-    is cut off at the end of its range.
-
-    Attributes:
-        form: name of the form it makes.
-        calibration_rows: at most so many, spread evenly over the training split; held in memory at once.
-        calibration: ``minmax`` covers all that was seen; ``percentile`` (99.999) and ``entropy`` sacrifice outliers
-            to a finer step.
-        per_channel: a scale for each output of a layer, not one for all.
-        reduce_range: 7-bit weights. With 8 bits the sums of processors without VNNI saturate: the file would answer
-            something else there than where it was evaluated.
-    """
-
-    technique: Literal["static_int8"] = "static_int8"
-    form: str = Field("int8", pattern=FORM_NAME)
-    calibration_rows: int = Field(512, ge=1, le=10_000)
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-    per_channel: bool = True
-    reduce_range: bool = True
-
-
-class DynamicInt8(Frozen):
-    """Weights as int8, activations as uint8 in ranges measured anew in every call, by onnxruntime.
-
-    Needs no data, and costs that **answers depend on the batch**: the range is that of all rows of a call, so the rows
-    of one client move the answers of another by about a step of int8 (measured: 0.2 % of the largest output on the
-    digits, 0.6 % with 784 random inputs).
-    Evaluation judges it in batches far larger than the endpoint's, and golden rows have to allow for it.
-    """
-
-    technique: Literal["dynamic_int8"] = "dynamic_int8"
-    form: str = Field("int8-dynamic", pattern=FORM_NAME, description="name of the form it makes")
-    per_channel: bool = Field(True, description="a scale for each output of a layer, not one for all")
-    reduce_range: bool = Field(False, description="7-bit weights, for processors without VNNI, whose sums saturate")
-
-
-Technique = Annotated[StaticInt8 | DynamicInt8, Field(discriminator="technique")]
+Technique = Annotated[StaticInt8 | DynamicInt8 | HalfWeights, Field(discriminator="technique")]
 
 
 class MeasureConfig(Frozen):
@@ -62,26 +22,72 @@ class MeasureConfig(Frozen):
     threads: int = Field(1, ge=1, le=1024, description="threads of the engine")
 
 
+class SearchConfig(Frozen):
+    """Have the best form found, under a budget.
+
+    Attributes:
+        budget: what a candidate has to keep.
+        prefer: of the candidates inside the budget, the fastest (at the first measured batch size, in relation to the
+            float form measured beside it) or the smallest.
+        tie_fraction: latencies closer than this, or than their own noise, count as equal; the smaller file then wins.
+        networks: techniques that change the network itself; each opens a branch, of which first the float form is
+            tried, and the other forms only where that one is worth it.
+        forms: techniques that give each network another form.
+        candidate_seconds: bound on building one candidate.
+        builders: candidates built at the same time.
+        rounds: turns in which the candidates are measured; ``repeats`` runs are shared among them.
+    """
+
+    budget: Budget = Budget()
+    prefer: Literal["speed", "size"] = "speed"
+    tie_fraction: float = Field(0.05, ge=0, lt=1)
+    networks: list[NetworkTechnique] = Field(default_factory=list)
+    forms: list[FormTechnique] = Field(default=[StaticInt8(), HalfWeights()])
+    candidate_seconds: float = Field(300, gt=0)
+    builders: int = Field(2, ge=1, le=64)
+    rounds: int = Field(15, ge=3, le=1000)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        for names in ([one.form for one in self.forms], [one.label for one in self.networks]):
+            if len(set(names)) != len(names):
+                raise ValueError(f"two techniques have one name in {', '.join(names)}: give one another `form`")
+        return self
+
+
 class CompressConfig(Frozen):
     """Config of the compress stage. The form `float` is always made.
 
     Attributes:
-        techniques: one form for each.
-        default_form: what the endpoint serves unless told otherwise.
+        techniques: one form for each; not used where there is a search.
+        default_form: what the endpoint serves unless told otherwise; a search decides it itself.
+        search: have forms tried and the best one taken, instead of making those that are named.
         parity_tolerance: how far outputs of the float form may lie from torch's, as a fraction of the largest
             output (or of 1 where all are smaller).
     """
 
     techniques: list[Technique] = Field(default=[StaticInt8()])
     default_form: str = "int8"
+    search: SearchConfig | None = None
     parity_tolerance: float = Field(1e-4, gt=0, lt=1)
     measure: MeasureConfig = MeasureConfig()
 
     @model_validator(mode="after")
-    def _forms_are_named_once(self) -> CompressConfig:
+    def _forms_are_named_once(self) -> Self:
         forms = [FLOAT_FORM, *(technique.form for technique in self.techniques)]
         if len(set(forms)) != len(forms):
             raise ValueError(f"techniques: two forms have one name in {', '.join(forms)}")
         if self.default_form not in forms:
             raise ValueError(f"default_form: {self.default_form!r} is none of the forms made: {', '.join(forms)}")
+        return self
+
+    @model_validator(mode="after")
+    def _search_stands_alone(self) -> Self:
+        if self.search is None:
+            return self
+        if said := {"techniques", "default_form"} & self.model_fields_set:
+            raise ValueError(f"search decides which form is served: leave out {' and '.join(sorted(said))}")
+        for limit in self.search.budget.latency:
+            if limit.batch not in self.measure.batches:
+                raise ValueError(f"search.budget.latency: batch {limit.batch} is not in measure.batches")
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,14 @@ from torch import nn
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog
 from modelyard.compress.check import check_operators, check_parity, compare
-from modelyard.compress.config import CompressConfig, StaticInt8
+from modelyard.compress.config import CompressConfig
 from modelyard.compress.export import export_onnx
 from modelyard.compress.latency import median_milliseconds
 from modelyard.compress.mlmodel import mlmodel_yaml
 from modelyard.compress.quantize import CalibrationRows, apply_technique
+from modelyard.compress.rows import Rows
+from modelyard.compress.techniques import HalfWeights, StaticInt8
 from modelyard.datasets import TARGET_FILE, Dataset, Split
-from modelyard.errors import DataError
 from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.models.build import load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
@@ -39,7 +39,7 @@ def build_package(
     splits: list[Split] = ["train", "validation"] if calibrated else ["validation"]
     dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", splits)
     transform = FittedTransform.model_validate_json((model_folder / TRANSFORM_FILE).read_bytes())
-    rows = _Rows(dataset, transform)
+    rows = Rows(dataset, transform)
     model = load_model(model_folder)
     spec = PackageSpec(
         target=Target.model_validate_json((model_folder / TARGET_FILE).read_bytes()),
@@ -61,46 +61,15 @@ def _make_forms(
     forms = {FLOAT_FORM: RuntimeSpec(file=f"{FLOAT_FORM}.onnx", precision="fp32")}
     export_onnx(model, input_width, folder / forms[FLOAT_FORM].file)
     for technique in config.techniques:
-        spec = RuntimeSpec(file=f"{technique.form}.onnx", precision="int8")
+        precision = "fp32" if isinstance(technique, HalfWeights) else "int8"
+        spec = RuntimeSpec(file=f"{technique.form}.onnx", precision=precision)
         apply_technique(folder / forms[FLOAT_FORM].file, folder / spec.file, technique, calibration)
         forms[technique.form] = spec
     return forms
 
 
-class _Rows:
-    """Rows of a data set as a model's own transform makes them."""
-
-    def __init__(self, dataset: Dataset, transform: FittedTransform) -> None:
-        missing = sorted(set(transform.columns) - set(dataset.transform.columns))
-        if missing:
-            raise DataError(f"the data set lacks columns that the model takes: {', '.join(missing[:8])}")
-        self._dataset, self._transform = dataset, transform
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """The validation split."""
-        for frame in self._dataset.frames("validation"):
-            yield self._transform.apply_frame(frame)
-
-    def calibration(self, num_rows: int) -> np.ndarray:
-        """At most that many rows (n, width) of the training split, spread evenly: it may be sorted.
-
-        Raises:
-            DataError: the training split is empty.
-        """
-        available = self._dataset.num_rows("train")
-        if not available:
-            raise DataError("the training split is empty: nothing to calibrate with")
-        chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
-        found, position = [], 0
-        for frame in self._dataset.frames("train"):
-            here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-            found.append(self._transform.apply_frame(frame.iloc[here]))
-            position += len(frame)
-        return np.concatenate(found)
-
-
 def _check_and_measure(
-    attempt: Attempt, model: nn.Module, spec: PackageSpec, folder: Path, *, rows: _Rows, config: CompressConfig
+    attempt: Attempt, model: nn.Module, spec: PackageSpec, folder: Path, *, rows: Rows, config: CompressConfig
 ) -> None:
     sizes, operators = {}, {}
     parities: dict[str, Any] = {}

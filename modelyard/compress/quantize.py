@@ -19,8 +19,9 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from modelyard.compress.config import DynamicInt8, StaticInt8, Technique
+from modelyard.compress.config import Technique
 from modelyard.compress.export import INPUT, save_onnx
+from modelyard.compress.techniques import DynamicInt8, HalfWeights, StaticInt8
 from modelyard.errors import ConversionFailed
 
 # Operators that hold weights. Everything else is small, and more exact in float.
@@ -49,6 +50,8 @@ def apply_technique(float_file: Path, path: Path, technique: Technique, rows: Ca
             static_int8(float_file, path, technique, rows(technique.calibration_rows))
         case DynamicInt8():
             dynamic_int8(float_file, path, technique)
+        case HalfWeights():
+            half_weights(float_file, path)
 
 
 def static_int8(float_file: Path, path: Path, config: StaticInt8, rows: np.ndarray) -> None:
@@ -90,6 +93,33 @@ def dynamic_int8(float_file: Path, path: Path, config: DynamicInt8) -> None:
             per_channel=config.per_channel,
             reduce_range=config.reduce_range,
         )
+
+
+def half_weights(float_file: Path, path: Path) -> None:
+    """Store weights as fp16, each followed by a conversion to fp32 that onnxruntime carries out once, at load.
+
+    Raises:
+        ConversionFailed: a weight is too large for fp16.
+    """
+    model = onnx.load(float_file)
+    graph = model.graph
+    wide = [weight for weight in graph.initializer if weight.data_type == onnx.TensorProto.FLOAT and weight.dims]
+    casts = [_halved_(weight) for weight in wide]
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    save_onnx(model, path)
+
+
+def _halved_(weight: onnx.TensorProto) -> onnx.NodeProto:
+    """Make a weight fp16, in place and under another name; the node that gives it back as fp32 under its own."""
+    with np.errstate(over="ignore"):
+        half = onnx.numpy_helper.to_array(weight).astype(np.float16)
+    if not np.isfinite(half).all():
+        raise ConversionFailed(f"the weight {weight.name} has values beyond 65504, the largest number of fp16")
+    name = weight.name
+    weight.CopyFrom(onnx.numpy_helper.from_array(half, f"{name}.fp16"))
+    return onnx.helper.make_node("Cast", [weight.name], [name], to=onnx.TensorProto.FLOAT)
 
 
 @contextmanager

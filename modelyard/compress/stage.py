@@ -7,16 +7,18 @@ command line or a flow that only reads the config, or finds the package made, mu
 from __future__ import annotations
 
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig
 from modelyard.datasets import TARGET_FILE
-from modelyard.models.config import MODEL_FILE, CustomConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, ModelSpec
 from modelyard.task_kinds import Target, refuse_language_models
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
+OPTIONAL_LIBRARIES = ("nncf", "openvino")
 
 
 def compress(
@@ -29,7 +31,8 @@ def compress(
         model_ref: a ``model`` artifact.
         dataset_ref: the ``dataset`` whose training rows calibrate, and whose validation rows the conversion is
             checked and timed on.
-        config: see `CompressConfig`.
+        config: see `CompressConfig`. With a search, its candidates are tried one after the other in this call; what
+            needs the train stage falls, because a room cannot ask for it (the flow can).
         origin: who asks.
 
     Returns:
@@ -40,16 +43,38 @@ def compress(
         ConversionFailed: the network cannot be exported, or computes something else afterwards.
         DataError: the data set lacks columns that the model takes, or rows to calibrate with.
     """
+    work = compress_work(catalog, model_ref, dataset_ref, config)
+    if config.search is None:
+        return catalog.produce(work, partial(_build, catalog, model_ref, dataset_ref, config), origin)
+    if found := catalog.find(work.kind, work.key):
+        return found
+    from modelyard.compress.searched import search_here
+
+    return search_here(catalog, model_ref, dataset_ref, config, origin)
+
+
+def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig) -> Work:
+    """What a package depends on."""
     refuse_language_models("compress", Target.model_validate_json(catalog.read(model_ref, TARGET_FILE)))
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
-    factories = [spec.model.factory] if isinstance(spec.model, CustomConfig) else []
-    work = Work(
+    return Work(
         kind="compressed",
         config=config.model_dump(mode="json"),
         inputs={"model": model_ref, "dataset": dataset_ref},
-        code_version=code_version("modelyard.compress", LIBRARIES, factories),
+        code_version=code_version("modelyard.compress", installed_libraries(), spec.factories),
     )
-    return catalog.produce(work, partial(_build, catalog, model_ref, dataset_ref, config), origin)
+
+
+def installed_libraries() -> list[str]:
+    """Libraries that what comes out depends on, the optional ones where they are installed."""
+    found = list(LIBRARIES)
+    for name in OPTIONAL_LIBRARIES:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
 
 
 def _build(

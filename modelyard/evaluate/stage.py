@@ -101,7 +101,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     parents = _parents(catalog, work, judged, attempt.scratch)
     evidence = gather(dataset, judged, parents, config)
     package = judged[CANDIDATE].package
-    size_bytes = (attempt.scratch / CANDIDATE / package.spec.forms[package.form].file).stat().st_size
+    size_bytes = package.spec.forms[package.form].size_bytes(attempt.scratch / CANDIDATE)
     verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config)
     document = _verdict_json(verdict, evidence, work, config)
     metrics = {role: _metrics_json(role, evidence) for role in judged}

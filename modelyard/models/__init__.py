@@ -6,10 +6,19 @@
     gpt.py      a decoder-only transformer
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
+    reshape.py  linear layers with other shapes than the config says
 
 Only configs can be imported from here: forms and presets are checked without torch.
 """
 
-from modelyard.models.config import CustomConfig, GptConfig, MlpConfig, ModelConfig, ModelSpec
+from modelyard.models.config import (
+    CustomConfig,
+    GptConfig,
+    LinearShape,
+    MlpConfig,
+    ModelConfig,
+    ModelSpec,
+    ReshapedConfig,
+)
 
-__all__ = ["CustomConfig", "GptConfig", "MlpConfig", "ModelConfig", "ModelSpec"]
+__all__ = ["CustomConfig", "GptConfig", "LinearShape", "MlpConfig", "ModelConfig", "ModelSpec", "ReshapedConfig"]

@@ -12,9 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CustomConfig, GptConfig, ModelConfig, ModelSpec
+from modelyard.models.config import (
+    MODEL_FILE,
+    WEIGHTS_FILE,
+    CustomConfig,
+    GptConfig,
+    ModelConfig,
+    ModelSpec,
+    ReshapedConfig,
+)
 from modelyard.models.gpt import Gpt
 from modelyard.models.mlp import Mlp
+from modelyard.models.reshape import reshape_
 
 
 def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.Module:
@@ -22,7 +31,10 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
 
     Raises:
         ConfigError: a custom factory that cannot be imported, or that returns something else.
+        DataError: a reshaped network without the layers that were reshaped.
     """
+    if isinstance(config, ReshapedConfig):
+        return reshape_(build_model(config.base, input_width, output_width), config.linears)
     if isinstance(config, CustomConfig):
         return _build_custom(config, input_width, output_width)
     if isinstance(config, GptConfig):

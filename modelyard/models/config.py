@@ -77,7 +77,32 @@ class CustomConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
-ModelConfig = Annotated[MlpConfig | GptConfig | CustomConfig, Field(discriminator="kind")]
+class LinearShape(Frozen):
+    """A linear layer's own shape.
+
+    Attributes:
+        rank: it is two layers, (inputs -> rank) without a bias and (rank -> outputs); None: it is one.
+    """
+
+    inputs: int = Field(ge=1)
+    outputs: int = Field(ge=1)
+    rank: int | None = Field(None, ge=1)
+
+
+class ReshapedConfig(Frozen):
+    """A network some of whose linear layers have other shapes than its own config says: compression made it smaller.
+
+    Attributes:
+        base: the network it was.
+        linears: name of the layer, as `torch.nn.Module.named_modules` has it -> its shape.
+    """
+
+    kind: Literal["reshaped"]
+    base: Annotated[MlpConfig | GptConfig | CustomConfig, Field(discriminator="kind")]
+    linears: dict[str, LinearShape]
+
+
+ModelConfig = Annotated[MlpConfig | GptConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")]
 
 
 class ModelSpec(Frozen):
@@ -91,3 +116,9 @@ class ModelSpec(Frozen):
     model: ModelConfig
     input_width: int = Field(ge=1)
     output_width: int = Field(ge=1)
+
+    @property
+    def factories(self) -> list[str]:
+        """The user's code that the network is built by."""
+        network = self.model.base if isinstance(self.model, ReshapedConfig) else self.model
+        return [network.factory] if isinstance(network, CustomConfig) else []

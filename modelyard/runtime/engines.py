@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -11,16 +11,39 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
+from modelyard.runtime.hosts import require_host
 
-EngineName = Literal["onnxruntime"]
+EngineName = Literal["onnxruntime", "openvino", "torch"]
 
 
 class RuntimeSpec(Frozen):
-    """One form of a model: which engine executes which file, at which precision."""
+    """One form of a model: which engine executes which file, at which precision, on what kind of machine.
+
+    Attributes:
+        precision: fp32, int8, ...
+        weights_file: a second file that ``file`` refers to (OpenVINO keeps weights apart).
+        device: the engine's device.
+        instructions: what the processor must have (`modelyard.runtime.hosts.INSTRUCTIONS`): without it the form would
+            be slower than measured or answer something else than was judged.
+        threads: that it was measured with; None: it was not.
+    """
 
     engine: EngineName = "onnxruntime"
     file: str
     precision: str = Field(description="fp32, int8, ...")
+    weights_file: str | None = None
+    device: Literal["cpu"] = "cpu"
+    instructions: list[str] = Field(default_factory=list)
+    threads: int | None = None
+
+    @property
+    def files(self) -> list[str]:
+        """All files of the form."""
+        return [self.file, *([self.weights_file] if self.weights_file else [])]
+
+    def size_bytes(self, folder: Path) -> int:
+        """Of all its files in the folder that holds them."""
+        return sum((folder / name).stat().st_size for name in self.files)
 
 
 class Runtime(Protocol):
@@ -30,6 +53,10 @@ class Runtime(Protocol):
 
     def run(self, features: np.ndarray) -> np.ndarray:
         """Network input (n, input_width) float32 to raw outputs (n, k) float32, for any n >= 1."""
+        ...
+
+    def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The same for a network of several inputs: input name -> (n, ...), to its first output (n, ...)."""
         ...
 
 
@@ -52,13 +79,75 @@ class OnnxRuntime:
             raise DataError(f"{path.name}: onnxruntime cannot load it: {failure}") from failure
         self._input = self._session.get_inputs()[0].name
         self._output = [self._session.get_outputs()[0].name]
-        self.input_width = int(self._session.get_inputs()[0].shape[1])
+        self.input_width = _width(self._session.get_inputs()[0].shape)
 
     def run(self, features: np.ndarray) -> np.ndarray:
-        return np.asarray(self._session.run(self._output, {self._input: features})[0])
+        return self.run_named({self._input: features})
+
+    def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(self._session.run(self._output, dict(inputs))[0])
 
 
-ENGINES: dict[str, Callable[[Path, int], Runtime]] = {"onnxruntime": OnnxRuntime}
+class OpenVino:
+    """OpenVINO on the CPU. It computes in bf16 only where the form's precision says so, not by itself."""
+
+    def __init__(self, path: Path, threads: int, precision: str) -> None:
+        import openvino
+
+        core = openvino.Core()
+        settings = {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            model = core.read_model(str(path))
+            self._request = core.compile_model(model, "CPU", settings).create_infer_request()
+        except RuntimeError as failure:
+            raise DataError(f"{path.name}: OpenVINO cannot load it: {failure}") from failure
+        self._input = model.inputs[0].get_any_name()
+        shape = model.inputs[0].get_partial_shape()
+        self.input_width = _width([None if one.is_dynamic else one.get_length() for one in shape])
+
+    def run(self, features: np.ndarray) -> np.ndarray:
+        return self.run_named({self._input: features})
+
+    def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        # Shared inputs are read where they lie; outputs are copied, because the next call overwrites them.
+        answer = self._request.infer(dict(inputs), share_inputs=True, share_outputs=False)
+        return np.asarray(next(iter(answer.values())), dtype=np.float32)
+
+
+class TorchProgram:
+    """A `torch.export` program (``.pt2``), executed by torch itself."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        import torch
+
+        from modelyard.runtime.torch_program import load_program
+
+        torch.set_num_threads(threads)
+        self._torch = torch
+        self._module, self.input_width = load_program(path)
+
+    def run(self, features: np.ndarray) -> np.ndarray:
+        return self._answer([self._torch.from_numpy(features)])
+
+    def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._answer([self._torch.from_numpy(values) for values in inputs.values()])
+
+    def _answer(self, inputs: list) -> np.ndarray:
+        with self._torch.inference_mode():
+            return self._module(*inputs).float().numpy()
+
+
+ENGINES: dict[str, Callable[[Path, int, str], Runtime]] = {
+    "onnxruntime": lambda path, threads, _: OnnxRuntime(path, threads),
+    "openvino": OpenVino,
+    "torch": lambda path, threads, _: TorchProgram(path, threads),
+}
 
 
 def preload() -> None:
@@ -70,9 +159,17 @@ def open_runtime(spec: RuntimeSpec, folder: Path, threads: int = 1) -> Runtime:
     """Load one form of a model from the folder that holds its file.
 
     Raises:
-        ConfigError: an engine this installation does not have.
+        ConfigError: an engine that Modelyard does not know.
+        MissingExtra: an engine this installation does not have.
+        HostUnfit: this machine lacks an instruction set that the form needs.
         DataError: a file the engine cannot load.
     """
     if spec.engine not in ENGINES:
         raise ConfigError("engine", f"{spec.engine!r} is not an engine; known: {', '.join(ENGINES)}")
-    return ENGINES[spec.engine](folder / spec.file, threads)
+    require_host(Path(spec.file).stem, spec.engine, spec.instructions)
+    return ENGINES[spec.engine](folder / spec.file, threads, spec.precision)
+
+
+def _width(shape: list) -> int:
+    """The second dimension of an input; 0 where it is open, as a sequence's length is."""
+    return shape[1] if len(shape) > 1 and isinstance(shape[1], int) else 0

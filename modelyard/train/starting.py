@@ -11,7 +11,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError
-from modelyard.models.config import MODEL_FILE, CustomConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, ModelSpec
 from modelyard.task_kinds import Target
 from modelyard.train.config import TrainConfig
 from modelyard.transform import FittedTransform
@@ -56,7 +56,7 @@ class Parent:
     @property
     def factories(self) -> list[str]:
         """The user's code that its network is built by."""
-        return [self.spec.model.factory] if isinstance(self.spec.model, CustomConfig) else []
+        return self.spec.factories
 
     def require_fit(self, transform: Transform, target: Target) -> None:
         """Refuse a model that answers another question than a data set asks, or takes other inputs.

@@ -1,0 +1,121 @@
+"""A float network as a file for an engine, by each form technique."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from modelyard.compress.export import export_onnx
+from modelyard.compress.quantize import dynamic_int8, half_weights, static_int8
+from modelyard.compress.techniques import DynamicInt8, Float32, FormTechnique, HalfWeights, NncfInt8, StaticInt8
+from modelyard.errors import ConversionFailed
+from modelyard.runtime import RuntimeSpec
+from modelyard.runtime.hosts import require_host
+
+# Fewer rows say little about the range of anything.
+MIN_CALIBRATION_ROWS = 16
+
+
+def make_form(
+    network: nn.Module,
+    width: int,
+    folder: Path,
+    name: str,
+    technique: FormTechnique | None,
+    *,
+    calibration: np.ndarray,
+    float_file: Path | None = None,
+) -> RuntimeSpec:
+    """Write one form of a network into a folder.
+
+    Args:
+        width: of its input.
+        name: of the files, without a suffix.
+        technique: None: float ONNX.
+        calibration: (n, width) rows of the training split.
+        float_file: the network as float ONNX, where somebody has exported it already: that takes seconds.
+
+    Raises:
+        ConversionFailed: the network cannot be exported or quantized, or there are too few or impossible rows.
+        MissingExtra: the engine is not installed.
+    """
+    if isinstance(technique, Float32) and technique.engine == "torch":
+        return _torch_program(network, width, folder, name, technique)
+    if float_file is None:
+        float_file = folder / f"{name}.onnx"
+        export_onnx(network, width, float_file)
+    if technique is None:
+        return RuntimeSpec(file=float_file.name, precision="fp32")
+    return from_onnx(float_file, folder, name, technique, calibration)
+
+
+def from_onnx(
+    float_file: Path, folder: Path, name: str, technique: FormTechnique, calibration: np.ndarray
+) -> RuntimeSpec:
+    """One form of a float ONNX file."""
+    spec = RuntimeSpec(file=f"{name}.onnx", precision="int8")
+    match technique:
+        case StaticInt8():
+            rows = _calibration(calibration, technique.calibration_rows)
+            static_int8(float_file, folder / spec.file, technique, rows)
+            return spec if technique.reduce_range else spec.model_copy(update={"instructions": ["vnni"]})
+        case DynamicInt8():
+            dynamic_int8(float_file, folder / spec.file, technique)
+            return spec if technique.reduce_range else spec.model_copy(update={"instructions": ["vnni"]})
+        case HalfWeights():
+            half_weights(float_file, folder / spec.file)
+            return spec.model_copy(update={"precision": "fp32"})
+        case Float32() | NncfInt8():
+            require_host(name, "openvino", [])
+            from modelyard.compress.openvino import int8_form, plain_form
+
+            if isinstance(technique, Float32):
+                return plain_form(float_file, folder, name, technique.precision)
+            rows = _calibration(calibration, technique.calibration_rows)
+            return int8_form(float_file, folder, name, technique, rows)
+
+
+def _calibration(rows: np.ndarray, wanted: int) -> np.ndarray:
+    """At most that many of the rows, spread evenly.
+
+    Raises:
+        ConversionFailed: there are too few to tell ranges by, or some are no finite numbers.
+    """
+    chosen = (
+        rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).astype(np.int64))] if len(rows) else rows
+    )
+    if len(chosen) < MIN_CALIBRATION_ROWS:
+        raise ConversionFailed(f"{len(chosen)} rows to calibrate with are too few, {MIN_CALIBRATION_ROWS} are needed")
+    if not np.isfinite(chosen).all():
+        raise ConversionFailed("some rows to calibrate with hold no finite numbers")
+    return chosen
+
+
+def _torch_program(network: nn.Module, width: int, folder: Path, name: str, technique: Float32) -> RuntimeSpec:
+    from modelyard.runtime.torch_program import save_program
+
+    half = technique.precision == "bf16"
+    program = torch.export.export(
+        (InBf16(network) if half else network).eval(),
+        (torch.zeros(2, width),),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+    )
+    spec = RuntimeSpec(
+        engine="torch", file=f"{name}.pt2", precision=technique.precision, instructions=["bf16"] if half else []
+    )
+    save_program(program, folder / spec.file)
+    return spec
+
+
+class InBf16(nn.Module):
+    """A network whose weights and arithmetic are bf16, between float32 inputs and outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.to(torch.bfloat16)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.network(features.to(torch.bfloat16)).float()

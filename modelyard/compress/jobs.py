@@ -1,0 +1,163 @@
+"""What is done in a process of its own: from files in local folders to files and numbers. No store, no pandas.
+
+Each job takes and returns plain JSON (`modelyard.compress.workshop.Workshop.run` carries it over).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+from torch import nn
+
+from modelyard.compress.check import Parity, check_operators, check_parity
+from modelyard.compress.forms import make_form
+from modelyard.compress.latency import measure_in_turns
+from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
+from modelyard.compress.quality import PairedBlocks
+from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique
+from modelyard.errors import ConversionFailed
+from modelyard.models.build import load_model, save_model
+from modelyard.models.config import MODEL_FILE, ModelSpec, ReshapedConfig
+from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
+from modelyard.task_kinds import Target, task_kind
+
+Json = Mapping[str, Any]
+BATCH_ROWS = 4096
+
+
+def shrink(request: Json) -> dict[str, Any]:
+    """A smaller network of a trained one.
+
+    ``model``: folder; ``technique``; ``rows``: .npy of network input; ``out``: folder for the new model.
+    """
+    torch.set_num_threads(request["threads"])
+    spec = ModelSpec.model_validate_json((Path(request["model"]) / MODEL_FILE).read_bytes())
+    if isinstance(spec.model, ReshapedConfig):
+        raise ConversionFailed("the trained network was made smaller before: search from the one it came from")
+    technique = TypeAdapter(NetworkTechnique).validate_python(request["technique"])
+    network = load_model(Path(request["model"]))
+    shapes = shrink_(network, technique, torch.from_numpy(np.load(request["rows"])))
+    config = ReshapedConfig(kind="reshaped", base=spec.model, linears=shapes) if shapes else spec.model
+    save_model(spec.model_copy(update={"model": config}), network.state_dict(), Path(request["out"]))
+    return {"parameters": parameters(network)}
+
+
+def build(request: Json) -> dict[str, Any]:
+    """One form of a network, checked and judged beside the trained network.
+
+    ``model``, ``parent``: folders of the network and of the trained one it came from; ``technique``: of the form, or
+    None; ``name``: of its files; ``float``: its float ONNX file, or None; ``features``, ``targets``, ``calibration``: .npy; ``target``; ``out``: folder.
+    """
+    torch.set_num_threads(request["threads"])
+    technique = TypeAdapter(FormTechnique).validate_python(request["technique"]) if request["technique"] else None
+    network, out = load_model(Path(request["model"])), Path(request["out"])
+    features = np.load(request["features"], mmap_mode="r")
+    example = torch.from_numpy(np.ascontiguousarray(features[:1]))
+    counts = {"parameters": parameters(network), "macs": multiply_accumulates(network, example)}
+    calibration = np.load(request["calibration"])
+    spec = make_form(
+        network,
+        features.shape[1],
+        out,
+        request["name"],
+        technique,
+        calibration=calibration,
+        float_file=Path(request["float"]) if request["float"] else None,
+    )
+    runtime = open_runtime(spec, out, request["threads"])
+    require_any_batch(runtime, np.array(features[:3]))
+    float_network = load_model(Path(request["model"]))
+    is_lossless = technique is None or (isinstance(technique, Float32) and technique.precision == "fp32")
+    parity, drops = _judged(request, runtime, float_network, load_model(Path(request["parent"])), features)
+    if is_lossless:
+        check_parity(request["name"], parity, request["parity_tolerance"])
+    operators = check_operators(out / spec.file) if spec.engine == "onnxruntime" else {}
+    return {
+        **counts,
+        "spec": spec.model_dump(mode="json"),
+        "size_bytes": spec.size_bytes(out),
+        "operators": operators,
+        "parity": asdict(parity),
+        "drops": drops,
+    }
+
+
+def measure(request: Json) -> dict[str, Any]:
+    """Latency of forms, measured in turns. ``forms``: name -> folder and spec; ``reference``: one of them."""
+    runtimes = {
+        name: open_runtime(RuntimeSpec.model_validate(form["spec"]), Path(form["folder"]), request["threads"])
+        for name, form in request["forms"].items()
+    }
+    features = np.load(request["features"])
+    return {
+        str(batch): {
+            name: asdict(latency)
+            for name, latency in measure_in_turns(
+                runtimes,
+                features,
+                batch,
+                reference=request["reference"],
+                rounds=request["rounds"],
+                repeats=request["repeats"],
+            ).items()
+        }
+        for batch in request["batches"]
+    }
+
+
+JOBS: dict[str, Callable[[Json], dict[str, Any]]] = {"shrink": shrink, "build": build, "measure": measure}
+
+
+def require_any_batch(runtime: Runtime, rows: np.ndarray) -> None:
+    """Refuse a form that was fixed to the number of rows that it was exported with.
+
+    Raises:
+        ConversionFailed: it does not take one row, or three.
+    """
+    for batch in (rows[:1], np.resize(rows, (3, rows.shape[1]))):
+        try:
+            shape = runtime.run(np.ascontiguousarray(batch)).shape
+        except Exception as failure:  # the engines' own errors share no base class
+            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+            raise ConversionFailed(f"it does not take a batch of {len(batch)} rows: {reason}") from failure
+        if shape[0] != len(batch):
+            raise ConversionFailed(f"it answers {len(batch)} rows with outputs of shape {shape}")
+
+
+def _judged(
+    request: Json, runtime: Runtime, network: nn.Module, parent: nn.Module, features: np.ndarray
+) -> tuple[Parity, dict[str, Any]]:
+    """Parity with its own float network, and the drops of all metrics against the trained one."""
+    target, targets = Target.model_validate(request["target"]), np.load(request["targets"])
+    kind = task_kind(target.task)
+    blocks = PairedBlocks(lambda: kind.metric(target), len(targets))
+    difference = largest = 0.0
+    agreeing = broken = 0
+    for start in range(0, len(targets), BATCH_ROWS):
+        rows = np.ascontiguousarray(features[start : start + BATCH_ROWS])
+        outputs, own, trained = runtime.run(rows), _outputs(network, rows), _outputs(parent, rows)
+        broken += int((~np.isfinite(outputs)).any(axis=1).sum())
+        if broken:
+            continue
+        difference, largest = (
+            max(difference, float(np.abs(outputs - own).max())),
+            max(largest, float(np.abs(own).max())),
+        )
+        agreeing += int((outputs.argmax(axis=1) == own.argmax(axis=1)).sum())
+        blocks.update(trained, outputs, targets[start : start + BATCH_ROWS])
+    if broken:
+        raise ConversionFailed(f"its outputs are NaN or infinite for {broken} of {len(targets)} validation rows")
+    drops = blocks.drops(request["confidence"])
+    parity = Parity(len(targets), difference / max(largest, 1.0), agreeing / max(len(targets), 1))
+    return parity, {name: drop.model_dump() for name, drop in drops.items()}
+
+
+def _outputs(network: nn.Module, rows: np.ndarray) -> np.ndarray:
+    with torch.inference_mode():
+        return network(torch.from_numpy(rows)).numpy()

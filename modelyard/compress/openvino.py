@@ -1,0 +1,74 @@
+"""Forms for OpenVINO: the network as its intermediate representation, plain or quantized by NNCF."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+
+from modelyard.compress.techniques import NncfInt8
+from modelyard.runtime import RuntimeSpec
+
+SAMPLE_ROWS = 256
+
+
+def plain_form(float_file: Path, folder: Path, name: str, precision: str) -> RuntimeSpec:
+    """A float ONNX file as OpenVINO's own; ``bf16`` stores weights as fp16 and computes in bf16."""
+    import openvino
+
+    half = precision == "bf16"
+    spec = _spec(name, precision, ["bf16"] if half else [])
+    _save(openvino.convert_model(str(float_file)), folder, spec, half=half)
+    return spec
+
+
+def int8_form(float_file: Path, folder: Path, name: str, technique: NncfInt8, rows: np.ndarray) -> RuntimeSpec:
+    """Post-training quantization by `nncf.quantize`.
+
+    Args:
+        rows: (n, width) float32 that fix the ranges.
+    """
+    import openvino
+
+    spec = _spec(name, "int8", ["vnni"])
+    model = openvino.convert_model(str(float_file))
+    # NNCF takes the mean of the samples' own ranges: samples of single rows would cut most of what is to come.
+    samples = np.array_split(rows, math.ceil(len(rows) / SAMPLE_ROWS))
+    _save(quantized(model, samples, transformer=technique.transformer), folder, spec, half=False)
+    return spec
+
+
+def quantized(model: Any, samples: list[Any], *, transformer: bool) -> Any:
+    """An OpenVINO model quantized by NNCF with its defaults; ``samples`` are inputs as the model takes them."""
+    import nncf
+
+    nncf.set_log_level(logging.ERROR)
+    kind = nncf.ModelType.TRANSFORMER if transformer else None
+    return nncf.quantize(model, nncf.Dataset(samples), subset_size=len(samples), model_type=kind)
+
+
+def _spec(name: str, precision: str, instructions: list[str]) -> RuntimeSpec:
+    return RuntimeSpec(
+        engine="openvino",
+        file=f"{name}.xml",
+        weights_file=f"{name}.bin",
+        precision=precision,
+        instructions=instructions,
+    )
+
+
+def _save(model: Any, folder: Path, spec: RuntimeSpec, *, half: bool) -> None:
+    """Write both files; what tells where and by which version they were made is left out."""
+    import openvino
+
+    path = folder / spec.file
+    openvino.save_model(model, str(path), compress_to_fp16=half)
+    document = ET.parse(path)  # noqa: S314 (written a moment ago)
+    root = document.getroot()
+    for told in root.findall("rt_info"):
+        root.remove(told)
+    document.write(path, encoding="utf-8", xml_declaration=True)

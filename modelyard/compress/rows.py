@@ -1,0 +1,84 @@
+"""Rows of a data set as a model's own transform makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Catalog
+from modelyard.datasets import TRANSFORM_FILE, Dataset, Split
+from modelyard.errors import DataError
+from modelyard.task_kinds import Target, task_kind
+from modelyard.transform import FittedTransform
+
+# What techniques may ask for, at most.
+CALIBRATION_ROWS = 10_000
+
+
+class Rows:
+    """Network input of a data set's splits."""
+
+    def __init__(self, dataset: Dataset, transform: FittedTransform) -> None:
+        missing = sorted(set(transform.columns) - set(dataset.transform.columns))
+        if missing:
+            raise DataError(f"the data set lacks columns that the model takes: {', '.join(missing[:8])}")
+        self._dataset, self._transform = dataset, transform
+
+    @classmethod
+    def fetch(
+        cls, catalog: Catalog, dataset: ArtifactRef, model: ArtifactRef, folder: Path, splits: Sequence[Split]
+    ) -> Rows:
+        """Download the named splits, to be read as a trained model reads them."""
+        transform = FittedTransform.model_validate_json(catalog.read(model, TRANSFORM_FILE))
+        return cls(Dataset.fetch(catalog, dataset, folder, splits), transform)
+
+    @property
+    def target(self) -> Target:
+        return self._dataset.target
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """The validation split."""
+        for frame in self._dataset.frames("validation"):
+            yield self._transform.apply_frame(frame)
+
+    def all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """A whole split: network input (n, width) float32 and encoded targets (n,).
+
+        Raises:
+            DataError: the split is empty.
+        """
+        kind, target = task_kind(self.target.task), self.target
+        parts = [
+            (self._transform.apply_frame(frame), kind.encode(target, frame[target.column]))
+            for frame in self._dataset.frames(split)
+        ]
+        if not parts:
+            raise DataError(f"the {split} split is empty: nothing to judge candidates by")
+        features, targets = zip(*parts, strict=True)
+        return np.concatenate(features), np.concatenate(targets)
+
+    def some(self, split: Split, num_rows: int) -> np.ndarray:
+        """At most that many rows (n, width) of a split, spread evenly: it may be sorted.
+
+        Raises:
+            DataError: the split is empty.
+        """
+        available = self._dataset.num_rows(split)
+        if not available:
+            raise DataError(
+                f"the {'training' if split == 'train' else split} split is empty: nothing to calibrate with"
+            )
+        chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
+        found, position = [], 0
+        for frame in self._dataset.frames(split):
+            here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
+            found.append(self._transform.apply_frame(frame.iloc[here]))
+            position += len(frame)
+        return np.concatenate(found)
+
+    def calibration(self, num_rows: int) -> np.ndarray:
+        """Rows of the training split."""
+        return self.some("train", num_rows)

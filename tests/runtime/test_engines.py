@@ -1,0 +1,202 @@
+"""Engines on forms of one small network: the same answers from each, and refusals that name what is missing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+import pytest
+import torch
+from torch import nn
+
+from modelyard.compress import Float32, NncfInt8
+from modelyard.compress.forms import make_form
+from modelyard.compress.techniques import FormTechnique
+from modelyard.errors import ConfigError, DataError, HostUnfit, MissingExtra
+from modelyard.model_package import PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
+from modelyard.runtime import RuntimeSpec, open_runtime
+from modelyard.runtime.hosts import has_instruction
+from modelyard.serve.wire import HEADER, Kind, frame, pack_tensors, unpack_tensors
+from modelyard.task_kinds import Target
+from modelyard.transform import FeatureScale, FittedTransform
+
+WIDTH = 6
+ROWS = np.random.default_rng(0).normal(size=(64, WIDTH)).astype(np.float32)
+FLOAT = "float"
+TECHNIQUES: dict[str, tuple[FormTechnique | None, float]] = {
+    "float": (None, 1e-5),
+    "openvino": (Float32(), 1e-5),
+    "openvino-bf16": (Float32(precision="bf16"), 0.02),
+    "openvino-int8": (NncfInt8(), 0.1),
+    "torch": (Float32(engine="torch"), 1e-5),
+    "torch-bf16": (Float32(engine="torch", precision="bf16"), 0.02),
+}
+
+
+class Forms:
+    """Forms of one network in one folder, each made when it is asked for first."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.folder = folder
+        self.network = nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+        self.specs: dict[str, RuntimeSpec] = {}
+
+    def spec(self, name: str) -> RuntimeSpec:
+        if name not in self.specs:
+            exported = None if name == FLOAT else self.folder / self.spec(FLOAT).file
+            network = nn.Sequential(*map(_copy, self.network))
+            technique = TECHNIQUES[name][0]
+            self.specs[name] = make_form(
+                network, WIDTH, self.folder, name, technique, calibration=ROWS, float_file=exported
+            )
+        return self.specs[name]
+
+
+def _copy(layer: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(layer))  # noqa: S301 (a deep copy of our own)
+
+
+@pytest.fixture(scope="module")
+def forms(tmp_path_factory: pytest.TempPathFactory) -> Forms:
+    return Forms(tmp_path_factory.mktemp("forms"))
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_each_engine_answers_as_the_network(forms: Forms, name: str):
+    """For one row and for many, and its files tell neither where nor by which version they were made."""
+    if "bf16" in name and not has_instruction("bf16"):
+        pytest.skip("this processor has no bf16 instructions")
+    spec = forms.spec(name)
+    runtime = open_runtime(spec, forms.folder)
+    with torch.inference_mode():
+        expected = forms.network(torch.from_numpy(ROWS)).numpy()
+    tolerance = TECHNIQUES[name][1] * np.abs(expected).max()
+    assert runtime.input_width == WIDTH
+    for batch in (1, 2, 64):
+        answer = runtime.run(ROWS[:batch])
+        assert answer.dtype == np.float32
+        np.testing.assert_allclose(answer, expected[:batch], atol=tolerance)
+    for file in spec.files:
+        body = (forms.folder / file).read_bytes()
+        assert not [trace for trace in (b"site-packages", b"/tmp/", b"/home") if trace in body]
+
+
+def test_an_answer_outlives_the_next_call(forms: Forms):
+    """OpenVINO reuses its output buffer: what was handed out must not change under a reader."""
+    runtime = open_runtime(forms.spec("openvino"), forms.folder)
+    first = runtime.run(ROWS[:1])
+    kept = first.copy()
+    runtime.run(ROWS[1:2])
+    np.testing.assert_array_equal(first, kept)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "sentence"),
+    [
+        ({"instructions": ["amx9"]}, HostUnfit, "instruction set amx9, which this machine"),
+        ({"engine": "openvino", "file": "float.xml"}, MissingExtra, r"pip install 'modelyard\[openvino\]'"),
+    ],
+)
+def test_a_host_that_does_not_fit_is_refused_by_name(
+    forms: Forms, monkeypatch: pytest.MonkeyPatch, change: dict, kind: type[Exception], sentence: str
+):
+    """An instruction set that is missing, an engine that is not installed: before anything is loaded."""
+    monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds that fails
+    with pytest.raises(kind, match=sentence):
+        open_runtime(forms.spec(FLOAT).model_copy(update=change), forms.folder)
+
+
+def test_an_unknown_engine_is_refused(forms: Forms):
+    """A package from a later version, say."""
+    spec = RuntimeSpec.model_construct(engine="abacus", file="x", instructions=[])
+    with pytest.raises(ConfigError, match="'abacus' is not an engine; known: onnxruntime, openvino, torch"):
+        open_runtime(spec, forms.folder)
+
+
+class Evil:
+    """What a pickle can do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("place", ["x/data/sample_inputs/model.pt", "x/data/aotinductor/model/y.so"])
+def test_a_program_with_code_in_it_is_refused(forms: Forms, tmp_path: Path, place: str):
+    """torch itself would unpickle it; nothing of it runs here."""
+    touched, path = tmp_path / "touched", tmp_path / "evil.pt2"
+    with zipfile.ZipFile(forms.folder / forms.spec("torch").file) as good, zipfile.ZipFile(path, "w") as evil:
+        for name in good.namelist():
+            if not name.endswith(place.partition("/")[2]):
+                evil.writestr(name, good.read(name))
+        evil.writestr(place, pickle.dumps(Evil(touched)))
+    with pytest.raises(DataError, match=r"which could run code where it is loaded"):
+        open_runtime(RuntimeSpec(engine="torch", file=path.name, precision="fp32"), tmp_path)
+    assert not touched.exists()
+
+
+@pytest.mark.parametrize(
+    ("engine", "suffix", "sentence"),
+    [
+        ("onnxruntime", "onnx", "onnxruntime cannot load it"),
+        ("openvino", "xml", "OpenVINO cannot load it"),
+        ("torch", "pt2", "torch cannot load it"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, engine: str, suffix: str, sentence: str):
+    """By every engine in one sentence."""
+    (tmp_path / f"x.{suffix}").write_bytes(b"not a model")
+    spec = RuntimeSpec.model_validate({"engine": engine, "file": f"x.{suffix}", "precision": "fp32"})
+    with pytest.raises(DataError, match=rf"x\.{suffix}: {sentence}"):
+        open_runtime(spec, tmp_path)
+
+
+def test_the_endpoints_worker_serves_an_openvino_form(forms: Forms):
+    """A real worker process loads it, says ready and answers rows."""
+    spec = forms.spec("openvino-int8")
+    target = Target(column="kind", classes=["ant", "bee", "cat"])
+    package = PackageSpec(target=target, forms={"small": spec}, default_form="small")
+    scales = [FeatureScale(name=f"f{number}", offset=0.0, scale=1.0) for number in range(WIDTH)]
+    (forms.folder / PACKAGE_FILE).write_text(package.model_dump_json())
+    (forms.folder / TRANSFORM_FILE).write_text(FittedTransform(features=scales).model_dump_json())
+    ours, theirs = socket.socketpair()
+    worker = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "modelyard.serve.worker",
+            "--socket-fd",
+            str(theirs.fileno()),
+            "--router-pid",
+            str(os.getpid()),
+        ],
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    with ours, ours.makefile("rb") as stream:
+        ours.settimeout(60)
+        ours.sendall(frame(0, Kind.LOAD, orjson.dumps({"folder": str(forms.folder), "form": "small"})))
+        assert _next(stream)[0] == Kind.READY
+        ours.sendall(frame(1, Kind.INFER, pack_tensors({"features": ROWS.astype(np.float64)})))
+        kind, payload = _next(stream)
+    worker.wait(10)
+    assert kind == Kind.ANSWER
+    expected = open_runtime(spec, forms.folder).run(ROWS)
+    np.testing.assert_allclose(np.asarray(unpack_tensors(payload)["outputs"]), expected, atol=1e-6)
+
+
+def _next(stream: BinaryIO) -> tuple[int, bytes]:
+    length, _, kind = HEADER.unpack(stream.read(HEADER.size))
+    return kind, stream.read(length - (HEADER.size - 4))
