@@ -143,6 +143,9 @@ class PreprocessConfig(Frozen):
     nulls: NullPolicy = Field("reject", description="what becomes of a null in a feature without a rule of its own")
     max_rejected_fraction: float = Field(0.05, ge=0, le=1, description="more quarantined rows than this: an error")
     shard_rows: int = Field(100_000, ge=1, description="rows per file of the data set, at most")
+    partition_bytes: int = Field(
+        8 * 2**20, ge=1, description="files are processed and kept together until they have about so many bytes"
+    )
     read: ReadConfig = ReadConfig()
     transform: TransformConfig = TransformConfig()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -11,7 +10,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import yaml
+from pydantic import ConfigDict
 
+from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
 from modelyard.preprocess.values import integers, numbers, texts
@@ -20,8 +21,7 @@ Role = Literal["feature", "target", "key"]
 NO_RULE = ColumnConfig()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
+class Column(Frozen):
     """One column of the data set.
 
     Attributes:
@@ -31,14 +31,16 @@ class Column:
         nulls: what becomes of a row without a value.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     name: str
     role: Role
     kind: Kind | Literal["text"]
     low: float = -np.inf
     high: float = np.inf
-    allowed: frozenset[str] | None = None
+    allowed: tuple[str, ...] | None = None
     nulls: NullPolicy = "reject"
-    rule: ColumnConfig = field(default=NO_RULE)
+    rule: ColumnConfig = NO_RULE
 
     @property
     def is_number(self) -> bool:
@@ -56,8 +58,7 @@ class Column:
         return pa.timestamp("us") if self.kind == "date" else pa.string()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Frozen):
     """The columns of a data set.
 
     Attributes:
@@ -65,6 +66,8 @@ class Plan:
         identity: columns that decide the split; empty means the whole row.
         ignored: columns of the first file that nothing uses.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     columns: list[Column]
     identity: list[str]
@@ -179,7 +182,7 @@ def _feature(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
         kind=kind,
         low=-np.inf if low is None else low,
         high=np.inf if high is None else high,
-        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        allowed=_allowed(rule.values),
         nulls=nulls,
         rule=rule,
     )
@@ -204,7 +207,7 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
         name=config.target,
         role="target",
         kind=_label_kind(labels, values),
-        allowed=None if labels is None else frozenset(map(str, labels)),
+        allowed=_allowed(labels),
         nulls=rule.nulls,
         rule=rule,
     )
@@ -221,7 +224,7 @@ def _key(config: PreprocessConfig, name: str) -> Column:
         kind=kind,
         low=-np.inf if low is None else low,
         high=np.inf if high is None else high,
-        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        allowed=_allowed(rule.values),
         nulls="drop" if rule.nulls == "drop" else "reject",
         rule=rule,
     )
@@ -275,6 +278,10 @@ def _label_kind(labels: Sequence[str | int] | None, values: pl.Series) -> Litera
     present = texts(values).drop_nulls()
     whole, _ = integers(present)
     return "integer" if len(present) and whole.count() * 2 >= len(present) else "text"
+
+
+def _allowed(values: Sequence[str | int] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(sorted(set(map(str, values))))
 
 
 def _microseconds(moment: datetime | None) -> float | None:
