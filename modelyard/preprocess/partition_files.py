@@ -101,9 +101,10 @@ class PlacesWriter:
         self._attempt, self._path = attempt, attempt.scratch / PLACES_FILE
         self._writer = parquet.ParquetWriter(self._path, PLACES, compression="zstd", store_schema=False)
 
-    def add(self, codes: np.ndarray, file: int, numbers: np.ndarray) -> None:
-        files = np.full(len(codes), file, dtype=np.int32)
-        self._writer.write_table(pa.table([pa.array(codes.astype(np.int8)), files, numbers], schema=PLACES))
+    def add(self, codes: np.ndarray, files: np.ndarray, numbers: np.ndarray) -> None:
+        """For the next rows: number of the split, of the file in the partition, and of the row there; each (n,)."""
+        columns = [codes.astype(np.int8), files.astype(np.int32), numbers.astype(np.int64)]
+        self._writer.write_table(pa.table([pa.array(column) for column in columns], schema=PLACES))
 
     def close(self) -> None:
         self._writer.close()

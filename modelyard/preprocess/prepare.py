@@ -7,9 +7,10 @@ result can be kept, and found again as long as its files are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import closing, contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -17,10 +18,12 @@ import polars as pl
 from modelyard.artifacts import Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.datasets import SPLITS
-from modelyard.preprocess.clean import Cleaned, clean
+from modelyard.preprocess.clean import clean
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import LedgerWriter, RecentRows
-from modelyard.preprocess.formats import detect
+from modelyard.preprocess.formats import detect, format_by_name
+from modelyard.preprocess.image_rows import image_columns
+from modelyard.preprocess.loose_images import loose_images
 from modelyard.preprocess.partition_files import (
     ROWS_LEDGER,
     UNSPLIT,
@@ -59,18 +62,25 @@ class Preparation(Frozen):
     key_fingerprint: str | None
 
     @property
+    def images(self) -> set[str]:
+        """Names of the files that are one image each, as far as their names say."""
+        said = self.config.read.format
+        names = [source.name for source in self.partition.sources]
+        return {name for name in names if (said or format_by_name(name)) == "image"}
+
+    @property
     def work(self) -> Work:
         plan = self.plan and hashlib.sha256(self.plan.model_dump_json().encode()).hexdigest()
         said = self.config.model_dump(mode="json", exclude=ABOUT_THE_WHOLE)
         # Of the transform, what decides which statistics are taken.
         said["categories"] = self.config.transform.categories
-        sources = self.partition.model_dump(mode="json")["sources"]
+        files = self.partition.model_dump(mode="json")
         return Work(
             kind="partition",
             config={"step": "prepare", "preprocess": said},
             inputs={},
             code_version=self.code_version,
-            occasion={"sources": sources, "plan": plan, "key": self.key_fingerprint},
+            occasion={"files": files, "plan": plan, "key": self.key_fingerprint},
         )
 
 
@@ -85,9 +95,23 @@ def prepare(catalog: Catalog, preparation: Preparation, protector: Protector, or
 
 def _build(preparation: Preparation, protector: Protector, attempt: Attempt) -> None:
     with closing(_Intake(attempt, preparation, protector)) as intake:
-        for number, source in enumerate(preparation.partition.sources):
-            intake.take(number, source)
+        for run in _runs(preparation):
+            if run[0][1].name in preparation.images:
+                intake.take_images(run)
+            else:
+                intake.take(*run[0])
         intake.finish()
+
+
+def _runs(preparation: Preparation) -> list[list[tuple[int, Source]]]:
+    """Files with their numbers; neighbours that are one image each come together, the others alone."""
+    runs: list[list[tuple[int, Source]]] = []
+    for number, source in enumerate(preparation.partition.sources):
+        if runs and {source.name, runs[-1][-1][1].name} <= preparation.images:
+            runs[-1].append((number, source))
+        else:
+            runs.append([(number, source)])
+    return runs
 
 
 class _Intake:
@@ -96,6 +120,8 @@ class _Intake:
     def __init__(self, attempt: Attempt, preparation: Preparation, protector: Protector) -> None:
         self._attempt, self._config, self._protector = attempt, preparation.config, protector
         self._folder, self._plan = preparation.folder, preparation.plan
+        self._companions = preparation.partition.companions
+        self._names = [source.name for source in preparation.partition.sources]
         self._is_split = self._config.split.method != "stratified"
         self._files: PartitionFiles | None = None
         self._places = PlacesWriter(attempt)
@@ -117,9 +143,30 @@ class _Intake:
             check_columns(self._config, source.name, present)
             # The text of a row that could not be told into columns may hold anything.
             show_torn = not any(rule.sensitive for rule in self._config.columns.values())
-            wanted = self._wanted(present)
-            for batch in ahead(batches(path, source.name, kind, wanted, self._config.read, show_torn=show_torn)):
-                self._add(batch, number, source.name)
+            wanted, read = self._wanted(present), self._config.read
+            with self._labels(source) as labels:
+                raw = batches(path, source.name, kind, wanted, read, labels=labels, show_torn=show_torn)
+                for batch in ahead(raw):
+                    self._add(batch, number, source.name)
+
+    def take_images(self, sources: Sequence[tuple[int, Source]]) -> None:
+        """Read files that are one image each."""
+        config, name = self._config, sources[0][1].name
+        present = image_columns(config.read)
+        check_columns(config, name, present)
+        for batch in ahead(
+            loose_images(self._attempt.store, self._folder, sources, self._wanted(present), config.read)
+        ):
+            self._add(batch, 0, name)
+
+    @contextmanager
+    def _labels(self, source: Source) -> Generator[Path | None]:
+        companion = self._companions.get(source.name)
+        if companion is None:
+            yield None
+            return
+        with fetched(self._attempt.store, self._folder, companion, self._attempt.scratch) as path:
+            yield path
 
     def finish(self) -> None:
         """Every file was read. Where none had a row, and no plan was given, there is nothing but the count."""
@@ -165,29 +212,39 @@ class _Intake:
             files.refuse(self._torn.pop(0))
         if rows.height:
             check_file(self._plan, file, rows.schema)
-            self._keep(rows, self._plan, batch.numbers, number, file)
+            places = batch.files if batch.files is not None and len(batch.files) else np.full(rows.height, number)
+            self._keep(rows, self._plan, np.column_stack([places, batch.numbers]), file)
 
-    def _keep(self, rows: pl.DataFrame, plan: Plan, numbers: np.ndarray, number: int, file: str) -> None:
+    def _keep(self, rows: pl.DataFrame, plan: Plan, places: np.ndarray, file: str) -> None:
+        """Args: places: (n, 2), the number of each row's file and its number there."""
         files = self._opened(plan)
-        cleaned = clean(rows, plan, file, numbers)
-        files.refuse(cleaned.rejected)
+        cleaned = clean(rows, plan, file, np.arange(rows.height))
+        files.refuse(self._placed(cleaned.rejected, places))
         files.statistics.before.add(cleaned.parsed)
         if cleaned.rows.height:
-            self._write(files, plan, cleaned, number)
+            self._write(files, plan, cleaned.rows, places[cleaned.numbers])
 
-    def _write(self, files: PartitionFiles, plan: Plan, cleaned: Cleaned, number: int) -> None:
-        hashes, rows, numbers = row_hashes(cleaned.rows, plan.names), cleaned.rows, cleaned.numbers
+    def _placed(self, lines: pl.DataFrame, places: np.ndarray) -> pl.DataFrame:
+        """Lines of the quarantine with the file and number of each row instead of its place in the batch."""
+        if not lines.height:
+            return lines
+        here = places[lines["row"].to_numpy()]
+        names = pl.Series("file", [self._names[number] for number in here[:, 0]], dtype=pl.String)
+        return lines.with_columns(names, pl.Series("row", here[:, 1], dtype=pl.Int64))
+
+    def _write(self, files: PartitionFiles, plan: Plan, rows: pl.DataFrame, places: np.ndarray) -> None:
+        hashes = row_hashes(rows, plan.names)
         repeated = self._recent.repeated(hashes)
         if repeated.any():
             files.statistics.num_duplicates += int(repeated.sum())
-            hashes, rows, numbers = hashes[~repeated], rows.filter(pl.Series(~repeated)), numbers[~repeated]
+            hashes, rows, places = hashes[~repeated], rows.filter(pl.Series(~repeated)), places[~repeated]
         self._rows.add(hashes)
         self._take_unique(rows)
         identity = row_hashes(rows, plan.identity) if plan.identity else hashes
         codes = np.zeros(rows.height, dtype=np.int8)
         if self._is_split:
             codes = assigner(self._config.split).assign(rows, identity[:, 0] / 2.0**64)
-        self._places.add(codes, number, numbers)
+        self._places.add(codes, places[:, 0], places[:, 1])
         files.add(rows, codes)
         self._num_kept += rows.height
 

@@ -152,8 +152,7 @@ class _Revision:
 
     def _add(self, rows: pl.DataFrame, places: pl.DataFrame, codes: np.ndarray) -> None:
         self._files.add(rows, codes)
-        for (file,), part in places.with_columns(code=pl.Series(codes)).group_by("file", maintain_order=True):
-            self._places.add(part["code"].to_numpy(), int(str(file)), part["number"].to_numpy())
+        self._places.add(codes, places["file"].to_numpy(), places["number"].to_numpy())
 
 
 class _Places:

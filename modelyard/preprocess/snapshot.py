@@ -14,7 +14,7 @@ from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.errors import DataError, NotFound
-from modelyard.preprocess.formats import SUFFIXES, is_data
+from modelyard.preprocess.formats import FAMILIES, SUFFIXES, format_by_name, is_data
 from modelyard.preprocess.locations import find, folder_of, stream
 from modelyard.storage import ObjectInfo, Store
 
@@ -112,10 +112,14 @@ def read_snapshot(catalog: Catalog, ref: ArtifactRef) -> tuple[str, list[Source]
 
 
 def _list(store: Store, dataset_uri: str) -> list[ObjectInfo]:
-    """What counts: in a folder or pattern the files whose names say that they hold data, a single object in any case."""
+    """What counts: in a folder or pattern the files whose names say that they hold data, of one family, a single object
+    in any case."""
     found = find(store, dataset_uri)
     alone = len(found) == 1 and found[0].uri == dataset_uri
     usable = [info for info in found if alone or is_data(info.uri)]
+    if not alone:
+        families = ([info for info in usable if format_by_name(info.uri) in family] for family in FAMILIES)
+        usable = next(filter(None, families), [])
     if not usable:
         others = f" ({len(found)} other objects are)" if found else ""
         raise DataError(

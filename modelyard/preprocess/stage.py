@@ -81,14 +81,20 @@ def preprocess(
         code_version=code_version("modelyard.preprocess", _libraries(config)),
         occasion={"key": fingerprint} if fingerprint else {},
     )
-    making = _Making(catalog, config, origin, protector, code_version("modelyard.preprocess", LIBRARIES))
+    making = _Making(
+        catalog, config, origin, protector, code_version("modelyard.preprocess", _reading_libraries(config))
+    )
     return catalog.produce(work, partial(making.build, snapshot_ref), origin)
 
 
 def _libraries(config: PreprocessConfig) -> list[str]:
     """Those whose arithmetic shows in the result."""
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
-    return [*LIBRARIES, *(["scikit-learn"] if reduces else [])]
+    return [*_reading_libraries(config), *(["scikit-learn"] if reduces else [])]
+
+
+def _reading_libraries(config: PreprocessConfig) -> list[str]:
+    return [*LIBRARIES, *(["pillow"] if config.read.image_size else [])]
 
 
 @dataclass(frozen=True)
