@@ -126,6 +126,7 @@ def _report(plan: Plan, statistics: Statistics) -> dict[str, Any]:
             }
             for split in SPLITS
         },
+        "label_functions": statistics.votes.state(),
         "profile": {"before": statistics.before.as_json(), "after": statistics.after.as_json()},
         "columns": {
             "features": plan.features,

@@ -18,11 +18,12 @@ import polars as pl
 from modelyard.artifacts import Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.datasets import SPLITS
-from modelyard.preprocess.clean import clean
+from modelyard.preprocess.clean import clean, rejection
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import LedgerWriter, RecentRows
 from modelyard.preprocess.formats import detect, format_by_name
 from modelyard.preprocess.image_rows import image_columns
+from modelyard.preprocess.labels import Votes, labelled
 from modelyard.preprocess.loose_images import loose_images
 from modelyard.preprocess.partition_files import (
     ROWS_LEDGER,
@@ -40,6 +41,7 @@ from modelyard.preprocess.schema import Plan, check_columns, check_file, make_pl
 from modelyard.preprocess.snapshot import Source
 from modelyard.preprocess.sources import batches, columns_of, fetched
 from modelyard.preprocess.splits import assigner
+from modelyard.preprocess.steps import apply_step
 
 PLAN_FILE = "plan.json"
 # What these say is about the whole data set, and changes nothing in a partition.
@@ -130,6 +132,7 @@ class _Intake:
         self._num_kept = 0
         self._num_read = 0
         self._torn: list[pl.DataFrame] = []
+        self._votes = Votes()
         self._unique = {
             name: (file, LedgerWriter(attempt.scratch / f"{file}-parts"))
             for name, file in unique_ledgers(self._config).items()
@@ -176,7 +179,7 @@ class _Intake:
             self._attempt.add(file, ledger.finish())
         if self._plan:
             files = self._opened(self._plan)
-            files.statistics.num_read = self._num_read
+            files.statistics.num_read, files.statistics.votes = self._num_read, self._votes
             files.finish()
             self._attempt.add_bytes(PLAN_FILE, self._plan.model_dump_json().encode())
         reasons = self._files.statistics.told_reasons if self._files else []
@@ -192,6 +195,8 @@ class _Intake:
     def _wanted(self, present: Sequence[str]) -> list[str]:
         """Columns of a file that are read at all."""
         dropped = {name for name, rule in self._config.columns.items() if rule.sensitive == "drop"}
+        if self._config.makes_columns:  # of what, only the user's code knows
+            return [name for name in present if name not in dropped]
         if self._plan is not None:
             return self._plan.names if set(self._plan.names) <= set(present) else list(present)
         named = [*self._config.named, *(name for name in self._config.columns if name in present)]
@@ -202,7 +207,9 @@ class _Intake:
         self._num_read += batch.num_read
         if batch.torn is not None:
             self._torn.append(batch.torn)
-        rows = self._protector.apply(batch.rows)
+        files_of = batch.files if batch.files is not None and len(batch.files) else np.full(len(batch.numbers), number)
+        places = np.column_stack([files_of, batch.numbers])
+        rows, places = self._by_user(self._protector.apply(batch.rows), places, file)
         if self._plan is None and rows.height:
             self._plan = make_plan(self._config, file, rows)
         if self._plan is None:
@@ -212,8 +219,19 @@ class _Intake:
             files.refuse(self._torn.pop(0))
         if rows.height:
             check_file(self._plan, file, rows.schema)
-            places = batch.files if batch.files is not None and len(batch.files) else np.full(rows.height, number)
-            self._keep(rows, self._plan, np.column_stack([places, batch.numbers]), file)
+            self._keep(rows, self._plan, places, file)
+
+    def _by_user(self, rows: pl.DataFrame, places: np.ndarray, file: str) -> tuple[pl.DataFrame, np.ndarray]:
+        """Rows and places after the user's own steps and labels."""
+        config = self._config
+        for step in config.steps:
+            rows, stays = apply_step(rows, step, file)
+            gone = rejection(file, np.flatnonzero(~stays), "", f"left out by {step}")
+            self._torn.append(self._placed(gone, places))
+            places = places[stays]
+        if rows.height:
+            rows = labelled(rows, config.target, config.label, file, self._votes)
+        return rows, places
 
     def _keep(self, rows: pl.DataFrame, plan: Plan, places: np.ndarray, file: str) -> None:
         """Args: places: (n, 2), the number of each row's file and its number there."""

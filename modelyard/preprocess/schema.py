@@ -98,6 +98,12 @@ def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
         DataError: a column is missing, or holds nothing that its part asks for.
         ConfigError: a rule for a column that plays no part.
     """
+    if config.makes_columns:
+        for column in config.named:
+            if column not in first.columns:
+                raise DataError(
+                    f"{name}: column {column!r} is missing; the file, steps and label give {_some(first.columns)}"
+                )
     features = _all_features(config, first) if config.features == EVERY else list(config.features)
     if not features:
         raise DataError(f"{name}: no numeric column besides the target; name the feature columns")
@@ -121,7 +127,7 @@ def check_columns(config: PreprocessConfig, name: str, columns: Sequence[str]) -
         DataError: names file, column and what the file has instead.
     """
     declared = [column for column, rule in config.columns.items() if rule.type and rule.sensitive != "drop"]
-    for column in dict.fromkeys([*config.named, *declared]):
+    for column in () if config.makes_columns else dict.fromkeys([*config.named, *declared]):
         if column not in columns:
             raise DataError(f"{name}: column {column!r} is missing; the file has {_some(columns)}")
     for column in columns:

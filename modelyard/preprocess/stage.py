@@ -78,7 +78,7 @@ def preprocess(
         kind="dataset",
         config=config.model_dump(mode="json"),
         inputs={"snapshot": snapshot_ref},
-        code_version=code_version("modelyard.preprocess", _libraries(config)),
+        code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
     making = _Making(

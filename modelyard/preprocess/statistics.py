@@ -15,6 +15,7 @@ from modelyard.errors import DataError
 from modelyard.preprocess.clean import DROPPED, REASONS
 from modelyard.preprocess.config import PreprocessConfig
 from modelyard.preprocess.fitting import TrainStatistics
+from modelyard.preprocess.labels import Votes
 from modelyard.preprocess.profile import SAMPLE_VALUES, TableProfile
 from modelyard.preprocess.schema import Plan
 from modelyard.transform.fit import SAMPLE_VALUES as QUANTILE_VALUES
@@ -40,6 +41,7 @@ class Statistics:
         self.num_duplicates = 0
         self.reasons: Counter[tuple[str, str]] = Counter()
         self.rows: Counter[str] = Counter()
+        self.votes = Votes()
         self.labels: dict[str, Counter[Any]] = {split: Counter() for split in SPLITS}
         if whole:
             self.before, self.after = (TableProfile(plan.columns, SAMPLE_VALUES) for _ in range(2))
@@ -82,6 +84,7 @@ class Statistics:
             "duplicates": self.num_duplicates,
             "reasons": self.told_reasons,
             "before": self.before.state(),
+            "votes": self.votes.state(),
         }
 
     @property
@@ -106,6 +109,7 @@ class Statistics:
         for column, reason, count in state["reasons"]:
             self.reasons[column, reason] += count
         self.before.merge(state["before"])
+        self.votes.merge(state["votes"])
 
     @property
     def counts(self) -> dict[str, int]:
