@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -24,6 +25,8 @@ EXPONENT = 1.05
 SIZES, QUICK_SIZES = (10**8, 10**9), (2 * 10**6, 4 * 10**6)
 ROUNDS = {10**8: 3, 10**9: 1}
 FORMS = ("csv", "parquet")
+# A set of a hundred files, and one more.
+GROWN_FILES, GROWN_BYTES, QUICK_GROWN_BYTES, GROWN_FRACTION = 100, 10**9, 4 * 10**6, 0.05
 
 
 def run(installation: Installation, quick: bool) -> Findings:
@@ -35,6 +38,7 @@ def run(installation: Installation, quick: bool) -> Findings:
             size: _samples(installation.scratch, store, form, size) for size in (QUICK_SIZES if quick else SIZES)
         }
         figures += _figures(form, samples)
+    figures += _growth(installation.scratch, store, QUICK_GROWN_BYTES if quick else GROWN_BYTES)
     return Findings(
         figures=figures,
         notes=[
@@ -48,6 +52,10 @@ def run(installation: Installation, quick: bool) -> Findings:
                 " the store on the same cores; the scripts write to the local disk."
             ),
             f"DuckDB was told {DUCKDB_LIMIT_MB} MB and may spill; polars (streaming) and pandas cannot be held to a limit.",
+            (
+                f"Growth: a set of {GROWN_FILES} CSV files was preprocessed, then one more came. Seconds of the work with its"
+                " snapshot; the process's start and imports are apart."
+            ),
             f"One round at 1 GB, {ROUNDS[10**8]} at 0.1 GB; whole processes, with their start.",
         ],
     )
@@ -76,6 +84,30 @@ def _samples(scratch: Path, store: Store, form: str, size: int) -> Samples:
     finally:
         shutil.rmtree(folder)
         shutil.rmtree(scratch / "out", ignore_errors=True)
+
+
+def _growth(scratch: Path, store: Store, size: int) -> list[Figure]:
+    """What one file more costs, against the whole set."""
+    folder, measured = scratch / "growing", scratch / "measured.json"
+    *_, last = tables.write(folder, "csv", tables.rows_for(size), GROWN_FILES + 1)
+    last.rename(scratch / last.name)
+    samples = []
+    try:
+        for _ in ("whole", "grown"):
+            command = [sys.executable, "-m", "benchmarks.peers.preprocess_ours", str(folder), str(measured)]
+            samples.append(_measured(command) | json.loads(measured.read_text()))
+            if not (folder / last.name).exists():
+                (scratch / last.name).rename(folder / last.name)
+    finally:
+        shutil.rmtree(folder)
+        store.delete([info.uri for info in store.list(f"{store.root}/artifacts")])
+    whole, grown = samples
+    name = f"one file more for {GROWN_FILES} of {size / 1e9:g} GB"
+    return [
+        _limit(name, [grown["work"]], "all files", [whole["work"]], "s", GROWN_FRACTION),
+        _limit(name, [grown["work cpu"]], "all files", [whole["work cpu"]], "CPU s", None),
+        _limit(f"{name}, with the process's start", [grown["seconds"]], "all files", [whole["seconds"]], "s", None),
+    ]
 
 
 def _measured(command: Sequence[str]) -> dict[str, float]:

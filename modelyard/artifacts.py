@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION = 1
 
-ArtifactKind = Literal["snapshot", "dataset", "model", "candidate", "compressed", "verdict"]
+ArtifactKind = Literal["snapshot", "partition", "dataset", "model", "candidate", "compressed", "verdict"]
 
 
 class Frozen(BaseModel):
@@ -88,12 +88,24 @@ class Provenance(Frozen):
     machine: str
     commit: str | None = None
     input_uris: dict[str, str] = Field(default_factory=dict)
+    elsewhere: dict[FileName, str] = Field(
+        default_factory=dict, description="files that lie in the folder of an input: name -> URI"
+    )
     flow_run_id: str | None = None
     mlflow_run_id: str | None = None
     seconds: float | None = None
     measurements: dict[str, Any] = Field(
         default_factory=dict, description="what depends on the machine, such as latency"
     )
+
+    @model_validator(mode="after")
+    def _files_lie_in_inputs(self) -> Provenance:
+        folders = set(self.input_uris.values())
+        for name, uri in self.elsewhere.items():
+            folder, attempts, path = uri.partition("/attempts/")
+            if folder not in folders or not attempts or ".." in PurePosixPath(path).parts:
+                raise ValueError(f"{name!r} lies at {uri}, which is in the folder of no input")
+        return self
 
 
 class Manifest(Frozen):
@@ -109,6 +121,10 @@ class Manifest(Frozen):
     def file_path(self, name: str) -> str:
         """Path of a logical file below the artifact's folder."""
         return f"attempts/{self.provenance.attempt_id}/{name}"
+
+    def file_uri(self, folder: str, name: str) -> str:
+        """Where a logical file of the artifact in ``folder`` lies: there, or with the input that it was taken from."""
+        return self.provenance.elsewhere.get(name) or f"{folder}/{self.file_path(name)}"
 
 
 def canonical_json(value: Any) -> bytes:

@@ -90,7 +90,7 @@ class Attempt:
     """One try at making an artifact. Files go to the store as they are added.
 
     ``facts`` fills up for the digest's part of the manifest; ``measurements`` and ``input_uris`` (where something
-    that is no artifact was read from) for the provenance.
+    that is not named as an input of the work was read from) for the provenance.
     """
 
     store: Store
@@ -101,6 +101,7 @@ class Attempt:
     facts: dict[str, Any] = field(default_factory=dict)
     measurements: dict[str, Any] = field(default_factory=dict)
     input_uris: dict[str, str] = field(default_factory=dict)
+    elsewhere: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str, path: Path) -> None:
         """Upload a local file under a logical name."""
@@ -114,9 +115,13 @@ class Attempt:
     def add_json(self, name: str, value: Any) -> None:
         self.add_bytes(name, json.dumps(value, sort_keys=True, indent=1, allow_nan=False).encode())
 
+    def adopt(self, name: str, entry: FileEntry, uri: str) -> None:
+        """Make a file of another artifact one of this, where it lies; `input_uris` has to name that artifact."""
+        self.files[name], self.elsewhere[name] = entry, uri
+
     def discard(self) -> None:
         """Delete what this attempt wrote."""
-        self.store.delete([self._uri_of(name) for name in self.files])
+        self.store.delete([self._uri_of(name) for name in self.files if name not in self.elsewhere])
 
     def _uri_of(self, name: str) -> str:
         return f"{self.uri}/attempts/{self.attempt_id}/{name}"
@@ -167,17 +172,23 @@ class Catalog:
 
     # -- reading --------------------------------------------------------------------------------------
 
-    def read(self, ref: ArtifactRef, name: str) -> bytes:
-        """One small file, verified."""
-        manifest = self.manifest(ref)
+    def read(self, ref: ArtifactRef, name: str, manifest: Manifest | None = None) -> bytes:
+        """One small file, verified; whoever has the manifest at hand may give it."""
+        manifest = manifest or self.manifest(ref)
         entry, uri = _entry(manifest, ref, name)
         body = self.store.get(uri)
         _check(uri, entry, hashlib.sha256(body).hexdigest())
         return body
 
-    def fetch(self, ref: ArtifactRef, folder: Path, names: Sequence[str] | None = None) -> Manifest:
+    def fetch(
+        self,
+        ref: ArtifactRef,
+        folder: Path,
+        names: Sequence[str] | None = None,
+        manifest: Manifest | None = None,
+    ) -> Manifest:
         """Download files (all, unless named) into a local folder, each verified, several at a time."""
-        manifest = self.manifest(ref)
+        manifest = manifest or self.manifest(ref)
         wanted = list(manifest.content.files) if names is None else names
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
             list(pool.map(lambda name: self._fetch_one(manifest, ref, name, folder / name), wanted))
@@ -239,6 +250,7 @@ class Catalog:
             machine=platform.node(),
             commit=origin.commit,
             input_uris={role: ref.uri for role, ref in work.inputs.items()} | attempt.input_uris,
+            elsewhere=attempt.elsewhere,
             flow_run_id=origin.flow_run_id,
             mlflow_run_id=origin.mlflow_run_id,
             seconds=round(seconds, 3),
@@ -289,7 +301,7 @@ def _entry(manifest: Manifest, ref: ArtifactRef, name: str) -> tuple[FileEntry, 
     entry = manifest.content.files.get(name)
     if entry is None:
         raise NotFound(f"{ref}: has no file {name!r}; it holds {', '.join(manifest.content.files)}")
-    return entry, f"{ref.uri}/{manifest.file_path(name)}"
+    return entry, manifest.file_uri(ref.uri, name)
 
 
 def _check(uri: str, entry: FileEntry, actual: str) -> None:

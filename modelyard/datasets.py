@@ -5,6 +5,7 @@ rejected/                  the rows that were refused, each with its reason
 transform.json             fitted on the training split
 target.json                the fitted target schema
 schema.yaml                what each column was taken for, as a preset's `preprocess` says it: to copy and edit
+partitions.json            which files of the user's were processed together, and the digest of what came of them
 report.json                what went in, what came out, and why the rest did not
 """
 
@@ -30,6 +31,7 @@ TRANSFORM_FILE = "transform.json"
 TARGET_FILE = "target.json"
 REPORT_FILE = "report.json"
 SCHEMA_FILE = "schema.yaml"
+PARTITIONS_FILE = "partitions.json"
 BATCH_ROWS = 8192
 
 

@@ -20,6 +20,7 @@ from modelyard.storage import ObjectInfo, StaleUpload, Store
 # How long an artifact that nothing reaches is kept: the time in which somebody may still want to look at it.
 RETENTION: dict[ArtifactKind, timedelta] = {
     "snapshot": timedelta(days=30),
+    "partition": timedelta(days=14),
     "dataset": timedelta(days=14),
     "model": timedelta(days=30),
     "candidate": timedelta(days=14),
@@ -84,10 +85,13 @@ def plan_sweep(catalog: Catalog, registered: Iterable[ArtifactRef], now: datetim
     """
     now = now or datetime.now(UTC)
     folders = list(_folders(catalog))
-    live = _reachable(folders, [*registered, *_served(catalog.store)])
+    named = [ref.uri for ref in [*registered, *_served(catalog.store)]]
+    # A data set's files lie with its partitions, which may be older than itself.
+    whole = [folder.uri for folder in folders if folder.kind == "dataset" and _is_young(folder, now)]
+    live = _reachable(folders, [*named, *whole])
     plan = Plan(uploads=list(catalog.store.control.stale_uploads(ABANDONED_AFTER)))
     for folder in folders:
-        if folder.manifest is None or folder.uri in live or now - folder.youngest < RETENTION[folder.kind]:
+        if folder.manifest is None or folder.uri in live or _is_young(folder, now):
             _plan_leftovers(plan, folder, now)
         else:
             days = RETENTION[folder.kind].days
@@ -150,10 +154,14 @@ def _served(store: Store) -> Iterator[ArtifactRef]:
                 yield version.verdict
 
 
-def _reachable(folders: Sequence[_Folder], roots: Iterable[ArtifactRef]) -> set[str]:
-    """URIs of the roots and of everything they were made from."""
+def _is_young(folder: _Folder, now: datetime) -> bool:
+    return now - folder.youngest < RETENTION[folder.kind]
+
+
+def _reachable(folders: Sequence[_Folder], roots: Iterable[str]) -> set[str]:
+    """The roots' URIs and those of everything they were made from."""
     manifests = {folder.uri: folder.manifest for folder in folders if folder.manifest}
-    waiting, live = [ref.uri for ref in roots], set[str]()
+    waiting, live = list(roots), set[str]()
     while waiting:
         uri = waiting.pop()
         if uri not in live:

@@ -88,6 +88,18 @@ def test_digest_survives_json():
     assert Manifest.model_validate_json(manifest().model_dump_json()).digest == manifest().digest
 
 
+@pytest.mark.parametrize("uri", ["s3://b/other/attempts/1/a", "s3://b/part/attempts/../../other/a", "s3://b/part/a"])
+def test_files_lie_nowhere_but_in_an_input(uri: str):
+    """A manifest that sends its reader to another folder is none."""
+    assert (
+        manifest(input_uris={"p": "s3://b/part"}, elsewhere={"a": "s3://b/part/attempts/1/a"})
+        .file_uri("s3://b/whole", "a")
+        .endswith("/part/attempts/1/a")
+    )
+    with pytest.raises(ValidationError, match="folder of no input"):
+        manifest(input_uris={"p": "s3://b/part"}, elsewhere={"a": uri})
+
+
 def test_key_covers_everything_the_work_depends_on():
     """Another stage, config, input or code is other work."""
     keys = {

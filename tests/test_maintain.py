@@ -11,7 +11,7 @@ import pytest
 from modelyard.artifacts import ArtifactKind, ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.errors import NotFound
-from modelyard.maintain import ABANDONED_AFTER, plan_sweep, sweep
+from modelyard.maintain import ABANDONED_AFTER, RETENTION, plan_sweep, sweep
 from modelyard.revisions import ModelState, ServedVersion, propose_revision
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -68,6 +68,15 @@ def test_young_artifacts_stay(catalog: Catalog):
     """What nothing reaches yet may be on its way to be reached: its retention protects it."""
     make(catalog, "model")
     assert not plan_sweep(catalog, []).removals
+
+
+def test_partitions_stay_as_long_as_a_data_set(catalog: Catalog, monkeypatch: pytest.MonkeyPatch):
+    """Its files lie in them, though they are older than itself and nothing else names them."""
+    monkeypatch.setitem(RETENTION, "partition", timedelta(days=1))
+    used, orphan = make(catalog, "partition"), make(catalog, "partition")
+    make(catalog, "dataset", partition=used)
+    plan = plan_sweep(catalog, [], now=datetime.now(UTC) + timedelta(days=2))
+    assert [removal.uri for removal in plan.artifacts] == [orphan.uri]
 
 
 def test_planning_removes_nothing(catalog: Catalog):

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from contextlib import contextmanager
 from datetime import datetime
 
 import numpy as np
@@ -23,7 +22,6 @@ from modelyard.transform import (
     Sample,
     SelectConfig,
     TransformConfig,
-    fit,
     fit_scaling,
     reduce,
 )
@@ -223,23 +221,28 @@ def test_moments_leave_gaps_out(rows: np.ndarray, cut: int):
 def test_a_sample_does_not_depend_on_how_values_came(cuts: list[int]):
     """Beyond its size it keeps an even share, the same one for every way of cutting."""
     values = np.arange(3000.0)
-    with mock_limit(500):
-        whole, parts = Sample(), Sample()
-        whole.add(values)
-        for part in np.split(values, sorted(cuts)):
-            parts.add(part)
+    whole, parts = Sample(500), Sample(500)
+    whole.add(values)
+    for part in np.split(values, sorted(cuts)):
+        parts.add(part)
     assert len(whole) <= 500
     assert [whole.quantile(share) for share in (0, 0.5, 1)] == [parts.quantile(share) for share in (0, 0.5, 1)]
     assert whole.quantile(0.5) == pytest.approx(1500, abs=20)
 
 
-@contextmanager
-def mock_limit(count: int):
-    before, fit.SAMPLE_VALUES = fit.SAMPLE_VALUES, count
-    try:
-        yield
-    finally:
-        fit.SAMPLE_VALUES = before
+@PROPERTY
+@given(st.lists(st.integers(0, 3000), max_size=8))
+def test_samples_of_partitions_make_one_of_the_whole(cuts: list[int]):
+    """Each as sparse as the sparsest, so that no partition counts for more than its rows."""
+    whole = Sample(500)
+    for part in np.split(np.arange(3000.0), sorted(cuts)):
+        sample = Sample(200)
+        sample.add(part)
+        whole.merge(*sample.state())
+    assert len(whole) <= 500
+    assert whole.quantile(0.5) == pytest.approx(1500, abs=150)
+    for share in (0.0, 1.0):
+        assert whole.quantile(share) == pytest.approx(3000 * share, abs=40)
 
 
 def test_selection_and_extraction_shrink_the_input():

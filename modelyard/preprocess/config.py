@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.preprocess.formats import ReadConfig
+from modelyard.preprocess.labels import LabelConfig
 from modelyard.task_kinds import TaskName
 from modelyard.transform import TransformConfig
 
@@ -143,7 +144,16 @@ class PreprocessConfig(Frozen):
     nulls: NullPolicy = Field("reject", description="what becomes of a null in a feature without a rule of its own")
     max_rejected_fraction: float = Field(0.05, ge=0, le=1, description="more quarantined rows than this: an error")
     shard_rows: int = Field(100_000, ge=1, description="rows per file of the data set, at most")
+    partition_bytes: int = Field(
+        8 * 2**20, ge=1, description="files are processed and kept together until they have about so many bytes"
+    )
     read: ReadConfig = ReadConfig()
+    steps: list[str] = Field(
+        default_factory=list,
+        description="module:function of yours, one after the other, before anything is checked: a pandas batch of a"
+        " file's raw rows to one with the same index; rows it leaves out are refused rows, columns may come and go",
+    )
+    label: LabelConfig = LabelConfig()
     transform: TransformConfig = TransformConfig()
 
     @model_validator(mode="after")
@@ -198,6 +208,16 @@ class PreprocessConfig(Frozen):
         if target and (target.sensitive or target.outliers or target.nulls not in ("reject", "drop")):
             raise ValueError(f"columns.{self.target}: the target is neither protected, filled nor clipped")
         return self
+
+    @property
+    def makes_columns(self) -> bool:
+        """Whether a file need not have all the columns that the data set has."""
+        return bool(self.steps) or self.label.makes_column
+
+    @property
+    def functions(self) -> list[str]:
+        """The user's own code."""
+        return [*self.steps, *self.label.functions]
 
     @property
     def named(self) -> list[str]:

@@ -1,23 +1,28 @@
-"""Exact duplicates over any number of rows in bounded memory: hashes go to disk by their leading bits.
+"""Exact duplicates over any number of rows in bounded memory: hashes lie on disk by some of their bits.
 
-Equal hashes meet in the same file, so each file is looked at alone (a Grace partition, Kitsuregawa et al. 1983). With
-64 files and 24 bytes a row, a billion rows need 375 MB at once.
+Equal hashes meet in the same bucket, so each bucket is looked at alone (a Grace partition, Kitsuregawa et al. 1983).
+Each partition of a data set has a ledger of its own, which is kept; all of them together tell which rows repeat one
+that arrived earlier. With 64 buckets and 20 bytes a row, a billion rows need 320 MB at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 BITS = 6
-NUM_FILES = 2**BITS
+NUM_BUCKETS = 2**BITS
+WAITING_ROWS = 2**20  # of a partition; smaller ones touch the disk once
+RECENT_ROWS = 2**20
+ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("tag", "<u4")])
 
 
-class HashLedger:
-    """Remembers the hash of every row, on disk, and tells later which rows repeat an earlier one.
+class LedgerWriter:
+    """Takes down the hash of every row, bucket by bucket, in memory that does not grow.
 
     Args:
         folder: an empty folder of its own, removed by its owner.
@@ -25,44 +30,124 @@ class HashLedger:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True)
-        self._folder = folder
-        self._num_rows = 0
-        self._files = [folder / f"{number:02d}" for number in range(NUM_FILES)]
+        self._num_rows = self._num_waiting = 0
+        self._waiting: list[np.ndarray] = []
+        self._counts = np.zeros(NUM_BUCKETS, dtype=np.int64)
+        self._files = [folder / f"{number:02d}" for number in range(NUM_BUCKETS)]
+        self._packed = folder / "packed"
 
     def add(self, hashes: np.ndarray, tags: np.ndarray | None = None) -> None:
         """Take in the next rows: hashes (n, 2) uint64, and a number to keep with each if that is not its position."""
-        positions = np.arange(self._num_rows, self._num_rows + len(hashes), dtype=np.uint64)
+        positions = np.arange(self._num_rows, self._num_rows + len(hashes))
         self._num_rows += len(hashes)
-        entries = np.column_stack([hashes, positions if tags is None else tags.astype(np.uint64)])
-        # Not the leading bits: those decide the split, and every split should meet every file.
-        where = (hashes[:, 1] >> np.uint64(64 - BITS)).astype(np.uint8)
-        entries = entries[np.argsort(where, kind="stable")]
-        edges = np.concatenate([[0], np.cumsum(np.bincount(where, minlength=NUM_FILES))])
-        for number in np.flatnonzero(np.diff(edges)):
-            with self._files[number].open("ab") as file:
-                file.write(entries[edges[number] : edges[number + 1]].tobytes())
+        entries: np.ndarray = np.empty(len(hashes), dtype=ENTRY)
+        entries["high"], entries["low"] = hashes[:, 0], hashes[:, 1]
+        entries["tag"] = positions if tags is None else tags
+        self._waiting.append(entries)
+        self._num_waiting += len(entries)
+        if self._num_waiting > WAITING_ROWS:
+            for number, bucket in self._buckets():
+                with self._files[number].open("ab") as file:
+                    file.write(bucket)
 
-    def repeated(self) -> np.ndarray:
-        """Mask (rows,) of those whose hash an earlier row has; it lies on disk and is read as needed."""
-        if not self._num_rows:
-            return np.zeros(0, dtype=bool)
-        mask = np.memmap(self._folder / "repeated", dtype=bool, mode="w+", shape=(self._num_rows,))
-        mask[:] = True
-        for entries in self._parts():
-            # Rows stand in order of arrival, so the first of equal ones is the earliest.
-            first = entries.unique(["high", "low"], keep="first", maintain_order=True)
-            mask[first["tag"].to_numpy()] = False
+    def _buckets(self) -> Iterator[tuple[int, bytes]]:
+        """What waits, by bucket; nothing waits then."""
+        entries = np.concatenate([np.empty(0, dtype=ENTRY), *self._waiting])
+        self._waiting, self._num_waiting = [], 0
+        # Not the leading bits: those decide the split, and every split should meet every bucket.
+        where = (entries["low"] >> np.uint64(64 - BITS)).astype(np.uint8)
+        entries = entries[np.argsort(where, kind="stable")]
+        counts = np.bincount(where, minlength=NUM_BUCKETS)
+        self._counts += counts
+        edges = np.concatenate([[0], np.cumsum(counts)])
+        for number in range(NUM_BUCKETS):
+            yield number, entries[edges[number] : edges[number + 1]].tobytes()
+
+    def finish(self) -> Path:
+        """One file: how many entries each bucket has (64 little-endian int64), then the buckets."""
+        rest = dict(self._buckets())
+        with self._packed.open("wb") as packed:
+            packed.write(self._counts.astype("<i8").tobytes())
+            for number, path in enumerate(self._files):
+                if path.exists():
+                    packed.write(path.read_bytes())
+                    path.unlink()
+                packed.write(rest[number])
+        return self._packed
+
+
+class RecentRows:
+    """Finds rows that repeat one of the last million, as they come.
+
+    It spares the partition a second writing where duplicates lie close to each other, as they mostly do. What it
+    misses is found when all ledgers are looked at.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[np.ndarray] = []  # hashes (n, 2), sorted by the first
+
+    def repeated(self, hashes: np.ndarray) -> np.ndarray:
+        """Mask (n,) of the next rows."""
+        order = np.argsort(hashes[:, 0], kind="stable")
+        ordered = hashes[order]
+        gone = np.zeros(len(hashes), dtype=bool)
+        # Equal in the first half and neighbours: the stable order has the earlier one first.
+        gone[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
+        for run in self._runs:
+            at = np.minimum(np.searchsorted(run[:, 0], ordered[:, 0]), len(run) - 1)
+            gone |= (run[at] == ordered).all(axis=1)
+        self._runs.append(ordered[~gone])
+        while sum(map(len, self._runs)) > RECENT_ROWS:
+            self._runs.pop(0)
+        self._runs = [run for run in self._runs if len(run)]
+        mask = np.empty(len(hashes), dtype=bool)
+        mask[order] = gone
         return mask
 
-    def num_in_several(self) -> int:
-        """How many hashes were added with more than one tag."""
-        return sum(
-            entries.group_by("high", "low").agg(pl.col("tag").n_unique()).filter(pl.col("tag") > 1).height
-            for entries in self._parts()
-        )
 
-    def _parts(self) -> Iterator[pl.DataFrame]:
-        for path in self._files:
-            if path.exists():
-                entries = np.fromfile(path, dtype=np.uint64).reshape(-1, 3)
-                yield pl.DataFrame({"high": entries[:, 0], "low": entries[:, 1], "tag": entries[:, 2]})
+@dataclass(frozen=True)
+class Ledger:
+    """A file of `LedgerWriter`, read a bucket at a time."""
+
+    path: Path
+
+    def bucket(self, number: int) -> np.ndarray:
+        """Entries (n,) of one bucket, in order of arrival."""
+        with self.path.open("rb") as file:
+            counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
+            file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
+            return np.fromfile(file, dtype=ENTRY, count=int(counts[number]))
+
+
+def repeated(ledgers: Sequence[Ledger]) -> list[np.ndarray]:
+    """For each ledger, in order of arrival: positions (n,) uint32, ascending, of rows that an earlier row equals."""
+    found: list[list[np.ndarray]] = [[] for _ in ledgers]
+    for entries in _buckets(ledgers):
+        # Rows stand in order of arrival, so the first of equal ones is the earliest.
+        later = entries.filter(~pl.struct("high", "low").is_first_distinct())
+        for (number,), rows in later.group_by("ledger"):
+            found[int(str(number))].append(rows["tag"].to_numpy())
+    return [np.sort(np.concatenate([np.empty(0, dtype=np.uint32), *parts])) for parts in found]
+
+
+def num_in_several(ledgers: Sequence[Ledger]) -> int:
+    """How many hashes there are with more than one tag."""
+    return sum(
+        entries.group_by("high", "low").agg(pl.col("tag").n_unique()).filter(pl.col("tag") > 1).height
+        for entries in _buckets(ledgers)
+    )
+
+
+def _buckets(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
+    """Bucket by bucket, the entries of all ledgers that share their first half with another: few, as a rule."""
+    for number in range(NUM_BUCKETS):
+        parts = [ledger.bucket(number) for ledger in ledgers]
+        entries = np.concatenate(parts)
+        ordered = np.sort(entries["high"])
+        several = ordered[1:][ordered[1:] == ordered[:-1]]
+        if not len(several):
+            continue
+        here = np.isin(entries["high"], several)
+        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[here]
+        columns = {name: np.ascontiguousarray(entries[name][here]) for name in ENTRY.names or ()}
+        yield pl.DataFrame(columns | {"ledger": owners})

@@ -1,9 +1,10 @@
-"""What the transform needs to know of the training rows, gathered shard by shard, and what follows from it."""
+"""What the transform needs to know of the training rows, gathered by partition, and what follows from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,7 @@ from modelyard.transform import (
     fit_scales,
 )
 from modelyard.transform.features import Feature
+from modelyard.transform.fit import SAMPLE_VALUES
 from modelyard.transform.reduce import extract, select
 
 FIT_ROWS = 8192  # rows per batch of the passes that reduce; fixed, because the last digits depend on it
@@ -30,32 +32,69 @@ SAMPLE_ROWS = 20_000  # of which mutual information is estimated
 TrainRows = Callable[[], Iterator[pl.DataFrame]]
 
 
-class TransformFitter:
-    """Sees every shard of the training split once, in order."""
+class TrainStatistics:
+    """What the transform and the target need of some training rows; partitions keep theirs, and `merge` adds them up.
 
-    def __init__(self, config: PreprocessConfig, plan: Plan) -> None:
-        self._config, self._plan = config, plan
+    Args:
+        limit: values kept of a column whose quantiles are needed.
+    """
+
+    def __init__(self, config: PreprocessConfig, plan: Plan, limit: int = SAMPLE_VALUES) -> None:
         features = [column for column in plan.columns if column.role == "feature"]
-        self._features = features
-        self._numbers = [column for column in features if column.kind != "category"]
-        self._moments: Moments | None = None
-        self._samples = {column.name: Sample() for column in features if _needs_quantiles(column)}
-        self._counts = {column.name: Counts(column.name) for column in features if self._needs_counts(column)}
-        self._num_rows = 0
+        self.numbers = [column for column in features if column.kind != "category"]
+        self.num_rows = 0
+        self.moments: Moments | None = None
+        self.samples = {column.name: Sample(limit) for column in features if _needs_quantiles(column)}
+        self.counts = {column.name: Counts(column.name) for column in features if _needs_counts(config, column)}
+        self.target: Moments | None = None
+        self._target = plan.target
 
     def add(self, shard: pl.DataFrame) -> None:
-        self._num_rows += shard.height
-        if self._numbers:
-            numbers = [physical(shard[column.name]) for column in self._numbers]
-            part = Moments.of(np.column_stack(numbers))
-            self._moments = self._moments.merge(part) if self._moments else part
-        for name, sample in self._samples.items():
+        """Take in the next rows; how they are cut shows in the last digits."""
+        self.num_rows += shard.height
+        if self.numbers:
+            numbers = [physical(shard[column.name]) for column in self.numbers]
+            self.moments = _merged(self.moments, Moments.of(np.column_stack(numbers)))
+        if self._target.is_number:
+            self.target = _merged(self.target, Moments.of(shard[[self._target.name]].to_numpy()))
+        for name, sample in self.samples.items():
             sample.add(shard[name].to_numpy())
-        for name, counts in self._counts.items():
+        for name, counts in self.counts.items():
             found = shard[name].drop_nulls().value_counts(name="\x01rows")
             counts.add(_texts(found[name]), found["\x01rows"].to_list())
 
-    def finish(self, train: TrainRows, target: Callable[[pl.Series], np.ndarray]) -> FittedTransform:
+    def state(self) -> dict[str, Any]:
+        return {
+            "rows": self.num_rows,
+            "moments": self.moments.state() if self.moments else None,
+            "target": self.target.state() if self.target else None,
+            "samples": {name: sample.state() for name, sample in self.samples.items()},
+            "counts": {name: counts.state() for name, counts in self.counts.items()},
+        }
+
+    def merge(self, state: dict[str, Any]) -> None:
+        self.num_rows += state["rows"]
+        if state["moments"]:
+            self.moments = _merged(self.moments, Moments.of_state(state["moments"]))
+        if state["target"]:
+            self.target = _merged(self.target, Moments.of_state(state["target"]))
+        for name, sample in self.samples.items():
+            sample.merge(*state["samples"][name])
+        for name, counts in self.counts.items():
+            counts.add(*state["counts"][name])
+
+
+class TransformFitter:
+    """Makes the transform of the training split's statistics."""
+
+    def __init__(self, config: PreprocessConfig, plan: Plan, statistics: TrainStatistics) -> None:
+        self._config, self._plan = config, plan
+        self._features = [column for column in plan.columns if column.role == "feature"]
+        self._numbers = statistics.numbers
+        self._moments, self._num_rows = statistics.moments, statistics.num_rows
+        self._samples, self._counts = statistics.samples, statistics.counts
+
+    def fit(self, train: TrainRows, target: Callable[[pl.Series], np.ndarray]) -> FittedTransform:
         """The transform.
 
         Args:
@@ -113,11 +152,6 @@ class TransformFitter:
             return self._counts[column.name].most_common(1)[0]
         return str(column.rule.fill) if column.nulls == "value" else None
 
-    def _needs_counts(self, column: Column) -> bool:
-        if column.nulls == "most_frequent":
-            return True
-        return column.kind == "category" and self._config.transform.categories != "hashing"
-
     def _outputs(
         self, transform: FittedTransform, train: TrainRows, target: Callable[[pl.Series], np.ndarray]
     ) -> tuple[Moments, np.ndarray, np.ndarray]:
@@ -128,7 +162,7 @@ class TransformFitter:
         for rows in even_batches(train()):
             outputs = transform.apply(_codes(transform, rows))
             part = Moments.of(outputs)
-            moments = moments.merge(part) if moments else part
+            moments = _merged(moments, part)
             sample.append(outputs[::stride])
             labels.append(target(rows[self._plan.target.name])[::stride])
         assert moments is not None
@@ -170,6 +204,16 @@ def even_batches(frames: Iterator[pl.DataFrame]) -> Iterator[pl.DataFrame]:
             waiting = waiting.slice(FIT_ROWS)
     if waiting is not None and waiting.height:
         yield waiting
+
+
+def _merged(moments: Moments | None, more: Moments) -> Moments:
+    return moments.merge(more) if moments else more
+
+
+def _needs_counts(config: PreprocessConfig, column: Column) -> bool:
+    if column.nulls == "most_frequent":
+        return True
+    return column.kind == "category" and config.transform.categories != "hashing"
 
 
 def _needs_quantiles(column: Column) -> bool:

@@ -32,6 +32,8 @@ def report_page(title: str, report: dict[str, Any], changes: Sequence[dict[str, 
         "<h2>Columns</h2>",
         _columns(report["profile"]),
     ]
+    if report.get("label_functions"):
+        parts += ["<h2>Labelling functions</h2>", _votes(report["label_functions"])]
     if changes:
         lines = ((line["what"], line["before"], line["now"]) for line in changes)
         parts += ["<h2>Since the data set before</h2>", _table(("what", "before", "now"), lines)]
@@ -43,6 +45,21 @@ def _classes(splits: dict[str, Any]) -> str:
     total = ("all", *(split["rows"] for split in splits.values()))
     lines = [(label, *(split["labels"].get(label, 0) for split in splits.values())) for label in labels]
     return _table(("class", *splits), [*lines, total])
+
+
+def _votes(functions: dict[str, dict[str, int]]) -> str:
+    facts = ("covered", "overlaps", "conflicts", "wins")
+    lines = (
+        (
+            name,
+            *(f"{told[fact] / max(told['rows'], 1):.1%}" for fact in facts[:3]),
+            f"{told['wins'] / max(told['covered'], 1):.1%}",
+        )
+        for name, told in functions.items()
+    )
+    return _table(
+        ("function", "gives a label", "another does too", "another says otherwise", "is with the majority"), lines
+    )
 
 
 def _columns(profile: dict[str, Any]) -> str:

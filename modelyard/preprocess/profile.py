@@ -1,4 +1,7 @@
-"""What a column holds, in a few numbers: counted exactly, its distribution from an even sample in order of arrival."""
+"""What a column holds, in a few numbers: counted exactly, its distribution from an even sample in order of arrival.
+
+Partitions keep their profile, and a data set's is put together from them: `state` is what is kept.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +14,33 @@ import polars as pl
 from modelyard.preprocess.schema import Column
 
 SAMPLE_VALUES = 8192
+PARTITION_VALUES, LEAST_VALUES = 1024, 32  # of a column, fewer where there are many columns
+PARTITION_BUDGET = 65_536
 BINS = 20
 TOP_VALUES = 10
 
 
 class TableProfile:
-    """Profiles of some columns over any number of rows."""
+    """Profiles of some columns over any number of rows: of a partition, or of the whole data set."""
 
-    def __init__(self, columns: list[Column]) -> None:
-        self._columns = [ColumnProfile(column) for column in columns]
+    def __init__(self, columns: list[Column], limit: int = SAMPLE_VALUES) -> None:
+        self._columns = [ColumnProfile(column, limit) for column in columns]
+
+    @classmethod
+    def of_partition(cls, columns: list[Column]) -> TableProfile:
+        return cls(columns, max(LEAST_VALUES, min(PARTITION_VALUES, PARTITION_BUDGET // len(columns))))
 
     def add(self, rows: pl.DataFrame) -> None:
         for profile in self._columns:
             profile.add(rows[profile.name])
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Take in what stands behind the rows seen so far."""
+        for profile in self._columns:
+            profile.merge(state[profile.name])
+
+    def state(self) -> dict[str, Any]:
+        return {profile.name: profile.state() for profile in self._columns}
 
     def as_json(self) -> dict[str, Any]:
         return {profile.name: profile.as_json() for profile in self._columns}
@@ -35,8 +52,9 @@ class ColumnProfile:
     Values of a sensitive column are not shown, though they are masked or hashed by now.
     """
 
-    def __init__(self, column: Column) -> None:
+    def __init__(self, column: Column, limit: int) -> None:
         self.name = column.name
+        self._limit = limit
         self._kind, self._is_shown = column.kind, column.rule.sensitive is None
         self._num_rows = self._num_nulls = self._num_seen = 0
         self._low, self._high = np.inf, -np.inf
@@ -58,11 +76,36 @@ class ColumnProfile:
             self._take_sample(present)
 
     def _take_sample(self, values: pl.Series) -> None:
+        # As sparse as the sample has to be afterwards, so that no more is taken than stays.
+        while -(-(self._num_seen + len(values)) // self._stride) > self._limit:
+            self._thin()
         first = -self._num_seen % self._stride
         self._num_seen += len(values)
         self._sample += values.gather_every(self._stride, first).to_list() if first < len(values) else []
-        while len(self._sample) > SAMPLE_VALUES:
-            self._sample, self._stride = self._sample[::2], self._stride * 2
+
+    def _thin(self) -> None:
+        self._sample, self._stride = self._sample[::2], self._stride * 2
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "rows": self._num_rows,
+            "nulls": self._num_nulls,
+            "low": self._low,
+            "high": self._high,
+            "stride": self._stride,
+            "sample": self._sample,
+        }
+
+    def merge(self, state: dict[str, Any]) -> None:
+        """Both samples become as sparse as the sparser one: strides are powers of two."""
+        self._num_rows += state["rows"]
+        self._num_nulls += state["nulls"]
+        self._low, self._high = min(self._low, state["low"]), max(self._high, state["high"])
+        stride = max(self._stride, state["stride"])
+        self._sample = self._sample[:: stride // self._stride] + state["sample"][:: stride // state["stride"]]
+        self._stride = stride
+        while len(self._sample) > self._limit:
+            self._thin()
 
     def as_json(self) -> dict[str, Any]:
         told: dict[str, Any] = {"kind": self._kind, "rows": self._num_rows, "nulls": self._num_nulls}

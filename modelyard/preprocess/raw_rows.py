@@ -23,11 +23,13 @@ class RawBatch:
         rows: the wanted columns; all text where the format has no types.
         numbers: (n,) number of each row, counted from 1 without a header.
         torn: lines of the quarantine for what is no row at all.
+        files: (n,) which of the partition's files each row is from, where a batch has rows of several.
     """
 
     rows: pl.DataFrame
     numbers: np.ndarray
     torn: pl.DataFrame | None = None
+    files: np.ndarray | None = None
 
     @property
     def num_read(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
@@ -11,7 +10,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 import yaml
+from pydantic import ConfigDict
 
+from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
 from modelyard.preprocess.values import integers, numbers, texts
@@ -20,8 +21,7 @@ Role = Literal["feature", "target", "key"]
 NO_RULE = ColumnConfig()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
+class Column(Frozen):
     """One column of the data set.
 
     Attributes:
@@ -31,14 +31,16 @@ class Column:
         nulls: what becomes of a row without a value.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="constants")
+
     name: str
     role: Role
     kind: Kind | Literal["text", "prose"]
     low: float = -np.inf
     high: float = np.inf
-    allowed: frozenset[str] | None = None
+    allowed: tuple[str, ...] | None = None
     nulls: NullPolicy = "reject"
-    rule: ColumnConfig = field(default=NO_RULE)
+    rule: ColumnConfig = NO_RULE
 
     @property
     def is_number(self) -> bool:
@@ -56,8 +58,7 @@ class Column:
         return pa.timestamp("us") if self.kind == "date" else pa.string()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Frozen):
     """The columns of a data set.
 
     Attributes:
@@ -65,6 +66,8 @@ class Plan:
         identity: columns that decide the split; empty means the whole row.
         ignored: columns of the first file that nothing uses.
     """
+
+    model_config = ConfigDict(ser_json_inf_nan="constants")
 
     columns: list[Column]
     identity: list[str]
@@ -95,6 +98,12 @@ def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
         DataError: a column is missing, or holds nothing that its part asks for.
         ConfigError: a rule for a column that plays no part.
     """
+    if config.makes_columns:
+        for column in config.named:
+            if column not in first.columns:
+                raise DataError(
+                    f"{name}: column {column!r} is missing; the file, steps and label give {_some(first.columns)}"
+                )
     features = _all_features(config, first) if config.features == EVERY else list(config.features)
     if config.task == "language_modelling":
         features = []
@@ -120,7 +129,7 @@ def check_columns(config: PreprocessConfig, name: str, columns: Sequence[str]) -
         DataError: names file, column and what the file has instead.
     """
     declared = [column for column, rule in config.columns.items() if rule.type and rule.sensitive != "drop"]
-    for column in dict.fromkeys([*config.named, *declared]):
+    for column in () if config.makes_columns else dict.fromkeys([*config.named, *declared]):
         if column not in columns:
             raise DataError(f"{name}: column {column!r} is missing; the file has {_some(columns)}")
     for column in columns:
@@ -181,7 +190,7 @@ def _feature(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
         kind=kind,
         low=-np.inf if low is None else low,
         high=np.inf if high is None else high,
-        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        allowed=_allowed(rule.values),
         nulls=nulls,
         rule=rule,
     )
@@ -206,7 +215,7 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
         name=config.target,
         role="target",
         kind="prose" if config.task == "language_modelling" else _label_kind(labels, values),
-        allowed=None if labels is None else frozenset(map(str, labels)),
+        allowed=_allowed(labels),
         nulls=rule.nulls,
         rule=rule,
     )
@@ -223,7 +232,7 @@ def _key(config: PreprocessConfig, name: str) -> Column:
         kind=kind,
         low=-np.inf if low is None else low,
         high=np.inf if high is None else high,
-        allowed=None if rule.values is None else frozenset(map(str, rule.values)),
+        allowed=_allowed(rule.values),
         nulls="drop" if rule.nulls == "drop" else "reject",
         rule=rule,
     )
@@ -277,6 +286,10 @@ def _label_kind(labels: Sequence[str | int] | None, values: pl.Series) -> Litera
     present = texts(values).drop_nulls()
     whole, _ = integers(present)
     return "integer" if len(present) and whole.count() * 2 >= len(present) else "text"
+
+
+def _allowed(values: Sequence[str | int] | None) -> tuple[str, ...] | None:
+    return None if values is None else tuple(sorted(set(map(str, values))))
 
 
 def _microseconds(moment: datetime | None) -> float | None:

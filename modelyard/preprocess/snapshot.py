@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from pydantic import Field
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
-from modelyard.errors import DataError
-from modelyard.preprocess.formats import SUFFIXES, is_data
+from modelyard.errors import DataError, NotFound
+from modelyard.preprocess.formats import FAMILIES, SUFFIXES, format_by_name, is_data
 from modelyard.preprocess.locations import find, folder_of, stream
 from modelyard.storage import ObjectInfo, Store
 
@@ -44,8 +47,8 @@ def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
         origin: who asks.
 
     Returns:
-        A ``snapshot`` artifact. An unchanged listing (names, sizes, ETags) is not read again; the digest follows
-        from names, sizes and bytes alone, so a copy of the files elsewhere gives the same one.
+        A ``snapshot`` artifact. A file that has the size and ETag it had before is not read again; the digest
+        follows from names, sizes and bytes alone, so a copy of the files elsewhere gives the same one.
 
     Raises:
         DataError: no file of a known format is there.
@@ -57,8 +60,12 @@ def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
     listing = [[info.uri.removeprefix(f"{folder}/"), info.size, info.etag] for info in objects]
 
     def build(attempt: Attempt) -> None:
+        known = _Listing.of(catalog.store, dataset_uri)
         with ThreadPoolExecutor(PARALLEL_FILES) as pool:
-            sources = list(pool.map(lambda info: _hash(catalog.store, info, folder), objects))
+            sources = list(
+                pool.map(lambda info: known.find(info, folder) or _hash(catalog.store, info, folder), objects)
+            )
+        known.keep(objects, sources)
         attempt.input_uris[ROLE] = folder
         attempt.add_json(SOURCES_FILE, Sources(sources=sources).model_dump(mode="json"))
         attempt.facts.update(files=len(sources), bytes=sum(source.size for source in sources))
@@ -73,6 +80,31 @@ def snapshot(catalog: Catalog, dataset_uri: str, origin: Origin) -> Product:
     return catalog.produce(work, build, origin)
 
 
+class _Listing:
+    """Digests of the files that a URI named last time; whoever reads a file later holds its bytes against them."""
+
+    def __init__(self, store: Store, place: str, files: Mapping[str, list[Any]]) -> None:
+        self._store, self._place, self._files = store, place, files
+
+    @classmethod
+    def of(cls, store: Store, dataset_uri: str) -> _Listing:
+        place = f"{store.root}/history/{hashlib.sha256(dataset_uri.encode()).hexdigest()[:32]}-files.json"
+        try:
+            return cls(store, place, json.loads(store.get(place)))
+        except NotFound:
+            return cls(store, place, {})
+
+    def find(self, info: ObjectInfo, folder: str) -> Source | None:
+        size, etag, digest = self._files.get(info.uri, (None, None, ""))
+        if etag is None or (size, etag) != (info.size, info.etag):
+            return None
+        return Source(name=info.uri.removeprefix(f"{folder}/"), size=info.size, sha256=digest)
+
+    def keep(self, objects: Sequence[ObjectInfo], sources: Sequence[Source]) -> None:
+        files = {info.uri: [info.size, info.etag, source.sha256] for info, source in zip(objects, sources, strict=True)}
+        self._store.put(self._place, json.dumps(files).encode())
+
+
 def read_snapshot(catalog: Catalog, ref: ArtifactRef) -> tuple[str, list[Source]]:
     """The folder a snapshot was taken of, and its files."""
     folder = catalog.manifest(ref).provenance.input_uris[ROLE]
@@ -80,10 +112,14 @@ def read_snapshot(catalog: Catalog, ref: ArtifactRef) -> tuple[str, list[Source]
 
 
 def _list(store: Store, dataset_uri: str) -> list[ObjectInfo]:
-    """What counts: in a folder or pattern the files whose names say that they hold data, a single object in any case."""
+    """What counts: in a folder or pattern the files whose names say that they hold data, of one family, a single object
+    in any case."""
     found = find(store, dataset_uri)
     alone = len(found) == 1 and found[0].uri == dataset_uri
     usable = [info for info in found if alone or is_data(info.uri)]
+    if not alone:
+        families = ([info for info in usable if format_by_name(info.uri) in family] for family in FAMILIES)
+        usable = next(filter(None, families), [])
     if not usable:
         others = f" ({len(found)} other objects are)" if found else ""
         raise DataError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Iterator, Sequence
+import tarfile
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -16,12 +17,33 @@ from pyarrow import ipc, parquet
 from modelyard.catalog import file_sha256
 from modelyard.errors import DataError, NotFound
 from modelyard.preprocess.csv_rows import csv_batches, csv_reader
-from modelyard.preprocess.formats import FileKind, ReadConfig
+from modelyard.preprocess.formats import FileKind, ReadConfig, detect
+from modelyard.preprocess.image_rows import (
+    MOST_BYTES,
+    Picture,
+    class_of,
+    decoded,
+    idx_pictures,
+    idx_size,
+    image_batches,
+    image_columns,
+    tar_pictures,
+)
 from modelyard.preprocess.json_rows import json_batches, json_names, line_blocks
 from modelyard.preprocess.locations import local_path
 from modelyard.preprocess.raw_rows import BATCH_BYTES, BATCH_ROWS, RawBatch
 from modelyard.preprocess.snapshot import Source
+from modelyard.preprocess.text_rows import TEXT_COLUMNS, text_batches
 from modelyard.storage import Store
+
+TAR_BLOCK = 512
+# Forms whose columns follow from the config, or from the file's first bytes.
+FIXED_COLUMNS: dict[str, Callable[[IO[bytes], str, ReadConfig], list[str]]] = {
+    "text": lambda _stream, _name, _config: list(TEXT_COLUMNS),
+    "image": lambda _stream, _name, config: image_columns(config),
+    "tar": lambda _stream, _name, config: image_columns(config),
+    "idx": lambda stream, name, config: image_columns(config, idx_size(stream, name)),
+}
 
 
 @contextmanager
@@ -33,7 +55,7 @@ def fetched(store: Store, folder: str, source: Source, scratch: Path) -> Generat
     """
     uri = f"{folder}/{source.name}"
     own = local_path(uri)
-    path = own or scratch / "source"
+    path = own or scratch / f"source-{source.sha256[:16]}"
     try:
         if own is None:
             store.download(uri, path)
@@ -67,6 +89,8 @@ def columns_of(path: Path, name: str, kind: FileKind, config: ReadConfig) -> lis
         with _opened(path, kind) as stream:
             if kind.format == "arrow":
                 return list(_arrow_reader(stream).schema.names)
+            if kind.format in FIXED_COLUMNS:
+                return FIXED_COLUMNS[kind.format](stream, name, config)
             if kind.format == "jsonl":
                 return json_names(next(line_blocks(stream, name), b""))
             head = io.BytesIO(stream.read(BATCH_BYTES))
@@ -75,11 +99,19 @@ def columns_of(path: Path, name: str, kind: FileKind, config: ReadConfig) -> lis
 
 
 def batches(
-    path: Path, name: str, kind: FileKind, columns: Sequence[str], config: ReadConfig, *, show_torn: bool = True
+    path: Path,
+    name: str,
+    kind: FileKind,
+    columns: Sequence[str],
+    config: ReadConfig,
+    *,
+    labels: Path | None = None,
+    show_torn: bool = True,
 ) -> Iterator[RawBatch]:
     """The named columns of a file, in order, a bounded piece at a time.
 
     Args:
+        labels: for an IDX file of images, that of its labels.
         show_torn: whether the text of a row that could not be told into columns may be kept.
 
     Raises:
@@ -87,7 +119,10 @@ def batches(
     """
     done = 0
     with _readable(name, kind) as progress:
-        for batch in _batches(path, name, kind, columns, config, show_torn):
+        found = _batches(path, name, kind, columns, config, show_torn)
+        if kind.format == "idx":
+            found = _idx_batches(path, labels, name, kind, columns, config)
+        for batch in found:
             done += batch.num_read
             progress["rows"] = done
             yield batch
@@ -102,10 +137,40 @@ def _batches(
     with _opened(path, kind) as stream:
         if kind.format == "arrow":
             yield from _numbered(_arrow_tables(stream, columns))
+        elif kind.format == "text":
+            yield from text_batches(stream, name, columns, config, show_torn)
+        elif kind.format == "image":  # by its content alone: the others are read together
+            picture = Picture(path=name, label=class_of(name), pixels=decoded(stream.read(MOST_BYTES), config))
+            yield from image_batches([picture], columns, image_columns(config), [name])
+        elif kind.format == "tar":
+            yield from image_batches(tar_pictures(stream, config), columns, image_columns(config), [name])
+            _check_tar_end(path, name, kind)
         elif kind.format == "jsonl":
             yield from json_batches(stream, name, columns, config, show_torn)
         else:
             yield from csv_batches(stream, name, kind, columns, config, show_torn)
+
+
+def _idx_batches(
+    path: Path, labels: Path | None, name: str, kind: FileKind, columns: Sequence[str], config: ReadConfig
+) -> Iterator[RawBatch]:
+    if labels is None:
+        raise DataError(f"{name}: an IDX file of images needs one of labels: call them images-idx3 and labels-idx1")
+    with _opened(path, kind) as stream:
+        known = image_columns(config, idx_size(stream, name))
+    with _opened(path, kind) as stream, _opened(labels, detect(labels, f"labels of {name}", config)) as classes:
+        yield from image_batches(idx_pictures(stream, classes, name, config), columns, known, [name])
+
+
+def _check_tar_end(path: Path, name: str, kind: FileKind) -> None:
+    """A tar file that was cut between two members looks whole but for its end."""
+    if kind.packing is not None:
+        return  # its packing says where it ends
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAR_BLOCK))
+        end = file.read()
+    if end != bytes(TAR_BLOCK):
+        raise DataError(f"{name}: cut off: the archive has no end; upload it again")
 
 
 def _parquet_tables(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -164,7 +229,14 @@ def _readable(name: str, kind: FileKind) -> Generator[dict[str, int]]:
     progress = {"rows": 0}
     try:
         yield progress
-    except (pa.ArrowInvalid, pa.ArrowIOError, OSError, pl.exceptions.PolarsError) as failure:
+    except (
+        pa.ArrowInvalid,
+        pa.ArrowIOError,
+        OSError,
+        EOFError,
+        tarfile.TarError,
+        pl.exceptions.PolarsError,
+    ) as failure:
         reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
         if "straddling" in reason:
             reason = f"a row is longer than {BATCH_BYTES // 2**20} MB, or a quote is never closed"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
@@ -16,17 +17,15 @@ GOLDEN = (5**0.5 - 1) / 2
 
 
 class Assigner(Protocol):
-    """Gives rows their split, chunk after chunk in order of arrival."""
+    """Gives a row its split by itself, whatever stands before it."""
 
     def assign(self, rows: pl.DataFrame, shares: np.ndarray) -> np.ndarray:
         """Number of each row's split in `SPLITS`, (n,); ``shares`` (n,) are the rows' own numbers in [0, 1)."""
         ...
 
 
-def assigner(config: SplitConfig, plan: Plan) -> Assigner:
-    """A fresh one, as the config asks."""
-    if config.method == "stratified":
-        return _Stratified(config, plan.target.name)
+def assigner(config: SplitConfig) -> Assigner:
+    """For the methods hash and time."""
     return _ByTime(config) if config.method == "time" else _ByHash(config)
 
 
@@ -39,15 +38,19 @@ class _ByHash:
         return split_at(shares, self._config)
 
 
-class _Stratified:
-    """The k-th row of a class gets the k-th number of a sequence that fills [0, 1) evenly at every length."""
+class Stratified:
+    """The k-th row of a class gets the k-th number of a sequence that fills [0, 1) evenly at every length.
 
-    def __init__(self, config: SplitConfig, target: str) -> None:
-        self._config, self._target = config, target
-        self._counts: dict[object, int] = {}
+    Args:
+        starts: label -> rows of it that arrived before.
+    """
 
-    def assign(self, rows: pl.DataFrame, shares: np.ndarray) -> np.ndarray:
-        del shares
+    def __init__(self, config: SplitConfig, plan: Plan, starts: Mapping[Any, int]) -> None:
+        self._config, self._target = config, plan.target.name
+        self._counts = dict(starts)
+
+    def assign(self, rows: pl.DataFrame) -> np.ndarray:
+        """Number of each row's split in `SPLITS`, (n,), for the rows that arrive next."""
         labels = rows[self._target]
         starts = row_hashes(rows, [self._target])[:, 0] / 2.0**64  # so that classes do not begin in one split
         nth = pl.DataFrame({"label": labels}).select(pl.int_range(pl.len()).over("label")).to_series()

@@ -1,28 +1,51 @@
-"""The preprocess stage: one pass over the sources, one over the clean rows; everything else in the files beside it.
+"""The preprocess stage: partition by partition, each kept on its own; everything else in the files beside it.
 
-intake   read, check, hash each row; refused rows to the quarantine, the others to the local disk
-output   drop duplicates, split, write shards, measure what the transform and the report need
+prepare    a partition's files read, checked, hashed, split and written, as if it were alone
+whole      what only all partitions together tell: repeated rows, classes before, limits of outliers
+revise     the partitions that this concerns, written once more
+assemble   shards where they lie, one transform, target and report
+
+What was prepared or revised before is found in the store. A data set that grew is so made of its new files, and is
+the same to the last bit as if all had been made at once.
 """
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.errors import DataError
+from modelyard.preprocess.assemble import assemble
 from modelyard.preprocess.config import PreprocessConfig
-from modelyard.preprocess.formats import detect
-from modelyard.preprocess.intake import Intake
-from modelyard.preprocess.output import write_output
-from modelyard.preprocess.prefetch import ahead
+from modelyard.preprocess.partitions import Partition, partitions
+from modelyard.preprocess.prepare import PLAN_FILE, Preparation, prepare
 from modelyard.preprocess.protect import Protector
-from modelyard.preprocess.schema import check_columns
-from modelyard.preprocess.snapshot import Source, read_snapshot
-from modelyard.preprocess.sources import batches, columns_of, fetched
+from modelyard.preprocess.revise import Revising, Revision, revise
+from modelyard.preprocess.schema import Plan
+from modelyard.preprocess.snapshot import read_snapshot
+from modelyard.preprocess.whole import (
+    Part,
+    check_leaks,
+    check_prepared,
+    find_repeated,
+    fit_limits,
+    label_counts,
+    merged,
+    refused_outliers,
+    split_rows,
+)
 
+PARALLEL_LOOKUPS = 16
 LIBRARIES = ("numpy", "polars", "pyarrow")
 
 
@@ -55,40 +78,115 @@ def preprocess(
         kind="dataset",
         config=config.model_dump(mode="json"),
         inputs={"snapshot": snapshot_ref},
-        code_version=code_version("modelyard.preprocess", _libraries(config)),
+        code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
-    return catalog.produce(work, partial(_build, catalog, snapshot_ref, config, protector), origin)
+    making = _Making(
+        catalog, config, origin, protector, code_version("modelyard.preprocess", _reading_libraries(config))
+    )
+    return catalog.produce(work, partial(making.build, snapshot_ref), origin)
 
 
 def _libraries(config: PreprocessConfig) -> list[str]:
     """Those whose arithmetic shows in the result."""
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
     reads = config.task == "language_modelling"
-    return [*LIBRARIES, *(["scikit-learn"] if reduces else []), *(["tokenizers"] if reads else [])]
+    return [
+        *_reading_libraries(config), *(["scikit-learn"] if reduces else []), *(["tokenizers"] if reads else [])
+    ]  # fmt: skip
 
 
-def _build(
-    catalog: Catalog, snapshot_ref: ArtifactRef, config: PreprocessConfig, protector: Protector, attempt: Attempt
-) -> None:
-    folder, sources = read_snapshot(catalog, snapshot_ref)
-    with closing(Intake(attempt, config, protector)) as intake:
-        for source in sources:
-            _take_in(intake, attempt, folder, source, config)
-        taken = intake.finish()
-        if intake.plan is None:
+def _reading_libraries(config: PreprocessConfig) -> list[str]:
+    return [*LIBRARIES, *(["pillow"] if config.read.image_size else [])]
+
+
+@dataclass(frozen=True)
+class _Making:
+    """One data set while it is made."""
+
+    catalog: Catalog
+    config: PreprocessConfig
+    origin: Origin
+    protector: Protector
+    code_version: str
+
+    def build(self, snapshot_ref: ArtifactRef, attempt: Attempt) -> None:
+        folder, sources = read_snapshot(self.catalog, snapshot_ref)
+        groups = partitions(sources, self.config.partition_bytes)
+        plan, parts = self._prepared(folder, groups)
+        if plan is None:
             raise DataError(f"{folder}: no rows in {len(sources)} files; check the data set's URI")
-        write_output(attempt, config, intake.plan, taken)
+        check_prepared(self.config, parts)
+        parts = self._revised(plan, parts, attempt.scratch)
+        check_leaks(self.catalog, self.config, parts, attempt.scratch)
+        statistics = merged(self.catalog, self.config, plan, parts)
+        rows_of = partial(split_rows, self.catalog, parts, attempt.scratch)
+        assemble(attempt, self.config, plan, parts, statistics, rows_of)
 
+    def _prepared(self, folder: str, groups: Sequence[Partition]) -> tuple[Plan | None, list[Part]]:
+        """All partitions. The first that has rows decides the plan; those before it are then looked at again."""
+        preparation = Preparation(
+            folder=folder,
+            partition=groups[0],
+            config=self.config,
+            plan=None,
+            code_version=self.code_version,
+            key_fingerprint=self.protector.fingerprint(),
+        )
+        first, tried = None, 0
+        while tried < len(groups) and first is None:
+            product = self._prepare(preparation.model_copy(update={"partition": groups[tried]}))
+            first = product if product.manifest.content.facts["has_plan"] else None
+            tried += 1
+        if first is None:
+            return None, []
+        plan = Plan.model_validate_json(self.catalog.read(first.ref, PLAN_FILE))
+        preparation = preparation.model_copy(update={"plan": plan})
+        others = [*groups[: tried - 1], *groups[tried:]]
+        products = self._all_prepared([preparation.model_copy(update={"partition": group}) for group in others])
+        products.insert(tried - 1, first)
+        return plan, [Part(group, (product,)) for group, product in zip(groups, products, strict=True)]
 
-def _take_in(intake: Intake, attempt: Attempt, folder: str, source: Source, config: PreprocessConfig) -> None:
-    with fetched(attempt.store, folder, source, attempt.scratch) as path:
-        kind = detect(path, source.name, config.read)
-        present = columns_of(path, source.name, kind, config.read)
-        check_columns(config, source.name, present)
-        wanted = intake.wanted(present)
-        # The text of a row that could not be told into columns may hold anything.
-        show_torn = not any(rule.sensitive for rule in config.columns.values())
-        raw = batches(path, source.name, kind, wanted, config.read, show_torn=show_torn)
-        for batch in ahead(raw):
-            intake.add(batch, source.name)
+    def _all_prepared(self, preparations: Sequence[Preparation]) -> list[Product]:
+        works = [preparation.work for preparation in preparations]
+        with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
+            found = list(pool.map(lambda work: self.catalog.find(work.kind, work.key), works))
+        return [product or self._prepare(preparation) for product, preparation in zip(found, preparations, strict=True)]
+
+    def _prepare(self, preparation: Preparation) -> Product:
+        return prepare(self.catalog, preparation, self.protector, self.origin)
+
+    def _revised(self, plan: Plan, parts: Sequence[Part], scratch: Path) -> list[Part]:
+        revisions = find_repeated(self.catalog, self.config, parts, scratch)
+        if self.config.split.method == "stratified":
+            parts = self._stratified(plan, parts, revisions)
+        else:
+            parts = [self._revise(plan, part, revision) for part, revision in zip(parts, revisions, strict=True)]
+        if refused_outliers(plan):
+            limits = fit_limits(plan, partial(self._train_rows, parts, scratch))
+            parts = [self._revise(plan, part, Revision(limits=limits)) for part in parts]
+        return list(parts)
+
+    def _stratified(self, plan: Plan, parts: Sequence[Part], revisions: Sequence[Revision]) -> list[Part]:
+        """One after the other: which split the next row of a class goes to depends on how many were before."""
+        starts: Counter[Any] = Counter()
+        revised = []
+        for part, revision in zip(parts, revisions, strict=True):
+            revised.append(self._revise(plan, part, replace(revision, starts=dict(starts))))
+            starts.update(label_counts(self.catalog, revised[-1]))
+        return revised
+
+    def _revise(self, plan: Plan, part: Part, revision: Revision) -> Part:
+        if revision.changes_nothing:
+            return part
+        revising = Revising(
+            ref=part.latest.ref,
+            partition=part.partition,
+            config=self.config,
+            plan=plan,
+            code_version=self.code_version,
+        )
+        return part.revised(revise(self.catalog, revising, revision, self.origin))
+
+    def _train_rows(self, parts: Sequence[Part], scratch: Path) -> Iterator[pl.DataFrame]:
+        return split_rows(self.catalog, parts, scratch, "train")

@@ -24,19 +24,19 @@ from modelyard.transform.tokens import (
 )
 
 SHARD_BYTES = 32 * 2**20
-SplitTexts = Callable[[], Iterable[tuple[Split, list[str]]]]
+SplitTexts = Callable[[Split], Iterable[list[str]]]
 
 
 def write_tokens(attempt: Attempt, config: TokenConfig, column: str, texts: SplitTexts) -> dict[Split, int]:
     """Add tokenizer, packed tokens, transform and target to a data set.
 
     Args:
-        texts: reads all texts in their order, some at a time, each time with the split they belong to. Called twice.
+        texts: reads the texts of a split in their order, some at a time. Called twice for the training split.
 
     Returns:
         Tokens to foretell, by split.
     """
-    tokenizer = fit_tokenizer((text for split, some in texts() if split == "train" for text in some), config)
+    tokenizer = fit_tokenizer((text for some in texts("train") for text in some), config)
     body = tokenizer.to_str().encode()
     attempt.add_bytes(TOKENIZER_FILE, body)
     transform = TokenTransform(
@@ -49,10 +49,13 @@ def write_tokens(attempt: Attempt, config: TokenConfig, column: str, texts: Spli
     attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
     target = Target(task="language_modelling", column=column, token_bytes=token_bytes(tokenizer))
     attempt.add_bytes(TARGET_FILE, canonical_json(target.model_dump(mode="json")))
-    writers = {split: _Writer(attempt, split, Packer(tokenizer, config.sequence_length)) for split in SPLITS}
-    for split, some in texts():
-        writers[split].add(some)
-    return {split: writer.finish() for split, writer in writers.items()}
+    num_tokens: dict[Split, int] = {}
+    for split in SPLITS:
+        writer = _Writer(attempt, split, Packer(tokenizer, config.sequence_length))
+        for some in texts(split):
+            writer.add(some)
+        num_tokens[split] = writer.finish()
+    return num_tokens
 
 
 class _Writer:

@@ -55,6 +55,14 @@ class Moments:
             np.maximum(self.high, other.high),
         )
 
+    def state(self) -> list[list[float]]:
+        """As plain lists, to the last bit; `of_state` reads them."""
+        return [array.tolist() for array in (self.count, self.mean, self.squared, self.low, self.high)]
+
+    @classmethod
+    def of_state(cls, state: Sequence[Sequence[float]]) -> Moments:
+        return cls(*(np.asarray(values, dtype=np.float64) for values in state))
+
     @property
     def deviation(self) -> np.ndarray:
         """Population standard deviation."""
@@ -65,9 +73,13 @@ class Sample:
     """Every k-th of any number of values, at most `SAMPLE_VALUES`; which ones follows from their order alone.
 
     Up to that number quantiles are exact. Beyond it, k doubles whenever the sample is full.
+
+    Args:
+        limit: the sample is full when it has more values.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = SAMPLE_VALUES) -> None:
+        self._limit = limit
         self._values = np.empty(0)
         self._stride = 1
         self._num_seen = 0
@@ -78,7 +90,21 @@ class Sample:
         first = -self._num_seen % self._stride
         self._num_seen += len(values)
         self._values = np.concatenate([self._values, values[first :: self._stride]])
-        while len(self._values) > SAMPLE_VALUES:
+        self._thin()
+
+    def merge(self, stride: int, values: Sequence[float]) -> None:
+        """Take in the sample of what stands behind, every ``stride``-th; `add` cannot follow."""
+        common = max(self._stride, stride)
+        own, other = self._values[:: common // self._stride], np.asarray(values, dtype=np.float64)[:: common // stride]
+        self._values, self._stride = np.concatenate([own, other]), common
+        self._thin()
+
+    def state(self) -> tuple[int, list[float]]:
+        """What `merge` takes."""
+        return self._stride, self._values.tolist()
+
+    def _thin(self) -> None:
+        while len(self._values) > self._limit:
             self._values = self._values[::2]
             self._stride *= 2
 
@@ -104,6 +130,11 @@ class Counts:
                 f"column {self._column!r} has more than {MAX_DISTINCT:,} distinct values; set transform.categories to"
                 " hashing, or leave it out"
             )
+
+    def state(self) -> tuple[list[str], list[int]]:
+        """What `add` takes."""
+        values = sorted(self._counts)
+        return values, [self._counts[value] for value in values]
 
     def most_common(self, count: int) -> list[str]:
         """By frequency, then by value."""

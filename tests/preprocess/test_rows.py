@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from modelyard.preprocess import duplicates
 from modelyard.preprocess.config import PreprocessConfig, SplitConfig
-from modelyard.preprocess.duplicates import HashLedger
+from modelyard.preprocess.duplicates import Ledger, LedgerWriter, repeated
 from modelyard.preprocess.rows import LONG_TEXT_BYTES, assign_by_hash, row_hashes
 from tests.workbench import PROPERTY
 
@@ -90,22 +91,30 @@ def test_duplicates_are_equal_rows(rows: list[tuple], cut: int):
     frame = frame_of(rows)
     hashes = row_hashes(frame, COLUMNS)
     with TemporaryDirectory() as folder:
-        ledger = HashLedger(Path(folder) / "ledger")
-        ledger.add(hashes[:cut])
-        ledger.add(hashes[cut:])
-        assert (
-            ledger.repeated().tolist() == (~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series()).to_list()
+        first, second = (
+            ledger_of(Path(folder) / name, [part]) for name, part in (("a", hashes[:cut]), ("b", hashes[cut:]))
         )
+        here, there = repeated([first, second])
+    found = np.zeros(len(hashes), dtype=bool)
+    found[np.concatenate([here, there + np.uint32(cut)])] = True
+    assert found.tolist() == (~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series()).to_list()
 
 
-def test_duplicates_are_found_across_all_files(tmp_path: Path):
-    """As many rows as fill every file of the ledger, each there twice: every second one is found, no first one."""
+@pytest.mark.parametrize("waiting", [duplicates.WAITING_ROWS, 3000])
+def test_duplicates_are_found_across_all_buckets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, waiting: int):
+    """As many rows as fill every bucket, each there twice: every second one is found, no first one; on disk or not."""
+    monkeypatch.setattr(duplicates, "WAITING_ROWS", waiting)
     hashes = row_hashes(pl.DataFrame({"x": np.arange(20_000.0)}), ["x"])
-    ledger = HashLedger(tmp_path / "ledger")
-    for part in np.array_split(np.concatenate([hashes, hashes]), 7):
-        ledger.add(part)
-    assert len(list((tmp_path / "ledger").iterdir())) == duplicates.NUM_FILES
-    assert ledger.repeated().tolist() == [False] * 20_000 + [True] * 20_000
+    ledger = ledger_of(tmp_path / "ledger", np.array_split(np.concatenate([hashes, hashes]), 7))
+    assert all(len(ledger.bucket(number)) for number in range(duplicates.NUM_BUCKETS))
+    assert repeated([ledger])[0].tolist() == list(range(20_000, 40_000))
+
+
+def ledger_of(folder: Path, parts: Sequence[np.ndarray]) -> Ledger:
+    writer = LedgerWriter(folder)
+    for part in parts:
+        writer.add(part)
+    return Ledger(writer.finish())
 
 
 def test_texts_do_not_run_together():
