@@ -106,11 +106,9 @@ class Serving:
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, self._leave)]
         await asyncio.wait([*ends, serving, following], return_when=asyncio.FIRST_COMPLETED)
         app.is_draining = True
-        if self._leave.is_set():
-            following.cancel()  # the successor follows the bucket now
+        following.cancel()  # whoever comes next follows the bucket
         logger.info("leaving: %d requests in flight, %d connections", app.num_in_flight, server.num_connections)
         await server.drain(app, self._limits, self._stop if self._leave.is_set() else None)
-        following.cancel()
         await serving
         await reconciler.close()
         if app.inferences.recorder:

@@ -13,6 +13,7 @@ from signal import SIGKILL, Signals
 from typing import Any
 
 import httpx
+import psutil
 
 from modelyard.settings import Settings
 
@@ -91,8 +92,11 @@ class Endpoint:
             return None
 
     def end(self, number: Signals) -> int:
-        """Send a signal and wait for the end."""
+        """Send a signal to the parent, SIGKILL to its routers too, and wait for the end."""
+        routers = psutil.Process(self.process.pid).children() if number == SIGKILL else []
         self.process.send_signal(number)
+        for router in routers:
+            router.kill()
         return self.process.wait(15)
 
     def _environment(self, store_url: str) -> dict[str, str]:
