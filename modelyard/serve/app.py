@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import modelyard
+from modelyard.audit import AuditLog
 from modelyard.errors import NotFound
 from modelyard.serve import openapi, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
@@ -26,6 +28,8 @@ from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.status import describe
+from modelyard.serve.threads import in_thread
+from modelyard.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +54,19 @@ class EndpointApp:
         limits: Limits,
         guard: Guard,
         recorder: Recorder | None = None,
+        audit: AuditLog | None = None,
+        store: Store | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
         self.limits = limits
         self.guard = guard
+        self.audit = audit
+        self.store = store
         self._router = router
         self.lineage = Lineage(endpoint, router)
         self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
+        self.metrics.show_meter(guard.meter)
         if recorder:
             self.metrics.show_recorder(recorder)
         self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder)
@@ -102,10 +111,14 @@ class EndpointApp:
     # -- pages ----------------------------------------------------------------------------------------
 
     async def _page(self, path: str, scope: Scope, send: Send) -> None:
-        if path.startswith("/admin/"):
-            self.guard.admit(scope["headers"], "admin")
+        who = self.guard.admit(scope["headers"], "admin") if path.startswith("/admin/") else ""
         if path == "/admin/notify":
             _allow(scope, "POST")
+            if self.audit:
+                noting = partial(
+                    self.audit.note, "endpoint notified", self.endpoint, who=who or "somebody without a key"
+                )
+                await in_thread(noting)
             self._reconciler.notify()
             await self._send(send, as_json(202, {"notified": True}))
         elif path == "/metrics":

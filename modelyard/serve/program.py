@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import uvloop
 
+from modelyard.audit import AuditLog
 from modelyard.catalog import Catalog
 from modelyard.errors import EndpointUnavailable, ModelyardError
 from modelyard.serve.app import EndpointApp
@@ -27,6 +28,7 @@ from modelyard.serve.cache import Cache
 from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
+from modelyard.serve.metering import Meter
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
@@ -34,6 +36,7 @@ from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
 from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
+from modelyard.serve.threads import in_thread
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool
 from modelyard.settings import Settings, load_settings
@@ -99,6 +102,7 @@ class Serving:
         self._watch()
         app, reconciler = build(self._settings, self._limits, self._prepared)
         following = asyncio.create_task(reconciler.run())
+        keeping = asyncio.create_task(keep_books(app, self._limits))
         await self._await_state(reconciler)
         server = http_server(app)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -111,6 +115,8 @@ class Serving:
         await server.drain(app, self._limits, self._stop if self._leave.is_set() else None)
         await serving
         await reconciler.close()
+        keeping.cancel()
+        app.guard.meter.save()
         if app.inferences.recorder:
             await app.inferences.recorder.close()
         if following.done() and not following.cancelled():
@@ -141,6 +147,18 @@ class Serving:
             await reconciler.close()
             raise EndpointUnavailable(f"not ready after {limits.load_seconds:g} s, so another router goes on: {reason}")
         self._inheritance.control.send(READY)
+
+
+async def keep_books(app: EndpointApp, limits: Limits) -> None:
+    """Carry the audit log to the bucket and save the day's counts, now and then, until cancelled."""
+    while True:
+        try:
+            await in_thread(app.guard.meter.save)
+            if app.audit and app.audit.has_news():
+                await in_thread(app.audit.carry, app.store)
+        except (ModelyardError, OSError) as failure:
+            logger.warning("the books cannot be kept: %s", failure)
+        await asyncio.sleep(limits.poll_seconds)
 
 
 def build(
@@ -182,7 +200,10 @@ def build(
             keys_file(settings),
             admin_token=token.get_secret_value() if token else None,
             is_required=settings.endpoint_needs_keys,
+            meter=Meter(folder / "usage"),
         ),
+        audit=AuditLog(settings),
+        store=store,
         recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
     )
     return app, reconciler
