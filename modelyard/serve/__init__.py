@@ -20,6 +20,7 @@ verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket
 recording    the prediction log: which answers are kept; recorder: the process that writes them
 keys         who may ask, what for and how often
+disclosure   how much of an answer clients are told; metering: how often each key asked today
 openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus
 limits       every bound; threads: blocking calls beside the event loop

@@ -18,6 +18,7 @@ from modelyard.errors import NotFound
 from modelyard.serve import openapi, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
+from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
@@ -56,6 +57,7 @@ class EndpointApp:
         recorder: Recorder | None = None,
         audit: AuditLog | None = None,
         store: Store | None = None,
+        disclosure: Disclosure | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
@@ -69,7 +71,7 @@ class EndpointApp:
         self.metrics.show_meter(guard.meter)
         if recorder:
             self.metrics.show_recorder(recorder)
-        self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder)
+        self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder, disclosure or Disclosure())
         self._reconciler = reconciler
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
             "/": self._index,
@@ -202,7 +204,8 @@ class EndpointApp:
         described = running if version else route.stable
         versions = [candidate.served.version for candidate in route.in_order()]
         _, lineage = self.lineage.stamp(described)
-        await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, described.info), lineage))
+        info = self.inferences.disclosure.info(described.info)
+        await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, info), lineage))
 
     async def _invoke(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """``/invocations[/{model}]``: the name may be left out where there is only one."""

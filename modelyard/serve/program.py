@@ -25,6 +25,7 @@ from modelyard.catalog import Catalog
 from modelyard.errors import EndpointUnavailable, ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
+from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
@@ -205,5 +206,6 @@ def build(
         audit=AuditLog(settings),
         store=store,
         recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
+        disclosure=Disclosure(decimals=settings.endpoint_decimals, raw_outputs=settings.endpoint_raw_outputs),
     )
     return app, reconciler
