@@ -12,6 +12,7 @@ router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call
 workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`
 wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch

@@ -26,6 +26,7 @@ from modelyard.errors import EndpointUnavailable, ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
 from modelyard.serve.disclosure import Disclosure
+from modelyard.serve.group import GroupPool
 from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
@@ -174,6 +175,8 @@ def build(
     if settings.endpoint_signatures == "off":
         verifier.close()
         verifier = None
+    limits = replace(limits, max_unanswered_batches=limits.max_unanswered_batches * settings.endpoint_workers)
+    pool = SubprocessPool(limits, prepared.worker)
     router = Router(limits)
     replica = f"{platform.node()}-{settings.endpoint_port}"
 
@@ -186,7 +189,7 @@ def build(
         store=store,
         cache=Cache(folder / "cache", Catalog(store), verifier),
         state=LocalState(folder / "state.json"),
-        pool=SubprocessPool(limits, prepared.worker),
+        pool=pool if settings.endpoint_workers == 1 else GroupPool(pool, settings.endpoint_workers, limits),
         router=router,
         limits=limits,
         on_restart=count_restart,

@@ -25,7 +25,8 @@ PROJECT = Path(__file__).parents[2]
 class Endpoint:
     """The parent with its router and workers; `start` after `kill` is a restart on the same home and port."""
 
-    def __init__(self, settings: Settings, name: str, home: Path) -> None:
+    def __init__(self, settings: Settings, name: str, home: Path, **more: str) -> None:
+        self._more = more  # settings of its own, by their variables
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -116,6 +117,7 @@ class Endpoint:
             "MODELYARD_ENDPOINT_PORT": str(self.port),
             "MODELYARD_ENDPOINT_ADMIN_TOKEN": TOKEN,
             "MODELYARD_TRUSTED_KEYS": str(settings.trusted_keys_folder),
+            **self._more,
         }
 
 
