@@ -8,6 +8,7 @@ app          HTTP: which path does what; answers: what every answer carries; bod
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
 protocol_v2  Open Inference Protocol v2: requests to arrays and back, pure; datatypes: its numbers
 protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
+protocol_openai  the list of models as OpenAI's clients ask for it
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call

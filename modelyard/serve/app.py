@@ -15,7 +15,7 @@ from urllib.parse import quote
 import modelyard
 from modelyard.audit import AuditLog
 from modelyard.errors import NotFound
-from modelyard.serve import openapi, protocol_v2
+from modelyard.serve import openapi, protocol_openai, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
 from modelyard.serve.disclosure import Disclosure
@@ -96,12 +96,14 @@ class EndpointApp:
             return
         path: str = scope["path"]
         try:
-            if path.startswith(("/v2/models/", "/invocations")):
+            if path.startswith(("/v2/models/", "/invocations", protocol_openai.PREFIX)):
                 self.guard.admit(scope["headers"], "predict")
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
             elif path == "/invocations" or path.startswith("/invocations/"):
                 await self._invoke(path, scope, receive, send)
+            elif path == protocol_openai.PREFIX or path.startswith(f"{protocol_openai.PREFIX}/"):
+                await self._list_models(path, scope, send)
             else:
                 await self._page(path.rstrip("/") or "/", scope, send)
         except HttpError as error:
@@ -143,7 +145,7 @@ class EndpointApp:
 
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}
-        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/admin/notify"])
+        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/v1/models", "/admin/notify"])
         return 200, {
             "name": "modelyard",
             "endpoint": self.endpoint,
@@ -206,6 +208,18 @@ class EndpointApp:
         _, lineage = self.lineage.stamp(described)
         info = self.inferences.disclosure.info(described.info)
         await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, info), lineage))
+
+    async def _list_models(self, path: str, scope: Scope, send: Send) -> None:
+        """``/v1/models[/{model}]``, as OpenAI's clients ask."""
+        _allow(scope, "GET")
+        table, name = self._router.table, path.removeprefix(protocol_openai.PREFIX).strip("/")
+        if not name:
+            await self._send(send, as_json(200, protocol_openai.listed(list(table.routes), table.revision)))
+        elif name in table.routes:
+            _, lineage = self.lineage.stamp(table.routes[name].stable)
+            await self._send(send, as_json(200, protocol_openai.described(name, table.revision), lineage))
+        else:
+            raise HttpError(404, f"this endpoint serves no model {name!r}")
 
     async def _invoke(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """``/invocations[/{model}]``: the name may be left out where there is only one."""
