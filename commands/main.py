@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from commands.audit import audit
 from commands.clean import clean
 from commands.down import down
 from commands.history import history
@@ -58,6 +59,7 @@ app.command()(put)
 app.command()(predict)
 app.command()(trace)
 app.command()(signing)
+app.command()(audit)
 app.command()(clean)
 
 

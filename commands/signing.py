@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from modelyard.artifacts import ArtifactRef
+from modelyard.audit import AuditLog
 from modelyard.catalog import Catalog
 from modelyard.errors import ConfigError
 from modelyard.naming import find_artifact
@@ -27,12 +28,15 @@ def signing(
     name: Annotated[
         str, typer.Argument(help="sign: digest, URI, model@alias or model/version; distrust: start of the key's id.")
     ] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the audit log.")] = "",
 ) -> None:
     """Show and change what signatures are made and checked with. The endpoint follows without a restart."""
     settings = load_settings()
     console = Console(soft_wrap=True, highlight=False)
     if (action in ("sign", "distrust")) != bool(name):
         raise ConfigError("NAME", f"`modelyard signing {action}` takes {'no' if name else 'a'} name")
+    if action != "list":
+        AuditLog(settings).note(f"signing: {action}", name, why=reason)
     if action == "list":
         _list(settings, console)
     elif action == "rotate":

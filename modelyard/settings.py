@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     endpoint_signatures: Literal["required", "off"] = Field(
         "required", description="whether it loads signed artifacts alone"
     )
+    endpoint_workers: int = Field(1, ge=1, le=64, description="worker processes of each version")
+    endpoint_decimals: int | None = Field(None, ge=0, le=12, description="decimals of numbers in answers; empty: all")
+    endpoint_raw_outputs: bool = Field(True, description="whether answers hold the network's own outputs too")
     endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")
     endpoint_redact: str = Field("", description="columns and outputs kept out of it, separated by commas")
 

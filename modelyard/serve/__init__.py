@@ -8,10 +8,12 @@ app          HTTP: which path does what; answers: what every answer carries; bod
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
 protocol_v2  Open Inference Protocol v2: requests to arrays and back, pure; datatypes: its numbers
 protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
+protocol_openai  the list of models as OpenAI's clients ask for it
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call
 workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`
 wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch
@@ -20,6 +22,7 @@ verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket
 recording    the prediction log: which answers are kept; recorder: the process that writes them
 keys         who may ask, what for and how often
+disclosure   how much of an answer clients are told; metering: how often each key asked today
 openapi      the OpenAPI document of what is served now
 status       what this replica says about itself; metrics: the same for Prometheus
 limits       every bound; threads: blocking calls beside the event loop

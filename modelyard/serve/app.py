@@ -8,14 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import modelyard
+from modelyard.audit import AuditLog
 from modelyard.errors import NotFound
-from modelyard.serve import openapi, protocol_v2
+from modelyard.serve import openapi, protocol_openai, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
 from modelyard.serve.bodies import read_head, too_large, too_slow
+from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
@@ -26,6 +29,8 @@ from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.status import describe
+from modelyard.serve.threads import in_thread
+from modelyard.storage import Store
 
 logger = logging.getLogger(__name__)
 
@@ -50,17 +55,23 @@ class EndpointApp:
         limits: Limits,
         guard: Guard,
         recorder: Recorder | None = None,
+        audit: AuditLog | None = None,
+        store: Store | None = None,
+        disclosure: Disclosure | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.is_draining = False
         self.limits = limits
         self.guard = guard
+        self.audit = audit
+        self.store = store
         self._router = router
         self.lineage = Lineage(endpoint, router)
         self.metrics = Metrics(lambda: router.table.revision.number, lambda: self.num_in_flight, self._shares)
+        self.metrics.show_meter(guard.meter)
         if recorder:
             self.metrics.show_recorder(recorder)
-        self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder)
+        self.inferences = Inferences(router, self.metrics, self.lineage, limits, recorder, disclosure or Disclosure())
         self._reconciler = reconciler
         self._pages: dict[str, Callable[[], tuple[int, Any]]] = {
             "/": self._index,
@@ -85,12 +96,14 @@ class EndpointApp:
             return
         path: str = scope["path"]
         try:
-            if path.startswith(("/v2/models/", "/invocations")):
+            if path.startswith(("/v2/models/", "/invocations", protocol_openai.PREFIX)):
                 self.guard.admit(scope["headers"], "predict")
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
             elif path == "/invocations" or path.startswith("/invocations/"):
                 await self._invoke(path, scope, receive, send)
+            elif path == protocol_openai.PREFIX or path.startswith(f"{protocol_openai.PREFIX}/"):
+                await self._list_models(path, scope, send)
             else:
                 await self._page(path.rstrip("/") or "/", scope, send)
         except HttpError as error:
@@ -102,10 +115,14 @@ class EndpointApp:
     # -- pages ----------------------------------------------------------------------------------------
 
     async def _page(self, path: str, scope: Scope, send: Send) -> None:
-        if path.startswith("/admin/"):
-            self.guard.admit(scope["headers"], "admin")
+        who = self.guard.admit(scope["headers"], "admin") if path.startswith("/admin/") else ""
         if path == "/admin/notify":
             _allow(scope, "POST")
+            if self.audit:
+                noting = partial(
+                    self.audit.note, "endpoint notified", self.endpoint, who=who or "somebody without a key"
+                )
+                await in_thread(noting)
             self._reconciler.notify()
             await self._send(send, as_json(202, {"notified": True}))
         elif path == "/metrics":
@@ -128,7 +145,7 @@ class EndpointApp:
 
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}
-        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/admin/notify"])
+        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/v1/models", "/admin/notify"])
         return 200, {
             "name": "modelyard",
             "endpoint": self.endpoint,
@@ -189,7 +206,20 @@ class EndpointApp:
         described = running if version else route.stable
         versions = [candidate.served.version for candidate in route.in_order()]
         _, lineage = self.lineage.stamp(described)
-        await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, described.info), lineage))
+        info = self.inferences.disclosure.info(described.info)
+        await self._send(send, as_json(200, protocol_v2.model_metadata(model, versions, info), lineage))
+
+    async def _list_models(self, path: str, scope: Scope, send: Send) -> None:
+        """``/v1/models[/{model}]``, as OpenAI's clients ask."""
+        _allow(scope, "GET")
+        table, name = self._router.table, path.removeprefix(protocol_openai.PREFIX).strip("/")
+        if not name:
+            await self._send(send, as_json(200, protocol_openai.listed(list(table.routes), table.revision)))
+        elif name in table.routes:
+            _, lineage = self.lineage.stamp(table.routes[name].stable)
+            await self._send(send, as_json(200, protocol_openai.described(name, table.revision), lineage))
+        else:
+            raise HttpError(404, f"this endpoint serves no model {name!r}")
 
     async def _invoke(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         """``/invocations[/{model}]``: the name may be left out where there is only one."""

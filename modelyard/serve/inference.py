@@ -18,6 +18,7 @@ import numpy as np
 from modelyard.serve.answers import Answer, Headers, Lineage, http_error, refusal
 from modelyard.serve.bodies import Encoding, Head, compress, decompress
 from modelyard.serve.deadlines import Deadlines
+from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics
 from modelyard.serve.recording import Recorder
@@ -68,10 +69,17 @@ class Inferences:
     """Begins inferences, and knows what they share."""
 
     def __init__(
-        self, router: Router, metrics: Metrics, lineage: Lineage, limits: Limits, recorder: Recorder | None
+        self,
+        router: Router,
+        metrics: Metrics,
+        lineage: Lineage,
+        limits: Limits,
+        recorder: Recorder | None,
+        disclosure: Disclosure,
     ) -> None:
         self.num_in_flight = 0
         self.recorder = recorder
+        self.disclosure = disclosure
         self.router = router
         self.metrics = metrics
         self.lineage = lineage
@@ -119,7 +127,7 @@ class Inference:
             picked = self._picked = engine.router.pick(self._model, self._version)
             if self._version is None and (trial := engine.router.trials.get(self._model)):
                 self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked)
-            request: Request = self._dialect.read(body, head, self._model, picked.info)
+            request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(picked.info))
             self._request = request
             engine.deadlines.add(self)
             picked.submit(self, request.rows)
@@ -174,8 +182,10 @@ class Inference:
         assert picked
         assert request
         request_id, lineage = self._engine.lineage.stamp(picked)
+        disclosure = self._engine.disclosure
+        info, told = disclosure.info(picked.info), disclosure.answers(answers)
         content, headers = self._dialect.write(
-            answers, picked.info, request, model=self._model, version=picked.served.version, request_id=request_id
+            told, info, request, model=self._model, version=picked.served.version, request_id=request_id
         )
         return request_id, Answer(200, content, [*headers, *lineage])
 

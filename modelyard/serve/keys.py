@@ -1,6 +1,6 @@
 """API keys: who may ask for predictions, who may administrate, and how often.
 
-    python -m modelyard.serve.keys add alice --scope predict --per-second 50
+    python -m modelyard.serve.keys add alice --scope predict --per-second 50 --per-day 100000 --reason "her team's app"
     python -m modelyard.serve.keys list
     python -m modelyard.serve.keys revoke alice
 
@@ -27,8 +27,10 @@ from typing import Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from modelyard.artifacts import Frozen
+from modelyard.audit import AuditLog
 from modelyard.errors import ConfigError, ModelyardError, NotFound
 from modelyard.serve.answers import Header, HttpError
+from modelyard.serve.metering import Meter
 from modelyard.settings import Settings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -45,12 +47,14 @@ class Key(Frozen):
     Attributes:
         sha256: of the whole key, hex.
         per_second: inference requests it may make, with bursts of a second's worth; None: any number.
+        per_day: the same for a day (UTC).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     scopes: list[Scope] = Field(min_length=1)
     per_second: float | None = Field(None, gt=0)
+    per_day: int | None = Field(None, gt=0)
 
 
 _KEYS = TypeAdapter(list[Key])
@@ -82,12 +86,20 @@ class Guard:
         path: the file of the keys; it may be absent.
         admin_token: one more key, with every scope.
         is_required: whether requests need a key at all. The admin routes need one wherever there is an admin token.
+        meter: counts each key's requests of the day.
     """
 
     def __init__(
-        self, path: Path, *, admin_token: str | None, is_required: bool, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        *,
+        admin_token: str | None,
+        is_required: bool,
+        meter: Meter | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
+        self.meter = meter or Meter()
         self._admin_token = hashlib.sha256(admin_token.encode()).hexdigest() if admin_token else None
         self._is_required = is_required
         self._clock = clock
@@ -96,19 +108,22 @@ class Guard:
         self._seen: tuple[int, int, int] | None = None
         self._looked_at = -LOOK_SECONDS
 
-    def admit(self, headers: Iterable[Header], scope: Scope) -> None:
-        """Let a request pass.
+    def admit(self, headers: Iterable[Header], scope: Scope) -> str:
+        """Let a request pass; returns the name of its key, or nothing where none is needed.
 
         Raises:
-            HttpError: 401 without a known key, 403 without the scope, 429 beyond the key's rate.
+            HttpError: 401 without a known key, 403 without the scope, 429 beyond the key's rate or its quota.
         """
         if not self._is_required and (scope == "predict" or self._admin_token is None):
-            return
+            return ""
         key = self._known(headers)
         if scope not in key.scopes:
             raise HttpError(403, f"the key {key.name!r} is not for {scope} requests, but {', '.join(key.scopes)}")
-        if scope == "predict" and key.per_second is not None:
-            self._count(key, key.per_second)
+        if scope == "predict":
+            if key.per_second is not None:
+                self._count(key, key.per_second)
+            self.meter.count(key.name, key.per_day)
+        return key.name
 
     def _known(self, headers: Iterable[Header]) -> Key:
         given = next((value for name, value in headers if name == b"authorization"), b"")
@@ -167,7 +182,9 @@ def read_keys(path: Path) -> list[Key]:
         raise ConfigError(str(path), f"{place}: {first['msg']}") from None
 
 
-def add_key(path: Path, name: str, scopes: Sequence[Scope], per_second: float | None) -> str:
+def add_key(
+    path: Path, name: str, scopes: Sequence[Scope], per_second: float | None, per_day: int | None = None
+) -> str:
     """Make a key; it is returned, and kept nowhere.
 
     Raises:
@@ -179,7 +196,7 @@ def add_key(path: Path, name: str, scopes: Sequence[Scope], per_second: float | 
     secret = PREFIX + secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     try:
-        made = Key(name=name, sha256=digest, scopes=list(scopes), per_second=per_second)
+        made = Key(name=name, sha256=digest, scopes=list(scopes), per_second=per_second, per_day=per_day)
     except ValidationError as invalid:
         first = invalid.errors()[0]
         raise ConfigError(str(first["loc"][0]), f"{first['msg']} (got {first['input']!r})") from None
@@ -216,16 +233,21 @@ def _write(path: Path, keys: Sequence[Key]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
-        path = keys_file(load_settings())
+        settings = load_settings()
+        path, audit = keys_file(settings), AuditLog(settings)
         if options.action == "add":
-            print(add_key(path, options.name, options.scope or ["predict"], options.per_second))
+            scopes: list[Scope] = options.scope or ["predict"]
+            audit.note("key added", f"{options.name} ({', '.join(scopes)})", why=options.reason)
+            print(add_key(path, options.name, scopes, options.per_second, options.per_day))
             print("It is shown this once, and kept as a digest only.", file=sys.stderr)
         elif options.action == "revoke":
+            audit.note("key revoked", options.name, why=options.reason)
             revoke_key(path, options.name)
         else:
             for key in read_keys(path) if path.exists() else []:
                 rate = f"{key.per_second:g}/s" if key.per_second else "any rate"
-                print(f"{key.name}  {','.join(key.scopes)}  {rate}")
+                quota = f"  {key.per_day}/day" if key.per_day else ""
+                print(f"{key.name}  {','.join(key.scopes)}  {rate}{quota}")
     except ModelyardError as failure:
         sys.exit(f"{type(failure).__name__}: {failure}")
 
@@ -239,7 +261,11 @@ def _parser() -> argparse.ArgumentParser:
     adding.add_argument("name")
     adding.add_argument("--scope", action="append", choices=["predict", "admin"], help="predict unless given")
     adding.add_argument("--per-second", type=float, help="inference requests a second; any number unless given")
-    actions.add_parser("revoke", help="forget a key").add_argument("name")
+    adding.add_argument("--per-day", type=int, help="inference requests a day (UTC); any number unless given")
+    revoking = actions.add_parser("revoke", help="forget a key")
+    revoking.add_argument("name")
+    for action in (adding, revoking):
+        action.add_argument("--reason", default="", help="why, for the audit log")
     actions.add_parser("list", help="names, scopes and rates")
     return parser
 

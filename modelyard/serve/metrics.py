@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from modelyard.serve.metering import Meter
 from modelyard.serve.recording import Recorder
 
 # From a small model's answer to the request time-out.
@@ -73,6 +74,10 @@ class Metrics:
         for name, (meaning, value) in counts.items():
             self.registry.register(_Count(name, meaning, value))
 
+    def show_meter(self, meter: Meter) -> None:
+        """Show each key's requests of the day."""
+        self.registry.register(_Usage(meter))
+
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
@@ -89,6 +94,21 @@ class _Count(Collector):
 
     def collect(self) -> Iterator[CounterMetricFamily]:
         yield CounterMetricFamily(*self._given, value=self._value())
+
+
+class _Usage(Collector):
+    """Each key's requests since midnight (UTC)."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "modelyard_key_requests_today", "Inference requests of a key since midnight UTC.", labels=["key"]
+        )
+        for name, number in self._meter.today().items():
+            family.add_metric([name], number)
+        yield family
 
 
 class _Shares(Collector):

@@ -64,6 +64,8 @@ def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
             f"{of_version}/infer": _infer("Open Inference Protocol v2, one version", [name, number]),
             "/invocations": _score("MLflow scoring, where one model is served", []),
             "/invocations/{model}": _score("MLflow scoring", [name]),
+            "/v1/models": _get("Models, as OpenAI's clients ask"),
+            "/v1/models/{model}": _get("One of them", parameters=[name]),
             "/admin/status": _guarded("get", "Revision, versions, workers", 200),
             "/admin/notify": _guarded("post", "Look at the bucket now", 202),
         },

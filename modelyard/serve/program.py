@@ -20,13 +20,17 @@ from dataclasses import dataclass, replace
 
 import uvloop
 
+from modelyard.audit import AuditLog
 from modelyard.catalog import Catalog
 from modelyard.errors import EndpointUnavailable, ModelyardError
 from modelyard.serve.app import EndpointApp
 from modelyard.serve.cache import Cache
+from modelyard.serve.disclosure import Disclosure
+from modelyard.serve.group import GroupPool
 from modelyard.serve.keeper import BOUND, READY, Inheritance
 from modelyard.serve.keys import Guard, keys_file
 from modelyard.serve.limits import Limits
+from modelyard.serve.metering import Meter
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
@@ -34,6 +38,7 @@ from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
 from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
+from modelyard.serve.threads import in_thread
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool
 from modelyard.settings import Settings, load_settings
@@ -99,6 +104,7 @@ class Serving:
         self._watch()
         app, reconciler = build(self._settings, self._limits, self._prepared)
         following = asyncio.create_task(reconciler.run())
+        keeping = asyncio.create_task(keep_books(app, self._limits))
         await self._await_state(reconciler)
         server = http_server(app)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
@@ -106,13 +112,13 @@ class Serving:
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, self._leave)]
         await asyncio.wait([*ends, serving, following], return_when=asyncio.FIRST_COMPLETED)
         app.is_draining = True
-        if self._leave.is_set():
-            following.cancel()  # the successor follows the bucket now
+        following.cancel()  # whoever comes next follows the bucket
         logger.info("leaving: %d requests in flight, %d connections", app.num_in_flight, server.num_connections)
         await server.drain(app, self._limits, self._stop if self._leave.is_set() else None)
-        following.cancel()
         await serving
         await reconciler.close()
+        keeping.cancel()
+        app.guard.meter.save()
         if app.inferences.recorder:
             await app.inferences.recorder.close()
         if following.done() and not following.cancelled():
@@ -145,6 +151,18 @@ class Serving:
         self._inheritance.control.send(READY)
 
 
+async def keep_books(app: EndpointApp, limits: Limits) -> None:
+    """Carry the audit log to the bucket and save the day's counts, now and then, until cancelled."""
+    while True:
+        try:
+            await in_thread(app.guard.meter.save)
+            if app.audit and app.audit.has_news():
+                await in_thread(app.audit.carry, app.store)
+        except (ModelyardError, OSError) as failure:
+            logger.warning("the books cannot be kept: %s", failure)
+        await asyncio.sleep(limits.poll_seconds)
+
+
 def build(
     settings: Settings,
     limits: Limits,
@@ -157,6 +175,8 @@ def build(
     if settings.endpoint_signatures == "off":
         verifier.close()
         verifier = None
+    limits = replace(limits, max_unanswered_batches=limits.max_unanswered_batches * settings.endpoint_workers)
+    pool = SubprocessPool(limits, prepared.worker)
     router = Router(limits)
     replica = f"{platform.node()}-{settings.endpoint_port}"
 
@@ -169,7 +189,7 @@ def build(
         store=store,
         cache=Cache(folder / "cache", Catalog(store), verifier),
         state=LocalState(folder / "state.json"),
-        pool=SubprocessPool(limits, prepared.worker),
+        pool=pool if settings.endpoint_workers == 1 else GroupPool(pool, settings.endpoint_workers, limits),
         router=router,
         limits=limits,
         on_restart=count_restart,
@@ -184,7 +204,11 @@ def build(
             keys_file(settings),
             admin_token=token.get_secret_value() if token else None,
             is_required=settings.endpoint_needs_keys,
+            meter=Meter(folder / "usage"),
         ),
+        audit=AuditLog(settings),
+        store=store,
         recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
+        disclosure=Disclosure(decimals=settings.endpoint_decimals, raw_outputs=settings.endpoint_raw_outputs),
     )
     return app, reconciler

@@ -152,8 +152,13 @@ class RunningVersion:
 
     def _adopt(self, handle: WorkerHandle) -> None:
         self._handle, self._info = handle, handle.info
+        handle.on_respawn = self._count_restart
         self._born = asyncio.get_running_loop().time()
         self._available.set()
+
+    def _count_restart(self) -> None:
+        self.num_restarts += 1
+        self._on_restart(self)
 
     async def _supervise(self) -> None:
         """Start the worker again whenever it dies, with growing pauses while it keeps dying."""
@@ -169,8 +174,7 @@ class RunningVersion:
         """Try until a worker lives."""
         first, longest = self._limits.respawn_seconds
         while True:
-            self.num_restarts += 1
-            self._on_restart(self)
+            self._count_restart()
             logger.warning("%s version %s: worker died, starting another", self.model, self.served.version)
             pause_seconds = min(longest, first * 2 ** min(self._deaths, 16))
             self._deaths += 1

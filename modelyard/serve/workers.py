@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -50,11 +51,14 @@ class WorkerInfo:
 
 
 class WorkerHandle(Protocol):
-    """One loaded version."""
+    """One loaded version. Where it starts workers again by itself, it says so by ``on_respawn``."""
 
     info: WorkerInfo
-    pid: int | None
     lost: asyncio.Event
+    on_respawn: Callable[[], None] | None
+
+    @property
+    def pid(self) -> int | None: ...
 
     async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
         """Raw feature rows (n, width) to named answers of n rows. Repeatable without effect.
@@ -122,7 +126,7 @@ class SubprocessWorker(asyncio.Protocol):
 
     def __init__(self, process: subprocess.Popen[bytes], hang_seconds: float) -> None:
         self.lost = asyncio.Event()
-        self.pid: int | None = process.pid
+        self.on_respawn: Callable[[], None] | None = None
         self.info = WorkerInfo(columns=[], outputs=[])
         self._process = process
         self._hang_seconds = hang_seconds
@@ -132,6 +136,10 @@ class SubprocessWorker(asyncio.Protocol):
         # Number 0 waits for READY.
         self._owed: dict[int, asyncio.Future[Any]] = {0: self._loop.create_future()}
         self._transport: asyncio.Transport | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid
 
     async def load(self, folder: Path, form: str) -> None:
         """Have it load a package, and wait until it can answer."""

@@ -17,14 +17,15 @@ from tests.serve.processes import Endpoint
 @pytest.fixture(scope="module")
 def new_endpoint(
     settings: Settings, store: Store, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Callable[[], Endpoint]]:
-    """Makes endpoints of their own name, home and port over the started ``store``; none outlives the module."""
+) -> Iterator[Callable[..., Endpoint]]:
+    """Makes endpoints of their own name, home and port over the started ``store``; none outlives the
+    module."""
     assert store.root
     made: list[Endpoint] = []
 
-    def make() -> Endpoint:
+    def make(**more: str) -> Endpoint:
         home: Path = tmp_path_factory.mktemp("endpoint")
-        made.append(Endpoint(settings, f"test-{uuid4().hex[:8]}", home))
+        made.append(Endpoint(settings, f"test-{uuid4().hex[:8]}", home, **more))
         return made[-1]
 
     yield make

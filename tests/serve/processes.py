@@ -13,6 +13,7 @@ from signal import SIGKILL, Signals
 from typing import Any
 
 import httpx
+import psutil
 
 from modelyard.settings import Settings
 
@@ -24,7 +25,8 @@ PROJECT = Path(__file__).parents[2]
 class Endpoint:
     """The parent with its router and workers; `start` after `kill` is a restart on the same home and port."""
 
-    def __init__(self, settings: Settings, name: str, home: Path) -> None:
+    def __init__(self, settings: Settings, name: str, home: Path, **more: str) -> None:
+        self._more = more  # settings of its own, by their variables
         self.name = name
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -91,8 +93,11 @@ class Endpoint:
             return None
 
     def end(self, number: Signals) -> int:
-        """Send a signal and wait for the end."""
+        """Send a signal to the parent, SIGKILL to its routers too, and wait for the end."""
+        routers = psutil.Process(self.process.pid).children() if number == SIGKILL else []
         self.process.send_signal(number)
+        for router in routers:
+            router.kill()
         return self.process.wait(15)
 
     def _environment(self, store_url: str) -> dict[str, str]:
@@ -112,6 +117,7 @@ class Endpoint:
             "MODELYARD_ENDPOINT_PORT": str(self.port),
             "MODELYARD_ENDPOINT_ADMIN_TOKEN": TOKEN,
             "MODELYARD_TRUSTED_KEYS": str(settings.trusted_keys_folder),
+            **self._more,
         }
 
 

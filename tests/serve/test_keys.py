@@ -11,16 +11,19 @@ from pathlib import Path
 import httpx
 import pytest
 
+from modelyard.audit import Entry, entries
 from modelyard.errors import ConfigError, NotFound
 from modelyard.revisions import ServedVersion
 from modelyard.serve import keys
 from modelyard.serve.answers import HttpError
 from modelyard.serve.keys import Guard, add_key, keys_file, read_keys, revoke_key
+from modelyard.serve.metering import Meter
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
 from tests.serve.inprocess import endpoint
 from tests.serve.load import BODY
 from tests.serve.packages import ROWS, publish_version
+from tests.serve.processes import Endpoint, until
 
 INFER = "/v2/models/digits/infer"
 
@@ -167,13 +170,64 @@ def test_the_command_makes_a_key_that_opens(tmp_path: Path):
             command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
         )
 
-    secret = run("add", "alice", "--scope", "predict", "--per-second", "50").stdout.strip()
+    secret = run(
+        "add", "alice", "--scope", "predict", "--per-second", "50", "--per-day", "9", "--reason", "a test"
+    ).stdout.strip()
     file = keys_file(load_settings(home=tmp_path))
     Guard(file, admin_token=None, is_required=True).admit(bearer(secret), "predict")
-    assert run("list").stdout.split() == ["alice", "predict", "50/s"]
+    assert run("list").stdout.split() == ["alice", "predict", "50/s", "9/day"]
     assert run("revoke", "bob").stderr.startswith("NotFound: there is no key 'bob'; there are: alice")
     assert run("revoke", "alice").returncode == 0
     assert read_keys(file) == []
+    notes = [
+        Entry.model_validate_json(path.read_bytes()) for path in sorted((tmp_path / "endpoint" / "audit").iterdir())
+    ]
+    assert [(note.what, note.subject, note.why) for note in notes] == [
+        ("key added", "alice (predict)", "a test"),
+        ("key revoked", "bob", ""),
+        ("key revoked", "alice", ""),
+    ]
+
+
+def test_admin_calls_are_in_the_audit_log(store: Store, digits_endpoint: Endpoint):
+    """Who told the endpoint to look is in the bucket soon after, by the name of the key."""
+    digits_endpoint.notify()
+
+    def told() -> Entry | None:
+        return next((entry for entry in entries(store) if entry.subject == digits_endpoint.name), None)
+
+    entry = until(told, "the entry")
+    assert (entry.who, entry.what) == ("admin-token", "endpoint notified")
+
+
+def test_a_quota_ends_with_the_day(path: Path):
+    """So many requests a day and key, then 429 with the seconds until midnight UTC; what was counted outlives the
+    process, and tomorrow begins with nothing."""
+    secret = add_key(path, "alice", ["predict"], None, 3)
+    clock = Clock()
+    clock.now = 86_400 * 20_000 + 86_000.0
+
+    def guard() -> Guard:
+        return Guard(path, admin_token=None, is_required=True, meter=Meter(path.parent / "usage", clock))
+
+    first = guard()
+    for _ in range(2):
+        assert first.admit(bearer(secret), "predict") == "alice"
+    first.meter.save()
+    second = guard()
+    second.admit(bearer(secret), "predict")
+    with pytest.raises(HttpError) as refused:
+        second.admit(bearer(secret), "predict")
+    assert refused.value.status == 429
+    assert (b"retry-after", b"401") in refused.value.headers
+    second.meter.save()
+    first.meter.save()  # a router that leaves late takes nothing back
+    assert guard().meter.today() == {"alice": 3}
+    clock.now += 401
+    second.admit(bearer(secret), "predict")
+    assert second.meter.today() == {"alice": 1}
+    (path.parent / "usage" / "2024-10-05.json").write_text("[1, 2")
+    assert guard().meter.today() == {}
 
 
 @pytest.mark.parametrize(

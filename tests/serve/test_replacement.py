@@ -75,6 +75,16 @@ async def test_a_router_that_cannot_start_replaces_nothing(endpoint: Endpoint):
     assert tally.is_clean, tally.failures
 
 
+def test_a_killed_parent_makes_room(endpoint: Endpoint):
+    """kill -9 of the parent alone: the router leaves by itself, and the next parent gets the port."""
+    before = endpoint.router_pid()
+    endpoint.process.kill()
+    endpoint.process.wait()
+    endpoint.start()
+    until(lambda: not lives(before), "the end of the orphaned router")
+    assert endpoint.router_pid() not in (None, before)
+
+
 def test_all_of_them_end_with_their_parent(endpoint: Endpoint):
     """SIGTERM to the parent ends routers and workers, and it exits with 0."""
     pids = [endpoint.router_pid(), *endpoint.worker_pids()]
