@@ -30,8 +30,9 @@ class GateSettings(Frozen):
             seldom asked is a little slower, and is not worse for it.
         max_crashes: so many deaths of the canary's workers in a rollout end it.
         max_consecutive_errors: so many failing answers of the canary in a row, while the stable version answers.
-        max_latency_factor: bound on the canary's median latency over the one measured at compression; None: it is
-            reported, and no gate.
+        max_latency_factor: bound on the median of the canary's latest 1,000 latencies (in the endpoint: queue and worker
+            included) over the model's own, measured for one row at compression; read at the end of each step. None: it
+            is reported, and no gate.
     """
 
     alpha: float = Field(0.01, gt=0, le=0.2)

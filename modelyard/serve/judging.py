@@ -116,7 +116,10 @@ class Judge:
             return
         waits = trial.waits_for()
         if not waits:
-            self._go_on(trial, [])
+            if reasons := trial.too_slow_reasons():
+                self._refuse(trial, reasons)
+            else:
+                self._go_on(trial, [])
             return
         policy = trial.rollout.policy
         if trial.seconds > policy.max_seconds and policy.when_thin != "hold":

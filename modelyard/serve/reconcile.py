@@ -11,17 +11,16 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from modelyard.errors import DataError, ModelyardError, PermanentError, Refused
+from modelyard.errors import ModelyardError, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
+from modelyard.serve.admission import measured_seconds, probe, refuse_other_schemas
 from modelyard.serve.cache import Cache
 from modelyard.serve.judging import Judge
 from modelyard.serve.limits import Limits
-from modelyard.serve.probe import GOLDEN_FILE, GoldenRows, read_golden, refuse_unless_golden
+from modelyard.serve.probe import GOLDEN_FILE, read_golden
 from modelyard.serve.router import Route, Router, Table
 from modelyard.serve.running import RunningVersion, version_key
 from modelyard.serve.state import LocalState
@@ -247,7 +246,7 @@ class Reconciler:
         started = await self._start_all(missing)
         running = self._running | {version.key: version for version in started}
         try:
-            _refuse_other_schemas(revision, running)
+            refuse_other_schemas(revision, running)
         except PermanentError:
             await asyncio.gather(*(version.stop(0) for version in started))
             raise
@@ -332,26 +331,12 @@ class Reconciler:
         )
         try:
             await version.start()
-            await self._probe(version, golden)
+            await probe(version, golden)
+            version.measured_seconds = measured_seconds(package, served.form)
         except BaseException:
             await version.stop(0)
             raise
         return version
-
-    async def _probe(self, version: RunningVersion, golden: GoldenRows) -> None:
-        subject = f"{version.model} version {version.served.version}"
-        widths = {len(row) for row in golden.rows}
-        if widths != {version.info.width}:
-            raise Refused(subject, [f"golden rows have {sorted(widths)} values, it takes {version.info.width}"])
-        try:
-            answers = await version.infer(np.array(golden.rows, dtype=np.float64))
-        except DataError as failure:
-            raise Refused(subject, [f"it cannot compute its golden rows: {failure}"]) from failure
-        outputs = answers["outputs"]
-        assert isinstance(outputs, np.ndarray)
-        refuse_unless_golden(subject, golden, version.served.form, outputs)
-        version.golden_rows = np.array(golden.rows, dtype=np.float64)
-        version.num_requests = 0
 
     # -- the status in the bucket ---------------------------------------------------------------------
 
@@ -382,25 +367,6 @@ def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
         for model, wanted in revision.models.items()
         for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
     ]
-
-
-def _refuse_other_schemas(revision: Revision, running: Mapping[tuple[str, str, str, str], RunningVersion]) -> None:
-    """A canary must take the rows that the stable version takes, because either may be drawn for a request.
-
-    Raises:
-        Refused: it takes others, or answers in another form.
-    """
-    for model, state in revision.models.items():
-        if state.rollout is None:
-            continue
-        stable, canary = (running[version_key(model, served)].info for served in state.versions)
-        subject = f"{model} version {state.versions[1].version}"
-        hint = "requests cannot be shared between them; `rollout.policy.kind: all_at_once` switches all"
-        if stable.columns != canary.columns:
-            odd = sorted(set(stable.columns) ^ set(canary.columns)) or "their order"
-            raise Refused(subject, [f"it takes other columns than the version that serves ({odd}): {hint}"])
-        if stable.outputs != canary.outputs:
-            raise Refused(subject, [f"it answers {canary.outputs}, the version that serves {stable.outputs}: {hint}"])
 
 
 def _reached(number: int) -> Progress:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
@@ -181,6 +182,29 @@ class Trial:
 
     def notes(self) -> list[str]:
         """What the evidence must be read with."""
+        return [*self._replay_notes(), *self._latency_notes()]
+
+    def too_slow_reasons(self) -> list[str]:
+        """Whether the canary is slower here than its owner allows, against what compression measured; read at a step's end."""
+        bound, factor = self.rollout.policy.gates.max_latency_factor, self._latency_factor()
+        if bound is None or factor is None or factor <= bound:
+            return []
+        return [f"{note}, allowed is {bound:g}" for note in self._latency_notes()]
+
+    def _latency_factor(self) -> float | None:
+        measured = self.canary.measured_seconds
+        return median(self.latencies) / measured if measured and self.latencies else None
+
+    def _latency_notes(self) -> list[str]:
+        factor, measured = self._latency_factor(), self.canary.measured_seconds
+        if factor is None or measured is None:
+            return []
+        here = f"{1000 * median(self.latencies):.2f} ms"
+        return [
+            f"half of the canary's answers took at most {here}, {factor:.3g} times the {1000 * measured:.3g} ms of its compression"
+        ]
+
+    def _replay_notes(self) -> list[str]:
         both = total(self.counts())
         replayed, requests = (
             getattr(both.canary, name) + getattr(both.stable, name) for name in ("replayed", "requests")

@@ -184,6 +184,7 @@ def test_all_requests_at_once_are_watched(store: Store, serving: Endpoint):
         ({"golden_shift": 0.01}, "golden rows differ"),
         ({"transform": MIXED}, "other columns than the version that serves"),
         ({"classes": (1, 2, 3)}, "it answers"),
+        ({"is_signed": False}, "it is unsigned"),
     ],
 )
 def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpoint, flaw: dict, words: str):
@@ -196,3 +197,14 @@ def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpo
     assert ask(serving, 5) == {"1": 5}
     until(lambda: serving.status()["error"] is None, "a status without the error")
     assert decisions(store, serving.name, number)[-1] == end
+
+
+@pytest.mark.parametrize(("factor", "action"), [(1e9, "promote"), (1e-9, "roll_back")])
+def test_live_latency_is_held_against_the_compression(store: Store, serving: Endpoint, factor: float, action: str):
+    """What the endpoint measures is reported as a factor of what compression measured, and a bound on it is a gate."""
+    rules = policy(min_requests=5, gates={"max_error_rate": 0.5, "max_latency_factor": factor})
+    number = started(store, serving, publish_version(store, "12", measured_ms=0.05), rules)
+    until(lambda: ask(serving, 5) and actions(store, serving.name, number), "a decision")
+    end = until_decided(store, serving.name, number)
+    assert end.action == action
+    assert any("times the 0.05 ms of its compression" in reason for reason in end.reasons)
