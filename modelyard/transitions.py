@@ -54,6 +54,15 @@ def advance(
     return with_model(current, model, _at_step(state, state.versions[1], rollout))
 
 
+def approve(current: Revision, model: str, rollout_id: str, by: str) -> Models | None:
+    """A person agrees to the canary's promotion."""
+    state = current.models.get(model)
+    if state is None or state.rollout is None or state.rollout.id != rollout_id or state.rollout.approved_by:
+        return None
+    rollout = state.rollout.model_copy(update={"approved_by": by})
+    return with_model(current, model, state.model_copy(update={"rollout": rollout}))
+
+
 def promote(current: Revision, model: str, rollout_id: str) -> Models | None:
     """All requests to the canary, the stable version kept warm."""
     state = current.models.get(model)

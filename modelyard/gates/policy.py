@@ -85,6 +85,7 @@ class RolloutPolicy(Frozen):
         when_thin: with too few requests: ``hold`` the step and wait for more, ``promote``, or ``roll_back``.
         load_seconds: from the start of a rollout until the endpoint has taken the canary in; then it is given up.
         bake_seconds: see ``kind``.
+        approval: whether a person must agree before the canary is promoted; until then it stays at its last step.
     """
 
     kind: Literal["steps", "blue_green", "all_at_once"] = "steps"
@@ -95,6 +96,7 @@ class RolloutPolicy(Frozen):
     when_thin: Literal["hold", "promote", "roll_back"] = "hold"
     load_seconds: float = Field(60, gt=0)
     bake_seconds: float = Field(10, gt=0)
+    approval: bool = False
     gates: GateSettings = GateSettings()
     replay: Replay = Replay()
 

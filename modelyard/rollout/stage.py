@@ -79,6 +79,7 @@ def rollout(
         RolloutBusy: another rollout of the model is not decided yet.
         RolloutFailed: the endpoint could not serve it; what served before serves on, and the ledger says so.
         RolloutWaits: it holds for want of requests; the endpoint goes on with it.
+        ApprovalNeeded: the same, for want of a person's approval.
         EndpointUnavailable: the endpoint is away; the revision stands, and a retry goes on from there.
     """
     _require_pass(catalog, candidate, verdict)

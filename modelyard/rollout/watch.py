@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from modelyard.artifacts import Frozen
-from modelyard.errors import EndpointUnavailable, RolledBack, RolloutFailed, RolloutWaits
+from modelyard.errors import ApprovalNeeded, EndpointUnavailable, RolledBack, RolloutFailed, RolloutWaits
 from modelyard.gates import Check, StepCounts
-from modelyard.revisions import Decision, Revision, RolloutUnderWay, revisions_since
+from modelyard.revisions import APPROVAL, Decision, Revision, RolloutUnderWay, revisions_since
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.endpoint import EndpointClient
 from modelyard.settings import Settings
@@ -68,6 +68,7 @@ def watch(
         RolledBack: the gates said no, or a person did.
         RolloutFailed: the endpoint could not serve the canary at all.
         RolloutWaits: it is not decided within what its policy grants.
+        ApprovalNeeded: only a person's approval is missing; `modelyard.rollout.approval` takes it.
         EndpointUnavailable: the endpoint has been away for too long.
     """
     rollout = revision.models[model_name].rollout
@@ -85,6 +86,8 @@ def watch(
         if look:
             seen_at = now
             watcher(look)
+        if look and look.waits_for == APPROVAL:
+            raise ApprovalNeeded(f"{model_name} version {look.canary}", [check.row() for check in look.checks])
         if now - seen_at > max(config.away_seconds, policy.load_seconds):
             raise EndpointUnavailable(
                 f"endpoint {endpoint.url} has said nothing about its rollout for {now - seen_at:.0f} s"

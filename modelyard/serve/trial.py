@@ -14,7 +14,7 @@ from statistics import median
 import numpy as np
 
 from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
-from modelyard.revisions import RolloutUnderWay
+from modelyard.revisions import APPROVAL, RolloutUnderWay
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.wire import Tensor
 
@@ -172,7 +172,12 @@ class Trial:
         if self.is_last_step and not said.may_promote:
             bound = policy.gates.max_error_rate
             return f"the canary's failing answers are shown to be below {said.upper_error_rate:.2%}, wanted {bound:.2%}"
-        return ""
+        return APPROVAL if self.awaits_approval else ""
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a person must agree before the canary goes on, and has not yet."""
+        return self.is_last_step and self.rollout.policy.approval and not self.rollout.approved_by
 
     @property
     def keeps_bound(self) -> bool:

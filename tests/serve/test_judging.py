@@ -10,16 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from modelyard import transitions
-from modelyard.errors import RolloutBusy
+from modelyard.errors import ConfigError, NotFound, RolloutBusy
 from modelyard.gates import RolloutPolicy
 from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision
+from modelyard.rollout import answer
+from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, publish_version, roll_out
-from tests.serve.processes import Endpoint, until
+from tests.serve.processes import TOKEN, Endpoint, until
 
 INFER = "/v2/models/digits/infer"
 
@@ -208,3 +211,30 @@ def test_live_latency_is_held_against_the_compression(store: Store, serving: End
     end = until_decided(store, serving.name, number)
     assert end.action == action
     assert any("times the 0.05 ms of its compression" in reason for reason in end.reasons)
+
+
+@pytest.mark.parametrize(("approved", "story"), [(True, ["approve", "promote"]), (False, ["roll_back"])])
+def test_a_person_has_the_last_word_where_the_policy_says_so(
+    settings: Settings, store: Store, serving: Endpoint, approved: bool, story: list[str]
+):
+    """The canary stays at its last step until somebody who has a name says yes or no; the ledger keeps who it was."""
+    rules = policy(min_requests=5, approval=True, gates={"max_error_rate": 0.5})
+    number = started(store, serving, publish_version(store, "13"), rules)
+    waits_for = lambda: serving.status()["models"]["digits"]["rollout"]["waits_for"]  # noqa: E731
+    until(lambda: ask(serving, 5) and waits_for() == "a person's approval", "the wait")
+    own = settings.model_copy(
+        update={
+            "endpoint_url": serving.url,
+            "endpoint_name": serving.name,
+            "endpoint_admin_token": SecretStr(TOKEN),
+        }
+    )
+    with pytest.raises(ConfigError, match="needs the name"):
+        answer(store, own, "digits", approved=approved, by=" ")
+    with pytest.raises(NotFound, match="no rollout of 'other'"):
+        answer(store, own, "other", approved=approved, by="ada")
+    answer(store, own, "digits", approved=approved, by="ada", reason="it is Friday")
+    until_decided(store, serving.name, number)
+    assert actions(store, serving.name, number) == story
+    said = decisions(store, serving.name, number)[0].reasons[0]
+    assert said == f"{'approved' if approved else 'refused'} by ada: it is Friday"
