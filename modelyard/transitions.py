@@ -105,6 +105,15 @@ def go_back(current: Revision, model: str, target: ServedVersion | None) -> Mode
     )
 
 
+def without_canaries(revision: Revision) -> Revision:
+    """The same revision as if its rollouts had not begun: what can be served while a canary cannot be loaded."""
+    models: Models = dict(revision.models)
+    for model, state in revision.models.items():
+        if state.rollout:
+            models |= {model: (undo(revision, model, state.rollout.id) or revision.models)[model]}
+    return revision.model_copy(update={"models": models})
+
+
 def with_model(current: Revision, model: str, state: ModelState) -> Models:
     """Every model of a revision, with one of them in another state."""
     return {**current.models, model: state}

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from modelyard import transitions
 from modelyard.errors import ModelyardError, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
 from modelyard.serve.admission import measured_seconds, probe, refuse_other_schemas
@@ -147,11 +148,15 @@ class Reconciler:
         revision = await in_thread(self._state.read)
         if revision is None:
             return
-        try:
-            await self._take_over(revision, _reached(revision.number))
-        except Exception as failure:  # noqa: BLE001 (the bucket may still have something that works)
-            logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
-            self.progress.error = _sentence(failure)
+        stable_alone = transitions.without_canaries(revision)
+        for wanted in [revision] if stable_alone == revision else [revision, stable_alone]:
+            try:
+                await self._take_over(wanted, _reached(revision.number))
+            except Exception as failure:  # noqa: BLE001 (the stable version alone may work, or what the bucket has)
+                logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
+                self.progress.error = _sentence(failure)
+            else:
+                return
 
     async def _follow(self) -> None:
         """One look at the bucket, and what follows from it. Never raises."""

@@ -22,7 +22,7 @@ from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, publish_version, roll_out
-from tests.serve.processes import TOKEN, Endpoint, until
+from tests.serve.processes import TOKEN, Endpoint, free_port, until
 
 INFER = "/v2/models/digits/infer"
 
@@ -238,3 +238,20 @@ def test_a_person_has_the_last_word_where_the_policy_says_so(
     assert actions(store, serving.name, number) == story
     said = decisions(store, serving.name, number)[0].reasons[0]
     assert said == f"{'approved' if approved else 'refused'} by ada: it is Friday"
+
+
+def test_a_start_serves_the_stable_version_when_the_canary_cannot_be_loaded(
+    store: Store, serving: Endpoint, stable: ServedVersion
+):
+    """Killed in a rollout, the canary's cached file damaged, the store away: what served before serves again."""
+    canary = publish_version(store, "14")
+    started(store, serving, canary, policy(min_requests=10_000))
+    state = serving.log.parent / "endpoint" / "state.json"
+    until(lambda: canary.artifact.digest in state.read_text(), "the local state")
+    serving.end(signal.SIGKILL)
+    [model] = serving.log.parent.glob(f"endpoint/cache/{canary.artifact.digest}/model.onnx")
+    model.write_bytes(model.read_bytes()[:-1])
+    serving.start(store_url=f"http://127.0.0.1:{free_port()}")
+    until(lambda: serving.client.get("/readyz").status_code == 200, "readiness")
+    assert ask(serving, 10) == {"1": 10}
+    serving.end(signal.SIGKILL)
