@@ -22,6 +22,7 @@ from modelyard.serve.wire import Tensor
 CALIBRATION_ANSWERS = 200
 LATENCIES_KEPT = 1000
 PAIR_SECONDS = 0.1  # longer than most stalls of a worker that waits for a processor
+KEYS_KEPT = 100_000
 PAIRS_KEPT = 200  # whose other half is not answered yet, or never came
 
 
@@ -71,6 +72,8 @@ class Trial:
         self._on_bad = on_bad
         self._canary_counter, self._stable_counter = Counter(), Counter()
         self._calibration: list[float] = []
+        self._paired_keys: set[bytes] = set()
+        self._bad_keys: set[bytes] = set()
         self._entered = [-1, -1]  # the window of the last request that became half of a pair: stable, canary
         self._pairs: dict[tuple[int, bool], bool] = {}  # (window, is the canary's) -> was slow
 
@@ -90,11 +93,13 @@ class Trial:
         """Since this step began here."""
         return time.monotonic() - self.began
 
-    def enter(self, drawn: RunningVersion) -> int | None:
+    def enter(self, drawn: RunningVersion, key: bytes | None = None) -> int | None:
         """A request was drawn for a version; returns the pair that it belongs to, if any: pass it to `count`.
 
-        The first request of each version within `PAIR_SECONDS` make a pair.
+        The first request of each version within `PAIR_SECONDS` make a pair; of those with one key, one is enough.
         """
+        if key and not self._is_first(self._paired_keys, key):
+            return None
         window = int(time.monotonic() / PAIR_SECONDS)
         place = drawn is self.canary
         if self._entered[place] == window:
@@ -110,9 +115,13 @@ class Trial:
         odd: bool,
         seconds: float,
         pair: int | None = None,
+        key: bytes | None = None,
         replayed: bool = False,
     ) -> None:
-        """One request that was drawn by weight has got its answer, by whomever."""
+        """One request that was drawn by weight has got its answer, by whomever.
+
+        Requests with one key were not drawn one by one, so their bad events are one coin: the first is counted.
+        """
         if self.is_over:
             return
         if not replayed:
@@ -122,6 +131,8 @@ class Trial:
         counter.requests += 1
         counter.replayed += replayed
         counter.seconds += seconds
+        if key and (failed or odd) and not self._is_first(self._bad_keys, key):
+            failed = odd = False
         counter.errors += failed
         counter.odd += odd
         counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
@@ -130,6 +141,14 @@ class Trial:
             self.latencies.append(seconds)
         if is_worse or (is_canary and (failed or odd)):
             self._on_bad(self)
+
+    @staticmethod
+    def _is_first(seen: set[bytes], key: bytes) -> bool:
+        """Whether a key is new, and may still be remembered."""
+        if key in seen or len(seen) >= KEYS_KEPT:
+            return False
+        seen.add(key)
+        return True
 
     def own_counts(self) -> StepCounts:
         """Of this step, by this router."""

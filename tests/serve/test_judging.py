@@ -255,3 +255,21 @@ def test_a_start_serves_the_stable_version_when_the_canary_cannot_be_loaded(
     until(lambda: serving.client.get("/readyz").status_code == 200, "readiness")
     assert ask(serving, 10) == {"1": 10}
     serving.end(signal.SIGKILL)
+
+
+def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: Endpoint):
+    """Keys keep their version while others are spread over both; one client's failures are one bad event."""
+    number = started(store, serving, publish_version(store, "15", kind=OddModel), policy(min_requests=10_000))
+
+    def answering(key: str, row: list[float] | None = None) -> str:
+        body = {"inputs": [BODY["inputs"][0] | {"data": row}]} if row else BODY
+        response = serving.client.post(INFER, json=body, headers={"Modelyard-Key": key})
+        return response.headers["Modelyard-Model-Version"]
+
+    versions = {key: {answering(key) for _ in range(3)} for key in map(str, range(16))}
+    assert all(len(found) == 1 for found in versions.values())
+    assert set.union(*versions.values()) == {"1", "15"}
+    canary_key = next(key for key, found in versions.items() if found == {"15"})
+    assert {answering(canary_key, ODD_ROW) for _ in range(30)} == {"15"}
+    assert actions(store, serving.name, number) == []
+    assert serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["odd"] == 1
