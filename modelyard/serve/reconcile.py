@@ -11,8 +11,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from modelyard import transitions
 from modelyard.errors import ModelyardError, PermanentError
@@ -78,7 +79,8 @@ class Reconciler:
         self._on_restart = on_restart
         self._judge = Judge(endpoint, replica, store=store, router=router, on_written=self.notify)
         self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
-        self._retirements: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._remembering = asyncio.Lock()
         self._notified = asyncio.Event()
         self._met_bucket = False
         self._refused: int | None = None
@@ -259,7 +261,9 @@ class Reconciler:
         self._switch(revision, progress)
         await self._warm_previous(revision)
         self._retire(revision)
-        await in_thread(self._remember, revision)
+        await in_thread(self._cache.prune, _digests(revision))
+        # Its flush to the disk may take long, and somebody may want to go back meanwhile.
+        self._beside(self._remember(revision))
 
     async def _start_all(self, missing: Sequence[tuple[str, ServedVersion]]) -> list[RunningVersion]:
         """Start versions side by side: all of them, or none.
@@ -310,16 +314,23 @@ class Reconciler:
     def _retire(self, revision: Revision) -> None:
         """Drain and end, beside the loop, what the revision does not name."""
         for key in set(self._running) - _keys(revision):
-            task = asyncio.create_task(self._running.pop(key).stop(self._limits.drain_seconds))
-            self._retirements.add(task)
-            task.add_done_callback(self._retirements.discard)
+            self._beside(self._running.pop(key).stop(self._limits.drain_seconds))
 
-    def _remember(self, revision: Revision) -> None:
-        try:
-            self._state.write(revision)
-            self._cache.prune(_digests(revision))
-        except OSError as failure:  # a full disk costs the next start without the bucket, not this one
-            logger.warning("the local state cannot be kept: %s", failure)
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done while the loop goes on."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _remember(self, revision: Revision) -> None:
+        """Keep a revision for a start without the bucket, unless a newer one is in force already."""
+        async with self._remembering:
+            if self._router.table.revision != revision:
+                return
+            try:
+                await in_thread(self._state.write, revision)
+            except OSError as failure:  # a full disk costs the next start without the bucket, not this one
+                logger.warning("the local state cannot be kept: %s", failure)
 
     # -- one version ----------------------------------------------------------------------------------
 

@@ -71,7 +71,7 @@ def test_a_second_version_is_rolled_out_by_steps_for_people_to_see(
     served = digits_state(stack).stable
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[served.flow_run_id]))
     found = {artifact.key: artifact for artifact in prefect_client.read_artifacts(artifact_filter=wanted)}
-    kinds = {key: artifact.type for key, artifact in found.items()}
+    kinds = {key: artifact.type for key, artifact in found.items() if key}  # what tasks returned has no key
     assert kinds == {"rollout": "markdown", "rollout-progress": "progress", "rollout-timeline": "markdown"}
     pages = prefect_client.read_artifacts(
         artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["rollout"]), flow_run_id=wanted.flow_run_id)
