@@ -5,12 +5,26 @@ from __future__ import annotations
 from typing import Annotated
 
 from prefect import State, flow
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import pause_flow_run
+from prefect.input import RunInput
 from prefect.states import Failed
+from pydantic import Field
 
 import tasks.rollout as tasks
 from flows.parameters import Overrides, ParentRun, Preset, explained, load_config, trail_of
-from tasks.recording import resolve
+from modelyard.errors import ApprovalNeeded
+from modelyard.presets import LifecycleConfig
+from tasks.recording import Trail, resolve
 from tasks.results import RolloutResult
+
+
+class Approval(RunInput):
+    """What a person says about a canary that may be promoted."""
+
+    approve: bool = False
+    by: str = Field(min_length=1, description="Who says so; the ledger keeps it")
+    reason: str = ""
 
 
 @flow(name="rollout")
@@ -23,9 +37,42 @@ def rollout(
 ) -> RolloutResult | State[RolloutResult]:
     """Register a judged model and have the endpoint roll it out, by the policy of the preset."""
     config = load_config(preset, "", overrides)
-    served = tasks.rollout(resolve(candidate), resolve(verdict), config.rollout, trail_of(config, parent_run))
+    trail = trail_of(config, parent_run)
+    given = resolve(candidate), resolve(verdict)
+    served = tasks.rollout(*given, config.rollout, trail)
+    if served.name == "AwaitsApproval":
+        _ask_a_person(config, trail, served)
+        served = tasks.rollout(*given, config.rollout, trail)
     if served.name == "RolledBack":
         # A state of our own: the task's would count as "some task failed" and lose its name.
         refusal = served.result(raise_on_failure=False)
         return Failed(name="RolledBack", message=str(refusal), data=refusal)
     return served.result()
+
+
+def _ask_a_person(config: LifecycleConfig, trail: Trail, waiting: State[RolloutResult]) -> None:
+    """Pause with a form that shows the evidence; no answer in time is a no."""
+    wait = waiting.result(raise_on_failure=False)
+    assert isinstance(wait, ApprovalNeeded)
+    form = Approval.with_initial_data(description=_evidence(wait))
+    seconds = int(config.rollout.approval_seconds)
+    try:
+        said = pause_flow_run(wait_for_input=form, timeout=seconds, poll_interval=2)
+    except FlowPauseTimeout:
+        tasks.approve(trail.model_name, False, "nobody", f"no answer within {seconds} s")
+        return
+    tasks.approve(trail.model_name, said.approve, said.by, said.reason)
+
+
+def _evidence(wait: ApprovalNeeded) -> str:
+    """Every gate with its evidence against its limit, as a Markdown table."""
+    rows = [f"| {row['check']} | {row['value']} | {row['limit']} | {row['result']} |" for row in wait.table]
+    return "\n".join(
+        [
+            f"**{wait.subject}** has what its policy asks for.",
+            "",
+            "| gate | evidence | limit | |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )

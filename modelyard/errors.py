@@ -32,6 +32,7 @@
         │   └── RolledBack        the gates of a rollout said no; the old version serves
         ├── RolloutBusy           another rollout of the same model is not decided yet
         ├── RolloutWaits          a rollout holds for want of requests; the endpoint goes on with it
+        │   └── ApprovalNeeded    it holds until a person agrees; carries the evidence
         └── RolloutFailed         the endpoint did not take the new version; the old one serves
 
 Only the standard library is imported here.
@@ -208,6 +209,20 @@ class RolloutBusy(PermanentError):
 
 class RolloutWaits(PermanentError):
     """A rollout holds for want of requests, longer than one waits for it; the endpoint goes on with it."""
+
+
+class ApprovalNeeded(RolloutWaits):
+    """A rollout has all it needs but a person's approval.
+
+    Args:
+        subject: what is to be promoted.
+        table: every gate, as rows ready to be shown.
+    """
+
+    def __init__(self, subject: str, table: Sequence[dict[str, object]]) -> None:
+        self.subject = subject
+        self.table = list(table)
+        super().__init__(f"{subject} may be promoted as soon as a person agrees")
 
 
 class RolloutFailed(PermanentError):

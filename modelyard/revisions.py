@@ -25,6 +25,7 @@ from modelyard.storage import Store
 
 PROPOSAL_TRIES = 8
 PARALLEL_READS = 8
+APPROVAL = "a person's approval"  # what a rollout waits for that has all else
 
 
 class ServedVersion(Frozen):
@@ -58,6 +59,7 @@ class RolloutUnderWay(Frozen):
         started_at: time of its first revision, ISO 8601.
         slow_seconds: from where on an answer counts as slow; None until it is fixed.
         counts: of the steps before this one, all replicas together.
+        approved_by: the person who agreed to its promotion, where the policy wants one.
     """
 
     id: str
@@ -66,6 +68,7 @@ class RolloutUnderWay(Frozen):
     started_at: str
     slow_seconds: float | None = None
     counts: list[StepCounts] = Field(default_factory=list)
+    approved_by: str = ""
 
 
 class ModelState(Frozen):
@@ -97,8 +100,9 @@ class Decision(Frozen):
     """Why a revision was written, where it belongs to one model: the evidence, for ever.
 
     Attributes:
-        action: ``start``, ``advance``, ``promote``, ``roll_back`` (the gates said no), ``give_up`` (the canary could not
-            be served at all), ``switch`` (all at once), ``return`` (a person went back), ``restore`` (a switch failed).
+        action: ``start``, ``advance``, ``approve`` (a person agreed), ``promote``, ``roll_back`` (the gates said no, or the
+            person), ``give_up`` (the canary could not be served at all), ``switch`` (all at once), ``return`` (a person
+            went back), ``restore`` (a switch failed).
         version: the version it is about.
         rollout_id: see `RolloutUnderWay`; None outside of one.
         reasons: sentences for people.
@@ -107,7 +111,7 @@ class Decision(Frozen):
     """
 
     model: str
-    action: Literal["start", "advance", "promote", "roll_back", "give_up", "switch", "return", "restore"]
+    action: Literal["start", "advance", "approve", "promote", "roll_back", "give_up", "switch", "return", "restore"]
     version: str
     rollout_id: str | None = None
     reasons: list[str] = Field(default_factory=list)

@@ -54,6 +54,15 @@ def advance(
     return with_model(current, model, _at_step(state, state.versions[1], rollout))
 
 
+def approve(current: Revision, model: str, rollout_id: str, by: str) -> Models | None:
+    """A person agrees to the canary's promotion."""
+    state = current.models.get(model)
+    if state is None or state.rollout is None or state.rollout.id != rollout_id or state.rollout.approved_by:
+        return None
+    rollout = state.rollout.model_copy(update={"approved_by": by})
+    return with_model(current, model, state.model_copy(update={"rollout": rollout}))
+
+
 def promote(current: Revision, model: str, rollout_id: str) -> Models | None:
     """All requests to the canary, the stable version kept warm."""
     state = current.models.get(model)
@@ -94,6 +103,15 @@ def go_back(current: Revision, model: str, target: ServedVersion | None) -> Mode
     return with_model(
         current, model, ModelState(versions=[_weighing(target, 100)], previous=_weighing(state.stable, 100))
     )
+
+
+def without_canaries(revision: Revision) -> Revision:
+    """The same revision as if its rollouts had not begun: what can be served while a canary cannot be loaded."""
+    models: Models = dict(revision.models)
+    for model, state in revision.models.items():
+        if state.rollout:
+            models |= {model: (undo(revision, model, state.rollout.id) or revision.models)[model]}
+    return revision.model_copy(update={"models": models})
 
 
 def with_model(current: Revision, model: str, state: ModelState) -> Models:

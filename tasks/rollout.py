@@ -14,15 +14,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, Failed, State
 
 from modelyard.artifacts import ArtifactRef
-from modelyard.errors import RolledBack
+from modelyard.errors import ApprovalNeeded, RolledBack
 from modelyard.revisions import latest_revision
-from modelyard.rollout import Release, RolloutConfig
+from modelyard.rollout import Release, RolloutConfig, answer
 from modelyard.rollout import rollback as rollback_core
 from modelyard.rollout import rollout as rollout_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, recording
 from tasks.results import RolloutResult
 from tasks.rollout_page import RolloutPage
+from tasks.session import session
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
@@ -67,9 +68,18 @@ def rollback(config: RolloutConfig, trail: Trail, version: str = "") -> State[Ro
     return _recorded("rollback", config, trail, act)
 
 
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE)  # fmt: skip
+def approve(model_name: str, approved: bool, by: str, reason: str) -> None:
+    """Hand a person's answer to the endpoint."""
+    now = session()
+    answer(now.store, now.settings, model_name, approved=approved, by=by, reason=reason)
+
+
 def _recorded(
     stage: str, config: RolloutConfig, trail: Trail, act: Callable[[Record, RolloutPage], Release]
 ) -> State[RolloutResult]:
+    """Leaves an MLflow run and pages; a rollback, and a wait for a person, are states of their own."""
     try:
         with recording(stage, config.model_dump(mode="json"), trail) as record:
             newest = latest_revision(record.session.store, record.session.settings.endpoint_name)
@@ -84,6 +94,8 @@ def _recorded(
             result = _result(stage, record, release)
     except RolledBack as refusal:
         return Failed(name="RolledBack", message=str(refusal), data=refusal)
+    except ApprovalNeeded as wait:
+        return Failed(name="AwaitsApproval", message=str(wait), data=wait)
     return Completed(data=result, message=result.headline)
 
 

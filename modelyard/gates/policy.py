@@ -30,8 +30,9 @@ class GateSettings(Frozen):
             seldom asked is a little slower, and is not worse for it.
         max_crashes: so many deaths of the canary's workers in a rollout end it.
         max_consecutive_errors: so many failing answers of the canary in a row, while the stable version answers.
-        max_latency_factor: bound on the canary's median latency over the one measured at compression; None: it is
-            reported, and no gate.
+        max_latency_factor: bound on the median of the canary's latest 1,000 latencies (in the endpoint: queue and worker
+            included) over the model's own, measured for one row at compression; read at the end of each step. None: it
+            is reported, and no gate.
     """
 
     alpha: float = Field(0.01, gt=0, le=0.2)
@@ -84,6 +85,7 @@ class RolloutPolicy(Frozen):
         when_thin: with too few requests: ``hold`` the step and wait for more, ``promote``, or ``roll_back``.
         load_seconds: from the start of a rollout until the endpoint has taken the canary in; then it is given up.
         bake_seconds: see ``kind``.
+        approval: whether a person must agree before the canary is promoted; until then it stays at its last step.
     """
 
     kind: Literal["steps", "blue_green", "all_at_once"] = "steps"
@@ -94,6 +96,7 @@ class RolloutPolicy(Frozen):
     when_thin: Literal["hold", "promote", "roll_back"] = "hold"
     load_seconds: float = Field(60, gt=0)
     bake_seconds: float = Field(10, gt=0)
+    approval: bool = False
     gates: GateSettings = GateSettings()
     replay: Replay = Replay()
 

@@ -16,10 +16,12 @@ class RolloutConfig(Frozen):
         takeover_seconds: bound on the endpoint's taking over (fetch, load, warm, probe, switch) where nothing is judged:
             the first version of a model, ``all_at_once``, and going back.
         away_seconds: bound on an endpoint that cannot be reached while its rollout is under way.
+        approval_seconds: how long a flow run waits for a person, where the policy wants one.
         policy: steps, gates and waits of a rollout; the endpoint acts on it alone.
     """
 
     form: str = ""
     takeover_seconds: float = Field(60, gt=0)
     away_seconds: float = Field(60, gt=0)
+    approval_seconds: float = Field(3600, gt=0)
     policy: RolloutPolicy = RolloutPolicy()

@@ -30,7 +30,7 @@ from modelyard.revisions import (
 )
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.endpoint import EndpointClient
-from modelyard.rollout.watch import Watcher, concluded, ends, ignore, watch
+from modelyard.rollout.watch import Watcher, concluded, end_of, ignore, watch
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
@@ -79,6 +79,7 @@ def rollout(
         RolloutBusy: another rollout of the model is not decided yet.
         RolloutFailed: the endpoint could not serve it; what served before serves on, and the ledger says so.
         RolloutWaits: it holds for want of requests; the endpoint goes on with it.
+        ApprovalNeeded: the same, for want of a person's approval.
         EndpointUnavailable: the endpoint is away; the revision stands, and a retry goes on from there.
     """
     _require_pass(catalog, candidate, verdict)
@@ -97,12 +98,12 @@ def rollout(
         mlflow_run_id=origin.mlflow_run_id,
     )
     rollout_id = _rollout_id(candidate, origin)
-    for earlier in revisions_since(store, name, max(0, current.number - LOOK_BACK)):
-        if ends(earlier, model_name, rollout_id):
-            # A retry, after the endpoint has decided without us.
-            revision = concluded(earlier, model_name)
-            tracker.set_alias(model_name, "champion", version)
-            return _release(settings, model_name, newcomer, revision, first_revision())
+    lately = revisions_since(store, name, max(0, current.number - LOOK_BACK))
+    if end := end_of(lately, model_name, rollout_id):
+        # A retry, after the endpoint has decided without us.
+        revision = concluded(end, model_name)
+        tracker.set_alias(model_name, "champion", version)
+        return _release(settings, model_name, newcomer, revision, first_revision())
     before, revision = _begin(store, settings, model_name, newcomer, config, rollout_id, origin)
     state = revision.models[model_name]
     with EndpointClient(settings) as endpoint:

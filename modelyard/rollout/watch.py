@@ -6,13 +6,13 @@ The end is read from the ledger, never from the endpoint: a rollout whose endpoi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from modelyard.artifacts import Frozen
-from modelyard.errors import EndpointUnavailable, RolledBack, RolloutFailed, RolloutWaits
+from modelyard.errors import ApprovalNeeded, EndpointUnavailable, RolledBack, RolloutFailed, RolloutWaits
 from modelyard.gates import Check, StepCounts
-from modelyard.revisions import Decision, Revision, RolloutUnderWay, revisions_since
+from modelyard.revisions import APPROVAL, Decision, Revision, RolloutUnderWay, revisions_since
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.endpoint import EndpointClient
 from modelyard.settings import Settings
@@ -68,6 +68,7 @@ def watch(
         RolledBack: the gates said no, or a person did.
         RolloutFailed: the endpoint could not serve the canary at all.
         RolloutWaits: it is not decided within what its policy grants.
+        ApprovalNeeded: only a person's approval is missing; `modelyard.rollout.approval` takes it.
         EndpointUnavailable: the endpoint has been away for too long.
     """
     rollout = revision.models[model_name].rollout
@@ -76,15 +77,17 @@ def watch(
     bound = policy.load_seconds + len(policy.weights) * policy.max_seconds + SPARE_SECONDS
     reached, seen_at = revision.number, began
     while True:
-        for newer in revisions_since(store, settings.endpoint_name, reached):
-            reached = newer.number
-            if ends(newer, model_name, rollout.id):
-                return concluded(newer, model_name)
+        newer = list(revisions_since(store, settings.endpoint_name, reached))
+        if end := end_of(newer, model_name, rollout.id, is_under_way=True):
+            return concluded(end, model_name)
+        reached = newer[-1].number if newer else reached
         look = _look(endpoint, model_name, rollout, time.monotonic() - began)
         now = time.monotonic()
         if look:
             seen_at = now
             watcher(look)
+        if look and look.waits_for == APPROVAL:
+            raise ApprovalNeeded(f"{model_name} version {look.canary}", [check.row() for check in look.checks])
         if now - seen_at > max(config.away_seconds, policy.load_seconds):
             raise EndpointUnavailable(
                 f"endpoint {endpoint.url} has said nothing about its rollout for {now - seen_at:.0f} s"
@@ -94,13 +97,21 @@ def watch(
         time.sleep(POLL_SECONDS)
 
 
-def ends(revision: Revision, model_name: str, rollout_id: str) -> bool:
-    """Whether this is the first revision after the rollout's that knows no more of it."""
-    state, decision = revision.models.get(model_name), revision.decision
-    if decision and decision.rollout_id == rollout_id:
-        return decision.action in ("promote", "roll_back", "give_up")
-    began = decision is not None and decision.model == model_name and decision.action == "return"
-    return began and not (state and state.rollout and state.rollout.id == rollout_id)
+def end_of(
+    revisions: Iterable[Revision], model_name: str, rollout_id: str, *, is_under_way: bool = False
+) -> Revision | None:
+    """The first revision that knows no more of a rollout, once one did; None where there is none yet.
+
+    Args:
+        is_under_way: whether the revision before these has the rollout.
+    """
+    for revision in revisions:
+        state = revision.models.get(model_name)
+        if state and state.rollout and state.rollout.id == rollout_id:
+            is_under_way = True
+        elif is_under_way:
+            return revision
+    return None
 
 
 def concluded(revision: Revision, model_name: str) -> Revision:

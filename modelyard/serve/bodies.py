@@ -29,12 +29,14 @@ class Head:
         head_bytes: length of the JSON before binary data, in the decompressed body.
         encoding: how the body is compressed.
         accepts: how the answer may be compressed.
+        key: of whom it comes; a rollout keeps one's requests on one version.
     """
 
     kind: bytes = b"application/json"
     head_bytes: int | None = None
     encoding: Encoding | None = None
     accepts: Encoding | None = None
+    key: bytes | None = None
 
 
 def read_head(headers: Iterable[Header], limits: Limits) -> Head:
@@ -53,6 +55,8 @@ def read_head(headers: Iterable[Header], limits: Limits) -> Head:
             head.accepts = _accepted(value)
         elif name == b"inference-header-content-length":
             head.head_bytes = _count(value)
+        elif name == b"modelyard-key":
+            head.key = value
         elif name == b"content-length" and value.isdigit() and int(value) > limits.max_body_bytes:
             raise too_large(limits)
     return head

@@ -95,7 +95,7 @@ class Inference:
     """One request. What it holds of its client is dropped as soon as it is over."""
 
     __slots__ = (
-        "_accepts", "_dialect", "_drawn", "_engine", "_is_odd", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
+        "_accepts", "_dialect", "_drawn", "_engine", "_is_odd", "_key", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
         "_started", "_trial", "_version", "is_over",
     )  # fmt: skip
 
@@ -114,6 +114,7 @@ class Inference:
         self._trial: Trial | None = None
         self._drawn: RunningVersion | None = None
         self._pair: int | None = None
+        self._key: bytes | None = None
         self._is_odd = False
         engine.num_in_flight += 1
 
@@ -124,9 +125,10 @@ class Inference:
             if head.encoding:
                 body = decompress(body, engine.limits)
             # Draw, check and ask in one turn of the event loop: a switch of the table cannot come in between.
-            picked = self._picked = engine.router.pick(self._model, self._version)
+            picked = self._picked = engine.router.pick(self._model, self._version, head.key)
             if self._version is None and (trial := engine.router.trials.get(self._model)):
-                self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked)
+                self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked, head.key)
+                self._key = head.key
             request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(picked.info))
             self._request = request
             engine.deadlines.add(self)
@@ -208,6 +210,6 @@ class Inference:
         if self._trial and self._drawn:
             failed = answer.status >= 500 or answer.status == 429
             odd = self._is_odd or answer.status == 400
-            self._trial.count(self._drawn, failed=failed, odd=odd, seconds=seconds, pair=self._pair)
+            self._trial.count(self._drawn, failed=failed, odd=odd, seconds=seconds, pair=self._pair, key=self._key)
         assert reply
         reply(answer)

@@ -65,6 +65,7 @@ class Judge:
                 continue
             known = self._router.trials.get(model)
             if known and (known.rollout.id, known.rollout.step) == (state.rollout.id, state.rollout.step):
+                known.rollout = state.rollout
                 trials[model] = known
                 continue
             stable, canary = (find(model, served) for served in state.versions)
@@ -116,16 +117,20 @@ class Judge:
             return
         waits = trial.waits_for()
         if not waits:
-            self._go_on(trial, [])
+            if reasons := trial.too_slow_reasons():
+                self._refuse(trial, reasons)
+            else:
+                self._go_on(trial, [])
             return
         policy = trial.rollout.policy
         if trial.seconds > policy.max_seconds and policy.when_thin != "hold":
             reasons = [f"after {policy.max_seconds:g} s {waits}, and the policy says {policy.when_thin}"]
-            if policy.when_thin == "promote" and trial.keeps_bound:
-                self._go_on(trial, reasons)
-            else:
+            if policy.when_thin == "roll_back" or not trial.keeps_bound:
                 self._refuse(trial, reasons)
-            return
+                return
+            if not trial.awaits_approval:
+                self._go_on(trial, reasons)
+                return
         self._replay_if_silent(trial)
 
     def _go_on(self, trial: Trial, reasons: Sequence[str]) -> None:

@@ -11,17 +11,18 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
-
-from modelyard.errors import DataError, ModelyardError, PermanentError, Refused
+from modelyard import transitions
+from modelyard.errors import ModelyardError, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
+from modelyard.serve.admission import measured_seconds, probe, refuse_other_schemas
 from modelyard.serve.cache import Cache
 from modelyard.serve.judging import Judge
 from modelyard.serve.limits import Limits
-from modelyard.serve.probe import GOLDEN_FILE, GoldenRows, read_golden, refuse_unless_golden
+from modelyard.serve.probe import GOLDEN_FILE, read_golden
 from modelyard.serve.router import Route, Router, Table
 from modelyard.serve.running import RunningVersion, version_key
 from modelyard.serve.state import LocalState
@@ -78,7 +79,8 @@ class Reconciler:
         self._on_restart = on_restart
         self._judge = Judge(endpoint, replica, store=store, router=router, on_written=self.notify)
         self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
-        self._retirements: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._remembering = asyncio.Lock()
         self._notified = asyncio.Event()
         self._met_bucket = False
         self._refused: int | None = None
@@ -148,11 +150,15 @@ class Reconciler:
         revision = await in_thread(self._state.read)
         if revision is None:
             return
-        try:
-            await self._take_over(revision, _reached(revision.number))
-        except Exception as failure:  # noqa: BLE001 (the bucket may still have something that works)
-            logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
-            self.progress.error = _sentence(failure)
+        stable_alone = transitions.without_canaries(revision)
+        for wanted in [revision] if stable_alone == revision else [revision, stable_alone]:
+            try:
+                await self._take_over(wanted, _reached(revision.number))
+            except Exception as failure:  # noqa: BLE001 (the stable version alone may work, or what the bucket has)
+                logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
+                self.progress.error = _sentence(failure)
+            else:
+                return
 
     async def _follow(self) -> None:
         """One look at the bucket, and what follows from it. Never raises."""
@@ -247,7 +253,7 @@ class Reconciler:
         started = await self._start_all(missing)
         running = self._running | {version.key: version for version in started}
         try:
-            _refuse_other_schemas(revision, running)
+            refuse_other_schemas(revision, running)
         except PermanentError:
             await asyncio.gather(*(version.stop(0) for version in started))
             raise
@@ -255,7 +261,9 @@ class Reconciler:
         self._switch(revision, progress)
         await self._warm_previous(revision)
         self._retire(revision)
-        await in_thread(self._remember, revision)
+        await in_thread(self._cache.prune, _digests(revision))
+        # Its flush to the disk may take long, and somebody may want to go back meanwhile.
+        self._beside(self._remember(revision))
 
     async def _start_all(self, missing: Sequence[tuple[str, ServedVersion]]) -> list[RunningVersion]:
         """Start versions side by side: all of them, or none.
@@ -306,16 +314,23 @@ class Reconciler:
     def _retire(self, revision: Revision) -> None:
         """Drain and end, beside the loop, what the revision does not name."""
         for key in set(self._running) - _keys(revision):
-            task = asyncio.create_task(self._running.pop(key).stop(self._limits.drain_seconds))
-            self._retirements.add(task)
-            task.add_done_callback(self._retirements.discard)
+            self._beside(self._running.pop(key).stop(self._limits.drain_seconds))
 
-    def _remember(self, revision: Revision) -> None:
-        try:
-            self._state.write(revision)
-            self._cache.prune(_digests(revision))
-        except OSError as failure:  # a full disk costs the next start without the bucket, not this one
-            logger.warning("the local state cannot be kept: %s", failure)
+    def _beside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have something done while the loop goes on."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _remember(self, revision: Revision) -> None:
+        """Keep a revision for a start without the bucket, unless a newer one is in force already."""
+        async with self._remembering:
+            if self._router.table.revision != revision:
+                return
+            try:
+                await in_thread(self._state.write, revision)
+            except OSError as failure:  # a full disk costs the next start without the bucket, not this one
+                logger.warning("the local state cannot be kept: %s", failure)
 
     # -- one version ----------------------------------------------------------------------------------
 
@@ -332,26 +347,12 @@ class Reconciler:
         )
         try:
             await version.start()
-            await self._probe(version, golden)
+            await probe(version, golden)
+            version.measured_seconds = measured_seconds(package, served.form)
         except BaseException:
             await version.stop(0)
             raise
         return version
-
-    async def _probe(self, version: RunningVersion, golden: GoldenRows) -> None:
-        subject = f"{version.model} version {version.served.version}"
-        widths = {len(row) for row in golden.rows}
-        if widths != {version.info.width}:
-            raise Refused(subject, [f"golden rows have {sorted(widths)} values, it takes {version.info.width}"])
-        try:
-            answers = await version.infer(np.array(golden.rows, dtype=np.float64))
-        except DataError as failure:
-            raise Refused(subject, [f"it cannot compute its golden rows: {failure}"]) from failure
-        outputs = answers["outputs"]
-        assert isinstance(outputs, np.ndarray)
-        refuse_unless_golden(subject, golden, version.served.form, outputs)
-        version.golden_rows = np.array(golden.rows, dtype=np.float64)
-        version.num_requests = 0
 
     # -- the status in the bucket ---------------------------------------------------------------------
 
@@ -382,25 +383,6 @@ def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
         for model, wanted in revision.models.items()
         for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
     ]
-
-
-def _refuse_other_schemas(revision: Revision, running: Mapping[tuple[str, str, str, str], RunningVersion]) -> None:
-    """A canary must take the rows that the stable version takes, because either may be drawn for a request.
-
-    Raises:
-        Refused: it takes others, or answers in another form.
-    """
-    for model, state in revision.models.items():
-        if state.rollout is None:
-            continue
-        stable, canary = (running[version_key(model, served)].info for served in state.versions)
-        subject = f"{model} version {state.versions[1].version}"
-        hint = "requests cannot be shared between them; `rollout.policy.kind: all_at_once` switches all"
-        if stable.columns != canary.columns:
-            odd = sorted(set(stable.columns) ^ set(canary.columns)) or "their order"
-            raise Refused(subject, [f"it takes other columns than the version that serves ({odd}): {hint}"])
-        if stable.outputs != canary.outputs:
-            raise Refused(subject, [f"it answers {canary.outputs}, the version that serves {stable.outputs}: {hint}"])
 
 
 def _reached(number: int) -> Progress:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from zlib import crc32
 
 import numpy as np
 
@@ -91,8 +92,11 @@ class Router:
         self._limits = limits
         self._chance = chance or random.Random()
 
-    def pick(self, model: str, version: str | None = None) -> RunningVersion:
+    def pick(self, model: str, version: str | None = None, key: bytes | None = None) -> RunningVersion:
         """The version that shall answer: drawn by weight, or the one that was asked for.
+
+        Requests with one ``key`` fall on one version as long as the weights stay; while a canary's weight grows, a key
+        that has come to it stays with it.
 
         Raises:
             NotFound: the endpoint does not serve it.
@@ -101,7 +105,7 @@ class Router:
         if route is None:
             raise NotFound(f"this endpoint serves no model {model!r}")
         if version is None:
-            return route.draw(self._chance.random())
+            return route.draw(crc32(key) / 2**32 if key else self._chance.random())
         for running in route.in_order():
             if running.served.version == version:
                 return running

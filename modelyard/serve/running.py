@@ -37,6 +37,7 @@ class RunningVersion:
         self.num_requests = 0
         self.num_restarts = 0
         self.golden_rows = np.zeros((1, 0))  # raw rows that its verdict was computed on
+        self.measured_seconds: float | None = None  # for one row, when it was compressed
         self._folder = folder
         self._pool = pool
         self._limits = limits

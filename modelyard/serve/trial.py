@@ -9,11 +9,12 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
 from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
-from modelyard.revisions import RolloutUnderWay
+from modelyard.revisions import APPROVAL, RolloutUnderWay
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.wire import Tensor
 
@@ -21,6 +22,7 @@ from modelyard.serve.wire import Tensor
 CALIBRATION_ANSWERS = 200
 LATENCIES_KEPT = 1000
 PAIR_SECONDS = 0.1  # longer than most stalls of a worker that waits for a processor
+KEYS_KEPT = 100_000
 PAIRS_KEPT = 200  # whose other half is not answered yet, or never came
 
 
@@ -70,6 +72,8 @@ class Trial:
         self._on_bad = on_bad
         self._canary_counter, self._stable_counter = Counter(), Counter()
         self._calibration: list[float] = []
+        self._paired_keys: set[bytes] = set()
+        self._bad_keys: set[bytes] = set()
         self._entered = [-1, -1]  # the window of the last request that became half of a pair: stable, canary
         self._pairs: dict[tuple[int, bool], bool] = {}  # (window, is the canary's) -> was slow
 
@@ -89,11 +93,13 @@ class Trial:
         """Since this step began here."""
         return time.monotonic() - self.began
 
-    def enter(self, drawn: RunningVersion) -> int | None:
+    def enter(self, drawn: RunningVersion, key: bytes | None = None) -> int | None:
         """A request was drawn for a version; returns the pair that it belongs to, if any: pass it to `count`.
 
-        The first request of each version within `PAIR_SECONDS` make a pair.
+        The first request of each version within `PAIR_SECONDS` make a pair; of those with one key, one is enough.
         """
+        if key and not self._is_first(self._paired_keys, key):
+            return None
         window = int(time.monotonic() / PAIR_SECONDS)
         place = drawn is self.canary
         if self._entered[place] == window:
@@ -109,9 +115,13 @@ class Trial:
         odd: bool,
         seconds: float,
         pair: int | None = None,
+        key: bytes | None = None,
         replayed: bool = False,
     ) -> None:
-        """One request that was drawn by weight has got its answer, by whomever."""
+        """One request that was drawn by weight has got its answer, by whomever.
+
+        Requests with one key were not drawn one by one, so their bad events are one coin: the first is counted.
+        """
         if self.is_over:
             return
         if not replayed:
@@ -121,6 +131,8 @@ class Trial:
         counter.requests += 1
         counter.replayed += replayed
         counter.seconds += seconds
+        if key and (failed or odd) and not self._is_first(self._bad_keys, key):
+            failed = odd = False
         counter.errors += failed
         counter.odd += odd
         counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
@@ -129,6 +141,14 @@ class Trial:
             self.latencies.append(seconds)
         if is_worse or (is_canary and (failed or odd)):
             self._on_bad(self)
+
+    @staticmethod
+    def _is_first(seen: set[bytes], key: bytes) -> bool:
+        """Whether a key is new, and may still be remembered."""
+        if key in seen or len(seen) >= KEYS_KEPT:
+            return False
+        seen.add(key)
+        return True
 
     def own_counts(self) -> StepCounts:
         """Of this step, by this router."""
@@ -171,7 +191,12 @@ class Trial:
         if self.is_last_step and not said.may_promote:
             bound = policy.gates.max_error_rate
             return f"the canary's failing answers are shown to be below {said.upper_error_rate:.2%}, wanted {bound:.2%}"
-        return ""
+        return APPROVAL if self.awaits_approval else ""
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a person must agree before the canary goes on, and has not yet."""
+        return self.is_last_step and self.rollout.policy.approval and not self.rollout.approved_by
 
     @property
     def keeps_bound(self) -> bool:
@@ -181,6 +206,29 @@ class Trial:
 
     def notes(self) -> list[str]:
         """What the evidence must be read with."""
+        return [*self._replay_notes(), *self._latency_notes()]
+
+    def too_slow_reasons(self) -> list[str]:
+        """Whether the canary is slower here than its owner allows, against what compression measured; read at a step's end."""
+        bound, factor = self.rollout.policy.gates.max_latency_factor, self._latency_factor()
+        if bound is None or factor is None or factor <= bound:
+            return []
+        return [f"{note}, allowed is {bound:g}" for note in self._latency_notes()]
+
+    def _latency_factor(self) -> float | None:
+        measured = self.canary.measured_seconds
+        return median(self.latencies) / measured if measured and self.latencies else None
+
+    def _latency_notes(self) -> list[str]:
+        factor, measured = self._latency_factor(), self.canary.measured_seconds
+        if factor is None or measured is None:
+            return []
+        here = f"{1000 * median(self.latencies):.2f} ms"
+        return [
+            f"half of the canary's answers took at most {here}, {factor:.3g} times the {1000 * measured:.3g} ms of its compression"
+        ]
+
+    def _replay_notes(self) -> list[str]:
         both = total(self.counts())
         replayed, requests = (
             getattr(both.canary, name) + getattr(both.stable, name) for name in ("replayed", "requests")

@@ -7,17 +7,26 @@ import signal
 
 import httpx
 import psutil
+import pytest
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, TaskRunFilter, TaskRunFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    LogFilter,
+    LogFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
 from prefect.client.schemas.objects import FlowRun
 
 from commands.supervision import Supervisor
-from modelyard.revisions import ModelState, latest_revision
+from modelyard.revisions import ModelState, latest_revision, revisions_since
 from modelyard.storage import Store
 from tasks.results import LifecycleResult
 from tests.conftest import Installation
-from tests.e2e.driving import children, eventually, finished, result_of, trigger
+from tests.e2e.driving import children, eventually, finished, modelyard, result_of, trigger
 
 RANKS_GONE_SECONDS = 10
 CRASHED_SECONDS = 90
@@ -55,6 +64,29 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     assert any("going on after epoch" in log.message for log in logs)
 
 
+def test_a_second_version_is_rolled_out_by_steps_for_people_to_see(
+    stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
+):
+    """The rollout has a page with weights and evidence, its progress and a picture; all who speak of it agree."""
+    served = digits_state(stack).stable
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[served.flow_run_id]))
+    found = {artifact.key: artifact for artifact in prefect_client.read_artifacts(artifact_filter=wanted)}
+    kinds = {key: artifact.type for key, artifact in found.items() if key}  # what tasks returned has no key
+    assert kinds == {"rollout": "markdown", "rollout-progress": "progress", "rollout-timeline": "markdown"}
+    pages = prefect_client.read_artifacts(
+        artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["rollout"]), flow_run_id=wanted.flow_run_id)
+    )
+    last = max(pages, key=lambda page: page.updated).data
+    assert f"version {served.version} serves" in last
+    for words in ("| 1 | canary |", "| 50 | stable |", "| errors | 1 | 250 |", "replayed"):
+        assert words in last
+    assert "rollout.png" in [file.path for file in MlflowClient().list_artifacts(served.mlflow_run_id)]
+    agreed = finished(prefect_client, trigger(prefect_client, "verify/hourly"))
+    assert agreed.state.is_completed(), agreed.state.message
+    told = modelyard("history", "digits")
+    assert f"promote digits version {served.version}" in " ".join(told.stdout.split())
+
+
 def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
     """The rollback deployment has the version before the present one answer again, as the champion."""
     previous = digits_state(stack).previous
@@ -63,6 +95,31 @@ def test_rollback_goes_back_by_one(stack: Installation, last_run: dict, prefect_
     assert back.state.is_completed(), back.state.message
     assert served_version(stack) == previous.version
     assert MlflowClient().get_model_version_by_alias("digits", "champion").version == previous.version
+
+
+@pytest.mark.soak
+def test_a_flow_run_waits_for_a_person(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
+    """With `rollout.policy.approval` the run pauses with a form; what is filled in ends up in the ledger."""
+    version = digits_state(stack).previous
+    run = trigger(
+        prefect_client,
+        "rollout/digits",
+        candidate=version.artifact.digest,
+        verdict=version.verdict.digest,
+        overrides=["rollout.policy.approval=true"],
+    )
+    eventually(lambda: prefect_client.read_flow_run(run.id).state.is_paused() or None, 90, "the run did not pause")
+    answered = httpx.post(
+        f"{stack.settings.api_url}/flow_runs/{run.id}/resume",
+        json={"run_input": {"approve": True, "by": "ada", "reason": "it is good"}},
+        trust_env=False,
+    )
+    assert answered.json()["status"] == "ACCEPT", answered.text
+    ended = finished(prefect_client, run)
+    assert ended.state.is_completed(), ended.state.message
+    assert digits_state(stack).stable.version == version.version
+    said = [one for one in revisions_since(Store(stack.settings), stack.settings.endpoint_name) if one.author == "ada"]
+    assert said[0].decision.reasons == ["approved by ada: it is good"]
 
 
 def test_killed_endpoint_comes_back_with_what_it_served(stack: Installation, last_run: dict):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from modelyard.gates import GateSettings, RolloutPolicy, StepCounts, VersionCounts, judge, merged
@@ -100,3 +103,10 @@ def test_without_gates_a_rollout_must_say_that_it_means_it():
     """`all_at_once` is the policy without gates."""
     off = GateSettings(errors=False, latency=False, quality=False, max_error_rate=None)
     assert RolloutPolicy(kind="all_at_once", gates=off).weights == (100.0,)
+
+
+def test_the_documented_policy_is_the_default():
+    """What `docs/rollout.md` shows as defaults is what a preset gets that says nothing."""
+    block = (Path(__file__).parents[2] / "docs" / "rollout.md").read_text().split("```")[3]
+    shown = yaml.safe_load(block)["rollout"]["policy"]
+    assert RolloutPolicy.model_validate(shown) == RolloutPolicy()

@@ -17,6 +17,7 @@ from tests.serve.packages import ROWS, LinearModel
 
 FRESH_EVERY = 10  # each tenth request has a connection of its own
 ANSWER_SECONDS = 15.0
+IDLE_SECONDS = 20.0  # well below what servers keep an idle connection: who uses one as it is closed has lost
 
 
 @dataclass
@@ -50,7 +51,7 @@ class OpenLoop:
         self.record = Record()
         self._port = port
         self._pause = 1 / per_second
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._expected: dict[str, np.ndarray] = {}
         self._stop = asyncio.Event()
@@ -66,7 +67,7 @@ class OpenLoop:
             await self._clock
         if self._under_way:
             await asyncio.wait(self._under_way)
-        for _, writer in self._idle:
+        for _, _, writer in self._idle:
             writer.close()
 
     async def _tick(self) -> None:
@@ -90,8 +91,7 @@ class OpenLoop:
         sent = time.monotonic()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                kept = None if is_fresh or not self._idle else self._idle.pop()
-                reader, writer = kept or await asyncio.open_connection("127.0.0.1", self._port)
+                reader, writer = (not is_fresh and self._take_idle()) or await self._connect()
                 writer.write(head + body)
                 status, headers, content = await _answer(reader)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
@@ -102,8 +102,17 @@ class OpenLoop:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         self._judge(sent, status, headers, content)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
+    def _take_idle(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """The connection that was used last; those that were not for long are closed."""
+        while self._idle and time.monotonic() - self._idle[0][0] > IDLE_SECONDS:
+            self._idle.pop(0)[2].close()
+        return self._idle.pop()[1:] if self._idle else None
 
     def _judge(self, sent: float, status: int, headers: dict[str, str], content: bytes) -> None:
         if status != 200:

@@ -65,11 +65,12 @@ def publish_version(
     transform: FittedTransform = TRANSFORM,
     is_signed: bool = True,
     kind: type[LinearModel] = LinearModel,
+    measured_ms: float | None = None,
 ) -> ServedVersion:
     """A version whose model is seeded by its number, signed as a rollout does; a golden shift makes the verdict expect
     something else."""
     model = kind(int(version))
-    artifact = _publish_package(store, model, list(classes), transform)
+    artifact = _publish_package(store, model, list(classes), transform, measured_ms)
     rows = np.ones((2, len(transform.columns))) if transform is MIXED else ROWS
     verdict = _publish_verdict(store, artifact, rows, model.outputs(rows, transform) + golden_shift)
     if is_signed:
@@ -87,7 +88,11 @@ def roll_out(
 
 
 def _publish_package(
-    store: Store, model: LinearModel, classes: list[str | int], transform: FittedTransform
+    store: Store,
+    model: LinearModel,
+    classes: list[str | int],
+    transform: FittedTransform,
+    measured_ms: float | None = None,
 ) -> ArtifactRef:
     spec = PackageSpec(
         target=Target(column="label", classes=classes),
@@ -100,6 +105,8 @@ def _publish_package(
         attempt.add("model.onnx", attempt.scratch / "model.onnx")
         attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
         attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
+        if measured_ms is not None:
+            attempt.measurements["latency_ms"] = {"int8": {"1": measured_ms}}
 
     # A nonce in the config: a test that damages its artifact must not damage its neighbours'.
     work = Work(kind="compressed", config={"nonce": uuid4().hex}, inputs={}, code_version="test")

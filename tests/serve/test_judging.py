@@ -10,16 +10,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from modelyard import transitions
-from modelyard.errors import RolloutBusy
+from modelyard.errors import ConfigError, NotFound, RolloutBusy
 from modelyard.gates import RolloutPolicy
 from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision
+from modelyard.rollout import answer
+from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, publish_version, roll_out
-from tests.serve.processes import Endpoint, until
+from tests.serve.processes import TOKEN, Endpoint, free_port, until
 
 INFER = "/v2/models/digits/infer"
 
@@ -184,6 +187,7 @@ def test_all_requests_at_once_are_watched(store: Store, serving: Endpoint):
         ({"golden_shift": 0.01}, "golden rows differ"),
         ({"transform": MIXED}, "other columns than the version that serves"),
         ({"classes": (1, 2, 3)}, "it answers"),
+        ({"is_signed": False}, "it is unsigned"),
     ],
 )
 def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpoint, flaw: dict, words: str):
@@ -196,3 +200,76 @@ def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpo
     assert ask(serving, 5) == {"1": 5}
     until(lambda: serving.status()["error"] is None, "a status without the error")
     assert decisions(store, serving.name, number)[-1] == end
+
+
+@pytest.mark.parametrize(("factor", "action"), [(1e9, "promote"), (1e-9, "roll_back")])
+def test_live_latency_is_held_against_the_compression(store: Store, serving: Endpoint, factor: float, action: str):
+    """What the endpoint measures is reported as a factor of what compression measured, and a bound on it is a gate."""
+    rules = policy(min_requests=5, gates={"max_error_rate": 0.5, "max_latency_factor": factor})
+    number = started(store, serving, publish_version(store, "12", measured_ms=0.05), rules)
+    until(lambda: ask(serving, 5) and actions(store, serving.name, number), "a decision")
+    end = until_decided(store, serving.name, number)
+    assert end.action == action
+    assert any("times the 0.05 ms of its compression" in reason for reason in end.reasons)
+
+
+@pytest.mark.parametrize(("approved", "story"), [(True, ["approve", "promote"]), (False, ["roll_back"])])
+def test_a_person_has_the_last_word_where_the_policy_says_so(
+    settings: Settings, store: Store, serving: Endpoint, approved: bool, story: list[str]
+):
+    """The canary stays at its last step until somebody who has a name says yes or no; the ledger keeps who it was."""
+    rules = policy(min_requests=5, approval=True, gates={"max_error_rate": 0.5})
+    number = started(store, serving, publish_version(store, "13"), rules)
+    waits_for = lambda: serving.status()["models"]["digits"]["rollout"]["waits_for"]  # noqa: E731
+    until(lambda: ask(serving, 5) and waits_for() == "a person's approval", "the wait")
+    own = settings.model_copy(
+        update={
+            "endpoint_url": serving.url,
+            "endpoint_name": serving.name,
+            "endpoint_admin_token": SecretStr(TOKEN),
+        }
+    )
+    with pytest.raises(ConfigError, match="needs the name"):
+        answer(store, own, "digits", approved=approved, by=" ")
+    with pytest.raises(NotFound, match="no rollout of 'other'"):
+        answer(store, own, "other", approved=approved, by="ada")
+    answer(store, own, "digits", approved=approved, by="ada", reason="it is Friday")
+    until_decided(store, serving.name, number)
+    assert actions(store, serving.name, number) == story
+    said = decisions(store, serving.name, number)[0].reasons[0]
+    assert said == f"{'approved' if approved else 'refused'} by ada: it is Friday"
+
+
+def test_a_start_serves_the_stable_version_when_the_canary_cannot_be_loaded(
+    store: Store, serving: Endpoint, stable: ServedVersion
+):
+    """Killed in a rollout, the canary's cached file damaged, the store away: what served before serves again."""
+    canary = publish_version(store, "14")
+    started(store, serving, canary, policy(min_requests=10_000))
+    state = serving.log.parent / "endpoint" / "state.json"
+    until(lambda: canary.artifact.digest in state.read_text(), "the local state")
+    serving.end(signal.SIGKILL)
+    [model] = serving.log.parent.glob(f"endpoint/cache/{canary.artifact.digest}/model.onnx")
+    model.write_bytes(model.read_bytes()[:-1])
+    serving.start(store_url=f"http://127.0.0.1:{free_port()}")
+    until(lambda: serving.client.get("/readyz").status_code == 200, "readiness")
+    assert ask(serving, 10) == {"1": 10}
+    serving.end(signal.SIGKILL)
+
+
+def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: Endpoint):
+    """Keys keep their version while others are spread over both; one client's failures are one bad event."""
+    number = started(store, serving, publish_version(store, "15", kind=OddModel), policy(min_requests=10_000))
+
+    def answering(key: str, row: list[float] | None = None) -> str:
+        body = {"inputs": [BODY["inputs"][0] | {"data": row}]} if row else BODY
+        response = serving.client.post(INFER, json=body, headers={"Modelyard-Key": key})
+        return response.headers["Modelyard-Model-Version"]
+
+    versions = {key: {answering(key) for _ in range(3)} for key in map(str, range(16))}
+    assert all(len(found) == 1 for found in versions.values())
+    assert set.union(*versions.values()) == {"1", "15"}
+    canary_key = next(key for key, found in versions.items() if found == {"15"})
+    assert {answering(canary_key, ODD_ROW) for _ in range(30)} == {"15"}
+    assert actions(store, serving.name, number) == []
+    assert serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["odd"] == 1

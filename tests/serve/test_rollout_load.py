@@ -30,6 +30,7 @@ POLICY = RolloutPolicy.model_validate(
         "gates": {"max_error_rate": 0.05, "latency": False},
     }
 )
+REQUESTS, ROLLOUTS, PER_SECOND = 100_000, 20, 400
 UNDER_LOAD = POLICY.model_copy(update={"replay": Replay(enabled=False)})
 
 
@@ -101,9 +102,9 @@ async def test_no_request_is_lost_over_rollouts_and_rollbacks(store: Store, serv
 async def test_a_hundred_thousand_requests_over_twenty_rollouts(store: Store, serving: Endpoint):
     """None of 100,000 fails while versions come, go, and their workers are killed; the median way back takes 20 ms."""
     chance, ends, ways_back = random.Random(0), [], []
-    async with OpenLoop(serving.port, per_second=400) as load:
+    async with OpenLoop(serving.port, per_second=PER_SECOND) as load:
         number = 2
-        while load.record.total < 100_000 or len(ends) < 20:
+        while load.record.total < REQUESTS or len(ends) < ROLLOUTS:
             canary = await asyncio.to_thread(publish_version, store, str(number))
             kills = [chance.randrange(2) for _ in range(chance.randrange(5))]
             ends.append(await one_round(store, serving, canary, kills))
