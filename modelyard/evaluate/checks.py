@@ -11,12 +11,15 @@ from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence
 from modelyard.evaluate.robustness import UNDISTURBED, Scores
 
 
-def judge(subject: str, evidence: Evidence, size_bytes: int, config: EvaluateConfig) -> gates.Verdict:
+def judge(
+    subject: str, evidence: Evidence, size_bytes: int, config: EvaluateConfig, latency_ms: float = math.nan
+) -> gates.Verdict:
     """Every check that the config asks for. A bound whose number could not be computed refuses.
 
     Args:
         subject: what is judged, for sentences.
         size_bytes: of the judged form's file.
+        latency_ms: median of one row, as measured when the form was made; NaN where nobody did.
     """
     return gates.Verdict(
         subject=subject,
@@ -26,7 +29,7 @@ def judge(subject: str, evidence: Evidence, size_bytes: int, config: EvaluateCon
             *_of_slices(evidence, config),
             *_of_disturbances(evidence, config),
             *_of_attacks(evidence, config),
-            *_of_limits(evidence, size_bytes, config),
+            *_of_limits(evidence, size_bytes, latency_ms, config),
         ],
     )
 
@@ -91,12 +94,14 @@ def _worst(found: Scores, name: str, drop: float) -> gates.Check:
     return gates.allowed_drop(f"{name} ({kind})", value, calm, drop, against="undisturbed rows")
 
 
-def _of_limits(evidence: Evidence, size_bytes: int, config: EvaluateConfig) -> Iterator[gates.Check]:
+def _of_limits(evidence: Evidence, size_bytes: int, latency_ms: float, config: EvaluateConfig) -> Iterator[gates.Check]:
     if config.max_calibration_error is not None:
         error = evidence.candidate.headline().get("calibration_error", math.nan)
         yield gates.ceiling("calibration error", error, config.max_calibration_error)
     if config.max_size_bytes is not None:
         yield gates.ceiling("size in bytes", size_bytes, config.max_size_bytes)
+    if config.max_latency_ms is not None:
+        yield gates.ceiling("milliseconds for one row", latency_ms, config.max_latency_ms)
 
 
 def _nan_first(value: float) -> float:

@@ -27,6 +27,7 @@ class EvaluateConfig(Frozen):
         allowed_drop_in_slices: how far each of them may lie below what serves now.
         max_calibration_error: largest expected calibration error, 0 to 1.
         max_size_bytes: largest size of the judged form's file.
+        max_latency_ms: longest median time of one row, as compression measured it on its machine.
         robustness_rows: test rows that are answered again with noise, gaps and shuffled columns; 0: none.
         allowed_drop_when_disturbed: how far the score may fall by any of these disturbances.
         attack_strength: how far an opponent may move each of the network's inputs, as a fraction of its own deviation
@@ -61,6 +62,7 @@ class EvaluateConfig(Frozen):
     allowed_drop_in_slices: float | None = Field(None, ge=0, le=1)
     max_calibration_error: float | None = Field(None, ge=0, le=1)
     max_size_bytes: int | None = Field(None, ge=1)
+    max_latency_ms: float | None = Field(None, gt=0)
     robustness_rows: int = Field(2000, ge=0)
     allowed_drop_when_disturbed: float | None = Field(None, ge=0, le=1)
     attack_strength: float = Field(0.1, ge=0, le=10)

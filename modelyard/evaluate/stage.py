@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -102,7 +103,8 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     evidence = gather(dataset, judged, parents, config)
     package = judged[CANDIDATE].package
     size_bytes = package.spec.forms[package.form].size_bytes(attempt.scratch / CANDIDATE)
-    verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config)
+    latency_ms = _measured_latency(catalog, work.inputs["candidate"], package.form)
+    verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config, latency_ms)
     document = _verdict_json(verdict, evidence, work, config)
     metrics = {role: _metrics_json(role, evidence) for role in judged}
     attempt.add_json(VERDICT_FILE, document)
@@ -151,6 +153,12 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
             refuse_unsafe_networks(folder)
         opened[role] = Judged(role, ModelPackage.open(folder, form, config.threads))
     return opened
+
+
+def _measured_latency(catalog: Catalog, package_ref: ArtifactRef, form: str) -> float:
+    """Median milliseconds of one row, as measured when the form was made; NaN where nobody did."""
+    latencies = catalog.manifest(package_ref).provenance.measurements.get("latency_ms", {})
+    return float(latencies.get(form, {}).get("1", math.nan))
 
 
 def _parents(catalog: Catalog, work: Work, judged: Mapping[str, Judged], scratch: Path) -> dict[str, Parent]:

@@ -115,6 +115,13 @@ def test_size_is_a_bound_too(size_bytes: int, passed: bool):
     assert judge("x", evidence(), size_bytes, config).passed is passed
 
 
+@pytest.mark.parametrize(("latency_ms", "passed"), [(1.9, True), (2.0, True), (2.1, False), (math.nan, False)])
+def test_latency_is_a_bound_too(latency_ms: float, passed: bool):
+    """In milliseconds for one row; where nobody measured, it refuses."""
+    config = EvaluateConfig(**LENIENT, max_latency_ms=2.0)
+    assert judge("x", evidence(), 1, config, latency_ms).passed is passed
+
+
 def test_small_slices_decide_nothing():
     """A slice of 29 rows neither refuses nor counts as proof: where all are small the bound refuses."""
     config = EvaluateConfig(**LENIENT, slices=("x",), slice_floor=0.8)

@@ -151,7 +151,8 @@ def test_slices_of_few_rows_are_shown_and_prove_nothing(bench: Bench):
 
 def test_attacks_by_gradient_hurt_more_than_noise(bench: Bench):
     """Found in the trained network of each model, answered by the form that will be served; a bound on them refuses."""
-    config = CONFIG.model_copy(update={"allowed_drop_under_attack": 0.001, "attack_strength": 0.3})
+    update = {"allowed_drop_under_attack": 0.001, "attack_strength": 0.3, "max_latency_ms": 60_000.0}
+    config = CONFIG.model_copy(update=update)
     product = bench.judge(bench.good, bench.weak, config)
     verdict = bench.read(product, "verdict.json")
     attacked = verdict["attacked"]
@@ -160,6 +161,9 @@ def test_attacks_by_gradient_hurt_more_than_noise(bench: Bench):
     for role, calm in attacked["undisturbed"].items():
         assert attacked["pgd"][role] <= attacked["fgsm"][role] < calm - 0.05
     assert "under attack (pgd)" in refusal(product.manifest).reasons[-1]
+    latency = verdict["checks"][-1]
+    assert latency["passed"]
+    assert 0 < latency["value"] < 1000
     assert verdict["notes"] == []
 
 
