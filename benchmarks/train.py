@@ -1,4 +1,5 @@
-"""`modelyard.train` against a bare torch loop over the same rows, and two ranks against one. One thread a process.
+"""`modelyard.train` against a bare torch loop over the same rows, and two ranks against one: perceptrons here, a decoder
+in `train_gpt.py`. One thread a process.
 
 Each sample is a fresh group of processes; measured is what lies between the first step and the last, so neither
 imports nor the start of a group count, and reports, meetings of the ranks and one small validation do.
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from benchmarks import train_gpt
 from benchmarks.figures import Findings, compare, take_turns
 from benchmarks.installation import Installation
 from commands.parts import STORE
@@ -27,6 +29,7 @@ WIDTH, CLASSES = 784, 10
 OVERHEAD_LIMIT, DDP_GOAL, FSDP_GOAL = 1.10, 1.6, 1.35
 ANSWER_SECONDS = 300
 Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
+Data = Callable[[int], tuple[Any, Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +40,15 @@ class Counts:
     small_steps: int
     large_steps: int
     large_batch: int
+    decoder_steps: int
+    decoder_batch: int
     rounds: int
 
 
-FULL = Counts(rows=60_000, small_steps=900, large_steps=12, large_batch=4096, rounds=5)
-QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, rounds=1)
+FULL = Counts(
+    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=10, decoder_batch=16, rounds=5
+)
+QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, decoder_steps=2, decoder_batch=2, rounds=1)
 
 
 def run(installation: Installation, quick: bool) -> Findings:
@@ -65,6 +72,19 @@ def run(installation: Installation, quick: bool) -> Findings:
         },
         counts.rounds,
     )
+    decoder = train_gpt.measure(
+        lambda config, work: _sample(
+            settings,
+            config,
+            train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch),
+            work,
+            installation.scratch,
+            train_gpt.tokens,
+        ),
+        steps=counts.decoder_steps,
+        batch=counts.decoder_batch,
+        rounds=counts.rounds,
+    )
     for samples in (overhead, scaling):
         losses = [sample["loss"] for each in samples.values() for sample in each]
         assert max(losses) - min(losses) < 0.02 * abs(max(losses)), "they did not train the same"
@@ -78,12 +98,14 @@ def run(installation: Installation, quick: bool) -> Findings:
                         target=goal)
                 for name, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
             ),
+            *decoder.figures,
         ],
         notes=[
             (
                 f"The perceptron: {counts.small_steps} steps of fused Adam in fp32 over the same {counts.rows:,} rows in the"
                 f" same order, {counts.rounds} rounds. The ranks: {counts.large_steps} steps over gloo on the loopback."
             ),
+            *decoder.notes,
             "Checkpoints are saved in neither: they are written beside training, at intervals of the user's choice.",
         ],
     )  # fmt: skip
@@ -109,13 +131,24 @@ def _large(counts: Counts) -> TrainConfig:
     )
 
 
-def _sample(settings: Settings, config: TrainConfig, rows: int, work: Work, scratch: Path) -> dict[str, float]:
+def images(rows: int) -> tuple[Any, Any]:
+    """Random features (rows, width) and classes."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    features = torch.rand(rows, WIDTH, generator=draw)
+    return features, torch.randint(0, CLASSES, (rows,), generator=draw)
+
+
+def _sample(
+    settings: Settings, config: TrainConfig, rows: int, work: Work, scratch: Path, data: Data = images
+) -> dict[str, float]:
     """Run ``work`` on as many fresh ranks as the config says; what rank 0 measured."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     meeting_point = str(scratch / uuid4().hex)
     processes = [
-        context.Process(target=_rank, args=(work, settings, config, rows, meeting_point, rank, theirs))
+        context.Process(target=_rank, args=(work, settings, config, (data, rows), meeting_point, rank, theirs))
         for rank in range(config.ranks)
     ]
     for process in processes:
@@ -130,7 +163,7 @@ def _sample(settings: Settings, config: TrainConfig, rows: int, work: Work, scra
 
 
 def _rank(
-    work: Work, settings: Settings, config: TrainConfig, rows: int, meeting_point: str, rank: int,
+    work: Work, settings: Settings, config: TrainConfig, data: tuple[Data, int], meeting_point: str, rank: int,
     answer: Connection,
 ) -> None:  # fmt: skip
     import torch
@@ -139,9 +172,8 @@ def _rank(
     torch.set_num_threads(1)
     store = distributed.FileStore(meeting_point, config.ranks)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=config.ranks)
-    draw = torch.Generator().manual_seed(0)
-    features = torch.rand(rows, WIDTH, generator=draw)
-    targets = torch.randint(0, CLASSES, (rows,), generator=draw)
+    make, rows = data
+    features, targets = make(rows)
     torch.manual_seed(config.seed)
     found = work(settings, config, features, targets, Path(meeting_point).name)
     if rank == 0:

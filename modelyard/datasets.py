@@ -22,7 +22,7 @@ from pyarrow import parquet
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.errors import DataError
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import Target, refuse_language_models, task_kind
 from modelyard.transform import FittedTransform
 
 Split = Literal["train", "validation", "test"]
@@ -40,8 +40,9 @@ class Dataset:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
         self.target = Target.model_validate_json((folder / TARGET_FILE).read_bytes())
+        refuse_language_models("what reads rows of a table", self.target)
+        self.transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
 
     @classmethod
     def fetch(cls, catalog: Catalog, ref: ArtifactRef, folder: Path, splits: Sequence[Split]) -> Dataset:

@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Product
 from modelyard.compress import CompressConfig, compress
+from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError
 from modelyard.models import GptConfig, MlpConfig
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
@@ -181,8 +182,12 @@ def test_a_model_with_another_tokenizer_is_refused(catalog: Catalog, trained: Pr
         train(catalog, make_texts(catalog, with_tokens(vocabulary=300)), SMALL, Origin(), _no_rank, init=trained.ref)
 
 
-def test_stages_that_do_not_take_language_models_say_so(catalog: Catalog, texts: ArtifactRef, trained: Product):
-    """Compression names the task, and what there is instead."""
+def test_stages_that_do_not_take_language_models_say_so(
+    catalog: Catalog, texts: ArtifactRef, trained: Product, tmp_path: Path
+):
+    """Compression names the task, and what there is instead; so does whatever reads a data set as rows of a table."""
+    with pytest.raises(ConfigError, match="what reads rows of a table does not take language models yet"):
+        Dataset.fetch(catalog, texts, tmp_path, ["test"])
     with pytest.raises(ConfigError, match="compress does not take language models yet; a trained one is a folder"):
         compress(catalog, trained.ref, texts, CompressConfig(), Origin())
 
