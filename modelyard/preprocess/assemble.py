@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from modelyard.catalog import Attempt
@@ -21,6 +22,7 @@ from modelyard.datasets import (
 from modelyard.errors import DataError
 from modelyard.preprocess.config import PreprocessConfig
 from modelyard.preprocess.fitting import TransformFitter
+from modelyard.preprocess.noise import suspects
 from modelyard.preprocess.schema import Plan, schema_yaml
 from modelyard.preprocess.statistics import Statistics, check_refused
 from modelyard.preprocess.whole import Part
@@ -49,15 +51,16 @@ def assemble(
     _adopt(attempt, parts)
     attempt.add_bytes(SCHEMA_FILE, schema_yaml(config, plan))
     attempt.add_json(PARTITIONS_FILE, {"partitions": [_described(part) for part in parts]})
-    attempt.add_json(REPORT_FILE, _report(plan, statistics))
     splits = {split: statistics.rows[split] for split in SPLITS}
     attempt.facts.update(**statistics.counts, splits=splits, num_features=len(plan.features))
     found = sum(part.forms[0].reused for part in parts)
     attempt.measurements.update(partitions=len(parts), partitions_found=found)
     if config.task == "language_modelling":
         _write_tokens(attempt, config, plan, rows_of)
+        more = {}
     else:
-        _write_transform(attempt, config, plan, statistics, rows_of)
+        more = _write_transform(attempt, config, plan, statistics, rows_of)
+    attempt.add_json(REPORT_FILE, _report(plan, statistics) | more)
 
 
 def _write_tokens(
@@ -77,13 +80,22 @@ def _write_transform(
     plan: Plan,
     statistics: Statistics,
     rows_of: Callable[[Split], Iterator[pl.DataFrame]],
-) -> None:
+) -> dict[str, Any]:
+    """Transform and target; what the report says of labels."""
     kind, target = task_kind(config.task), _target(config, plan, statistics)
     _check_labels(plan, statistics)
-    fitter = TransformFitter(config, plan, statistics.train)
-    transform = fitter.fit(partial(rows_of, "train"), lambda values: kind.encode(target, values.to_pandas()))
+    train = partial(rows_of, "train")
+
+    def encode(values: pl.Series) -> np.ndarray:
+        return kind.encode(target, values.to_pandas())
+
+    transform = TransformFitter(config, plan, statistics.train).fit(train, encode)
     attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
     attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
+    if not config.label.suspects:
+        return {}
+    num_rows, most = statistics.rows["train"], config.label.suspects
+    return {"label_suspects": suspects(transform, train(), num_rows, target.column, encode, target.classes, most)}
 
 
 def _adopt(attempt: Attempt, parts: Sequence[Part]) -> None:

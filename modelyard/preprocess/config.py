@@ -170,6 +170,8 @@ class PreprocessConfig(Frozen):
             return self
         if self.target_values is not None:
             raise ValueError("target_values lists classes; a regression predicts numbers")
+        if self.label.suspects:
+            raise ValueError("label.suspects looks at classes; a regression has none")
         if self.split.method == "stratified":
             raise ValueError("split.method stratified keeps the shares of classes; a regression has none")
         if self.transform.select.mutual_information is not None:
@@ -182,6 +184,8 @@ class PreprocessConfig(Frozen):
             return self
         if self.features != EVERY or self.target_values is not None:
             raise ValueError("language_modelling learns from the text in `target` alone: no features, no target_values")
+        if self.label.suspects:
+            raise ValueError("label.suspects looks at classes; a text has none")
         if self.split.method == "stratified":
             raise ValueError("split.method stratified keeps the shares of classes; a text has none")
         return self

@@ -107,7 +107,7 @@ class TransformFitter:
             moments, sample, labels = self._outputs(transform, train, target)
             transform = select(transform, moments, sample, labels, config.select)
         if config.components is not None:
-            batches = (transform.apply(_codes(transform, rows)).astype(np.float64) for rows in even_batches(train()))
+            batches = (transform.apply(codes_of(transform, rows)).astype(np.float64) for rows in even_batches(train()))
             transform = extract(transform, batches, config.components)
         return transform
 
@@ -160,7 +160,7 @@ class TransformFitter:
         moments: Moments | None = None
         sample, labels = [], []
         for rows in even_batches(train()):
-            outputs = transform.apply(_codes(transform, rows))
+            outputs = transform.apply(codes_of(transform, rows))
             part = Moments.of(outputs)
             moments = _merged(moments, part)
             sample.append(outputs[::stride])
@@ -186,7 +186,8 @@ def physical(values: pl.Series) -> np.ndarray:
     return values.to_physical().cast(pl.Float64).to_numpy()
 
 
-def _codes(transform: FittedTransform, rows: pl.DataFrame) -> np.ndarray:
+def codes_of(transform: FittedTransform, rows: pl.DataFrame) -> np.ndarray:
+    """Rows as `FittedTransform.apply` takes them."""
     return transform.rows({name: _plain(rows[name]) for name in transform.columns})
 
 

@@ -30,6 +30,9 @@ class LabelConfig(Frozen):
         default_factory=list,
         description="module:function of yours: a pandas batch to one label for each row, None where it has none",
     )
+    suspects: int = Field(
+        0, ge=0, le=1000, description="so many training rows whose label is probably wrong are listed; 0: nobody looks"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> LabelConfig:

@@ -34,6 +34,15 @@ def report_page(title: str, report: dict[str, Any], changes: Sequence[dict[str, 
     ]
     if report.get("label_functions"):
         parts += ["<h2>Labelling functions</h2>", _votes(report["label_functions"])]
+    if "label_suspects" in report:
+        told = report["label_suspects"]
+        said = (
+            f"{told['suspected']:,} of {told['checked']:,} training rows that were looked at; the most doubtful first."
+        )
+        facts = ("row", "given", "chance_given", "likely", "chance_likely")
+        lines = ([line[fact] for fact in facts] for line in told["rows"])
+        parts += ["<h2>Labels that are probably wrong</h2>", f"<p>{said}</p>"]
+        parts.append(_table(("training row", "label", "its chance", "probably", "its chance"), lines))
     if changes:
         lines = ((line["what"], line["before"], line["now"]) for line in changes)
         parts += ["<h2>Since the data set before</h2>", _table(("what", "before", "now"), lines)]

@@ -75,6 +75,7 @@ class Preparation(Frozen):
         plan = self.plan and hashlib.sha256(self.plan.model_dump_json().encode()).hexdigest()
         said = self.config.model_dump(mode="json", exclude=ABOUT_THE_WHOLE)
         # Of the transform, what decides which statistics are taken.
+        said["label"].pop("suspects")  # about the whole, too
         said["categories"] = self.config.transform.categories
         files = self.partition.model_dump(mode="json")
         return Work(

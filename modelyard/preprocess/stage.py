@@ -90,10 +90,9 @@ def preprocess(
 def _libraries(config: PreprocessConfig) -> list[str]:
     """Those whose arithmetic shows in the result."""
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
+    learns = reduces or config.label.suspects > 0
     reads = config.task == "language_modelling"
-    return [
-        *_reading_libraries(config), *(["scikit-learn"] if reduces else []), *(["tokenizers"] if reads else [])
-    ]  # fmt: skip
+    return [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
 
 
 def _reading_libraries(config: PreprocessConfig) -> list[str]:
