@@ -1,6 +1,6 @@
 """Measure Modelyard against peers and limits, on a stack of its own.
 
-    python -m benchmarks [storage] [preprocess] [train] [evaluate] [lifecycle] [endpoint] [--quick] [--json PATH]
+    python -m benchmarks [storage] [preprocess] [train] [compress] [evaluate] [lifecycle] [endpoint] [--quick] [--json PATH]
 
 Without names all of them run. Results go to `benchmarks/results/`; a quick run only prints, and writes where
 ``--json`` says.
@@ -21,7 +21,7 @@ from benchmarks import report
 from benchmarks.figures import Findings
 from benchmarks.installation import Installation, own_installation
 
-NAMES = ("storage", "preprocess", "train", "evaluate", "lifecycle", "endpoint")
+NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 Benchmark = Callable[[Installation, bool], Findings]
 
 

@@ -32,13 +32,18 @@ def int8_form(float_file: Path, folder: Path, name: str, technique: NncfInt8, ro
     Args:
         rows: (n, width) float32 that fix the ranges.
     """
+    # NNCF takes the mean of the samples' own ranges: samples of single rows would cut most of what is to come.
+    samples = np.array_split(rows, math.ceil(len(rows) / SAMPLE_ROWS))
+    return save_quantized(float_file, folder, name, samples, transformer=technique.transformer)
+
+
+def save_quantized(float_file: Path, folder: Path, name: str, samples: list[Any], *, transformer: bool) -> RuntimeSpec:
+    """The same for a network of any inputs: ``samples`` are inputs as the model takes them."""
     import openvino
 
     spec = _spec(name, "int8", ["vnni"])
     model = openvino.convert_model(str(float_file))
-    # NNCF takes the mean of the samples' own ranges: samples of single rows would cut most of what is to come.
-    samples = np.array_split(rows, math.ceil(len(rows) / SAMPLE_ROWS))
-    _save(quantized(model, samples, transformer=technique.transformer), folder, spec, half=False)
+    _save(quantized(model, samples, transformer=transformer), folder, spec, half=False)
     return spec
 
 

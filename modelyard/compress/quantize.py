@@ -127,8 +127,7 @@ def _prepared(float_file: Path, path: Path) -> Generator[Path]:
     """The float file as onnxruntime wants it, to be quantized into ``path``, which is put in order afterwards."""
     prepared = path.with_suffix(".prepared.onnx")
     try:
-        # Shapes are inferred for it; onnxruntime's own graph rewriting is left out: it leaves traces of its build.
-        quant_pre_process(float_file, prepared, skip_optimization=True)
+        _infer_shapes(float_file, prepared)
         yield prepared
         save_onnx(onnx.load(path), path)
     except Exception as failure:  # onnxruntime's own errors share no base class
@@ -136,6 +135,14 @@ def _prepared(float_file: Path, path: Path) -> Generator[Path]:
         raise ConversionFailed(f"{path.stem} cannot be made of {float_file.name}: {reason}") from failure
     finally:
         prepared.unlink(missing_ok=True)
+
+
+def _infer_shapes(float_file: Path, prepared: Path) -> None:
+    """Shapes are inferred for it; onnxruntime's own graph rewriting is left out: it leaves traces of its build."""
+    try:
+        quant_pre_process(float_file, prepared, skip_optimization=True)
+    except Exception:  # noqa: BLE001 (its symbolic inference raises bare ones, of transformers with an open sequence)
+        quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
 
 
 class _OneBatch(CalibrationDataReader):

@@ -40,7 +40,8 @@ def test_a_search_can_be_looked_at(stack: Installation, last_run: dict, prefect_
     flow = children(prefect_client, prefect_client.read_flow_run(last_run["flow_run_id"]))["compress"]
     wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow.id]))
     kinds = {found.key: found.type for found in prefect_client.read_artifacts(artifact_filter=wanted)}
-    assert kinds == {"compress-candidates": "table", "compress-front": "image", "compress-forms": "table"}
+    shown = {"compress-candidates": "table", "compress-front": "image", "compress-forms": "table"}
+    assert shown.items() <= kinds.items()
     catalog = Catalog(Store(stack.settings))
     measured = catalog.manifest(catalog.resolve(stage["ref"]["digest"])).provenance.measurements
     assert measured["search"]["winner"] == "int8"
