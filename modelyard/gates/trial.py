@@ -20,15 +20,17 @@ class VersionCounts(Frozen):
         requests: drawn by weight and answered, the replayed ones included.
         replayed: of these, asked by the endpoint itself with held-out rows.
         errors: answers that failed by the version's own fault.
+        repeated: of these, those of a key (`Modelyard-Key`) that had failed before: no coins of their own.
         slow: pairs of requests, one of each version that came at the same time, of which only this version's was slower
             than the threshold. One pair in 0.1 s: a worker that stalls is slow many times over, and that is one event.
-        odd: inputs that the model refused, outputs that were not finite.
+        odd: inputs that the model refused, outputs that were not finite; of each key the first.
         seconds: sum of all latencies.
     """
 
     requests: int = 0
     replayed: int = 0
     errors: int = 0
+    repeated: int = 0
     slow: int = 0
     odd: int = 0
     seconds: float = 0.0
@@ -112,13 +114,12 @@ def _compared(
     name: str, events: str, counts: Sequence[StepCounts], gates: GateSettings, tolerated_ratio: float = 1.0
 ) -> Check:
     """Whether bad events fall on the canary more often than its weight explains."""
-    field = {"errors": "errors", "latency": "slow", "quality": "odd"}[name]
     flips = [
         # A pair has one of each, so whose turn it is to be slow is an even coin, whatever the weight.
         Flips(
             0.5 if name == "latency" else one.weight / 100,
-            canary=getattr(one.canary, field),
-            stable=getattr(one.stable, field),
+            canary=_events(one.canary, name),
+            stable=_events(one.stable, name),
         )
         for one in counts
     ]
@@ -131,6 +132,11 @@ def _compared(
         f" evidence {evidence:.3g}, limit {limit:.3g}"
     )
     return Check(name=name, value=evidence, limit=limit, passed=evidence < limit, sentence=sentence)
+
+
+def _events(counts: VersionCounts, name: str) -> int:
+    """The bad events that a gate takes for coins."""
+    return {"errors": counts.errors - counts.repeated, "latency": counts.slow, "quality": counts.odd}[name]
 
 
 def _bounded(counts: Sequence[StepCounts], gates: GateSettings, bound: float, num_steps: int) -> Check:

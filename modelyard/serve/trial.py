@@ -15,24 +15,21 @@ import numpy as np
 
 from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
 from modelyard.revisions import APPROVAL, RolloutUnderWay
+from modelyard.serve.pairs import Keys, LatencyPairs
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.wire import Tensor
 
-# Answers of the stable version from which the threshold of a slow one is fixed.
-CALIBRATION_ANSWERS = 200
 LATENCIES_KEPT = 1000
-PAIR_SECONDS = 0.1  # longer than most stalls of a worker that waits for a processor
-KEYS_KEPT = 100_000
-PAIRS_KEPT = 200  # whose other half is not answered yet, or never came
 
 
 class Counter:
     """What was counted of one version in one step."""
 
-    __slots__ = ("consecutive_errors", "errors", "odd", "replayed", "requests", "seconds", "slow")
+    __slots__ = ("consecutive_errors", "errors", "odd", "repeated", "replayed", "requests", "seconds", "slow")
 
     def __init__(self) -> None:
-        self.requests = self.replayed = self.errors = self.slow = self.odd = self.consecutive_errors = 0
+        self.requests = self.replayed = self.errors = self.repeated = self.slow = self.odd = 0
+        self.consecutive_errors = 0
         self.seconds = 0.0
 
     def frozen(self) -> VersionCounts:
@@ -43,7 +40,6 @@ class Trial:
     """A rollout's canary and its stable version, between two revisions.
 
     Attributes:
-        slow_seconds: from where on an answer is slow; None until the stable version has answered often enough.
         others: what other replicas have counted at this step.
         is_over: whether the canary lost its weight here; from then on nothing is counted.
         last_live: when somebody else than the endpoint itself last asked, on the monotonic clock.
@@ -63,7 +59,6 @@ class Trial:
         self.rollout = rollout
         self.stable = stable
         self.canary = canary
-        self.slow_seconds = rollout.slow_seconds
         self.others: list[StepCounts] = []
         self.is_over = False
         self.began = self.last_live = time.monotonic()
@@ -71,11 +66,13 @@ class Trial:
         self._restarts_before = restarts_before
         self._on_bad = on_bad
         self._canary_counter, self._stable_counter = Counter(), Counter()
-        self._calibration: list[float] = []
-        self._paired_keys: set[bytes] = set()
-        self._bad_keys: set[bytes] = set()
-        self._entered = [-1, -1]  # the window of the last request that became half of a pair: stable, canary
-        self._pairs: dict[tuple[int, bool], bool] = {}  # (window, is the canary's) -> was slow
+        self._pairs = LatencyPairs(rollout.policy.gates, rollout.slow_seconds)
+        self._bad_keys = Keys()
+
+    @property
+    def slow_seconds(self) -> float | None:
+        """From where on an answer is slow; None until the stable version has answered often enough."""
+        return self._pairs.slow_seconds
 
     @property
     def weight(self) -> float:
@@ -94,18 +91,8 @@ class Trial:
         return time.monotonic() - self.began
 
     def enter(self, drawn: RunningVersion, key: bytes | None = None) -> int | None:
-        """A request was drawn for a version; returns the pair that it belongs to, if any: pass it to `count`.
-
-        The first request of each version within `PAIR_SECONDS` make a pair; of those with one key, one is enough.
-        """
-        if key and not self._is_first(self._paired_keys, key):
-            return None
-        window = int(time.monotonic() / PAIR_SECONDS)
-        place = drawn is self.canary
-        if self._entered[place] == window:
-            return None
-        self._entered[place] = window
-        return window
+        """A request was drawn for a version; the pair that it belongs to, if any: pass it to `count`."""
+        return self._pairs.enter(drawn is self.canary, key)
 
     def count(
         self,
@@ -120,7 +107,8 @@ class Trial:
     ) -> None:
         """One request that was drawn by weight has got its answer, by whomever.
 
-        Requests with one key were not drawn one by one, so their bad events are one coin: the first is counted.
+        Requests with one key were not drawn one by one, so their bad events are one coin. Failing answers all count
+        against the bound.
         """
         if self.is_over:
             return
@@ -131,24 +119,18 @@ class Trial:
         counter.requests += 1
         counter.replayed += replayed
         counter.seconds += seconds
-        if key and (failed or odd) and not self._is_first(self._bad_keys, key):
-            failed = odd = False
+        is_repeated = bool(key) and (failed or odd) and not self._bad_keys.is_first(key or b"")
         counter.errors += failed
-        counter.odd += odd
+        counter.repeated += failed and is_repeated
+        counter.odd += odd and not is_repeated
         counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
-        is_worse = self._compare(is_canary, seconds, pair)
+        is_slower = self._pairs.settle(is_canary, seconds, pair)
+        if is_slower is not None:
+            (self._canary_counter if is_slower else self._stable_counter).slow += 1
         if is_canary:
             self.latencies.append(seconds)
-        if is_worse or (is_canary and (failed or odd)):
+        if is_slower or (is_canary and (failed or odd)):
             self._on_bad(self)
-
-    @staticmethod
-    def _is_first(seen: set[bytes], key: bytes) -> bool:
-        """Whether a key is new, and may still be remembered."""
-        if key in seen or len(seen) >= KEYS_KEPT:
-            return False
-        seen.add(key)
-        return True
 
     def own_counts(self) -> StepCounts:
         """Of this step, by this router."""
@@ -237,37 +219,6 @@ class Trial:
             return []
         share = "all" if replayed == requests else f"{replayed:,} of {requests:,}"
         return [f"{share} requests were held-out rows replayed by the endpoint: that proves stability, not quality"]
-
-    def _compare(self, is_canary: bool, seconds: float, pair: int | None) -> bool:
-        """Hold a pair's two answers against the threshold; whether only the canary's was slow."""
-        if self.slow_seconds is None:
-            self._calibrate(is_canary, seconds)
-            return False
-        if pair is None:
-            return False
-        other = self._pairs.pop((pair, not is_canary), None)
-        is_slow = seconds > self.slow_seconds
-        if other is None:
-            self._pairs[pair, is_canary] = is_slow
-            if len(self._pairs) > PAIRS_KEPT:
-                del self._pairs[next(iter(self._pairs))]
-            return False
-        if is_slow != other:
-            slow_one = is_canary if is_slow else not is_canary
-            (self._canary_counter if slow_one else self._stable_counter).slow += 1
-            return slow_one
-        return False
-
-    def _calibrate(self, is_canary: bool, seconds: float) -> None:
-        """Fix the threshold from the stable version's first answers; only later ones are held against it."""
-        if is_canary:
-            return
-        self._calibration.append(seconds)
-        if len(self._calibration) >= CALIBRATION_ANSWERS:
-            gates = self.rollout.policy.gates
-            place = int(gates.latency_quantile * len(self._calibration))
-            quantile = sorted(self._calibration)[place]
-            self.slow_seconds = max(quantile * gates.latency_slack, gates.latency_floor_seconds)
 
 
 def are_finite(answers: Mapping[str, Tensor]) -> bool:

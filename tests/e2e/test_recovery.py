@@ -64,6 +64,7 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     assert any("going on after epoch" in log.message for log in logs)
 
 
+@pytest.mark.soak
 def test_a_second_version_is_rolled_out_by_steps_for_people_to_see(
     stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
 ):

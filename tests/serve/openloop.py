@@ -88,7 +88,7 @@ class OpenLoop:
             close,
             len(body),
         )
-        sent = time.monotonic()
+        sent, writer = time.monotonic(), None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
                 reader, writer = (not is_fresh and self._take_idle()) or await self._connect()
@@ -96,6 +96,8 @@ class OpenLoop:
                 status, headers, content = await _answer(reader)
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as failure:
             self.record.failures.append(f"{sent:.3f} {failure!r}")
+            if writer:
+                writer.close()
             return
         if is_fresh or headers.get("connection") == "close":
             writer.close()

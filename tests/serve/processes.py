@@ -100,6 +100,12 @@ class Endpoint:
             router.kill()
         return self.process.wait(15)
 
+    def kill(self) -> None:
+        """kill -9, and wait until nothing of it answers any more: what is below it ends a moment later."""
+        below = [self.status()["router_pid"], *self.worker_pids()]
+        self.end(SIGKILL)
+        until(lambda: not any(map(lives, below)), "the end of router and workers")
+
     def _environment(self, store_url: str) -> dict[str, str]:
         settings = self._settings
         secret = settings.s3_secret_key

@@ -248,13 +248,13 @@ def test_a_start_serves_the_stable_version_when_the_canary_cannot_be_loaded(
     started(store, serving, canary, policy(min_requests=10_000))
     state = serving.log.parent / "endpoint" / "state.json"
     until(lambda: canary.artifact.digest in state.read_text(), "the local state")
-    serving.end(signal.SIGKILL)
+    serving.kill()
     [model] = serving.log.parent.glob(f"endpoint/cache/{canary.artifact.digest}/model.onnx")
     model.write_bytes(model.read_bytes()[:-1])
     serving.start(store_url=f"http://127.0.0.1:{free_port()}")
     until(lambda: serving.client.get("/readyz").status_code == 200, "readiness")
     assert ask(serving, 10) == {"1": 10}
-    serving.end(signal.SIGKILL)
+    serving.kill()
 
 
 def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: Endpoint):

@@ -130,7 +130,7 @@ def survive_kills(store: Store, endpoint: Endpoint, count: int, seed: int) -> No
         number = begin(store, endpoint.name, canary, rules).number
         endpoint.notify()
         time.sleep(chance.uniform(0, 2.0))
-        endpoint.end(signal.SIGKILL)
+        endpoint.kill()
         endpoint.start()
         end = until_decided(store, endpoint.name, number, seconds=60)
         newest = latest_revision(store, endpoint.name)
