@@ -43,7 +43,7 @@ def shards_of_dataset(catalog: Catalog, ref: ArtifactRef, split: Split) -> list[
     return [
         Shard(
             name=name,
-            uri=f"{ref.uri}/{manifest.file_path(name)}",
+            uri=manifest.file_uri(ref.uri, name),
             state=manifest.content.files[name].sha256,
             is_verified=True,
         )

@@ -45,7 +45,8 @@ def scheduled_at(stack: Installation) -> Iterator[datetime]:
     from prefect.client.schemas.schedules import IntervalSchedule
 
     now = datetime.now(UTC)
-    soon = IntervalSchedule(interval=timedelta(hours=5), anchor_date=now + timedelta(seconds=20))
+    # The server looks for new schedules every minute or so, and makes no run for a moment that has passed.
+    soon = IntervalSchedule(interval=timedelta(hours=5), anchor_date=now + timedelta(seconds=75))
     body = [{"schedule": soon.model_dump(mode="json"), "active": True, "parameters": {"dry_run": True}}]
     with get_client(sync_client=True) as client:
         # The synchronous client has no methods for schedules.

@@ -22,7 +22,7 @@ def test_scheduled_run_appears_and_finishes(
         runs = prefect_client.read_flow_runs(
             deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment.id]))
         )
-        soon = scheduled_at + timedelta(minutes=1)
+        soon = scheduled_at + timedelta(minutes=2)
         due = [run for run in runs if run.auto_scheduled and run.expected_start_time < soon]
         return next((run for run in due if run.state and run.state.is_final()), None)
 

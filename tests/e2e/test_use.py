@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import pytest
 from mlflow.tracking import MlflowClient
 
 from modelyard.catalog import Catalog
@@ -89,6 +90,7 @@ def test_a_data_set_is_answered_without_the_endpoint(
     assert manifest["flow_run_id"] == str(run.id)
 
 
+@pytest.mark.soak
 def test_run_of_one_stage_trains_a_language_model(stack: Installation):
     """`modelyard run text --deployment train/text` places the sample texts, preprocesses and trains, and says where the
     model is; what it has written is there to read."""
