@@ -31,11 +31,14 @@ def history(
 
 
 def _table(found: list[Span]) -> Table:
-    table = Table("model", "version", "weight", "from", "to", "revision", "by", "why", box=None, pad_edge=False)
+    table = Table("model", "version", "weight", box=None, pad_edge=False)
+    for name in ("from", "to", "rev"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("why, by whom")
     for span in found:
         end = _time(span.end) if span.end else "[green]now[/]"
-        weight, number = f"{span.weight:g} %", str(span.revision)
-        table.add_row(span.model, span.version, weight, _time(span.begin), end, number, span.author, _why(span))
+        why = f"{_why(span)} [dim]({span.author})[/]"
+        table.add_row(span.model, span.version, f"{span.weight:g} %", _time(span.begin), end, str(span.revision), why)
     return table
 
 
@@ -51,5 +54,5 @@ def _why(span: Span) -> str:
 
 
 def _time(moment: str) -> str:
-    """In local time, to the second."""
-    return f"{datetime.fromisoformat(moment).astimezone():%Y-%m-%d %H:%M:%S}"
+    """In local time, to the second; `--json` has the year."""
+    return f"{datetime.fromisoformat(moment).astimezone():%b %d %H:%M:%S}"
