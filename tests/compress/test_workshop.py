@@ -96,11 +96,11 @@ def order(folder: Path, fault: str) -> dict:
     ("fault", "reason"),
     [
         ("crash", "its process was ended by SIGSEGV"),
-        ("exit", "its process ended with status 7"),
+        pytest.param("exit", "its process ended with status 7", marks=pytest.mark.soak),
         ("hang", "took longer than its time and was killed"),
-        ("raise", "no such kernel$"),
+        pytest.param("raise", "no such kernel$", marks=pytest.mark.soak),
         ("nan", "NaN or infinite for 50 of 50 validation rows"),
-        ("fixed", "does not take a batch of 1 rows"),
+        pytest.param("fixed", "does not take a batch of 1 rows", marks=pytest.mark.soak),
     ],
 )
 def test_a_candidate_falls_alone_and_says_why(workshop: Workshop, tmp_path: Path, fault: str, reason: str):

@@ -163,7 +163,11 @@ def test_refused_gate_is_a_state_with_its_reasons(
     [
         (["--set", "train.max_epochz=3"], "train.max_epochz"),
         (["no-such-preset"], "no-such-preset"),
-        (["--dataset", "s3://modelyard/nothing/here/*.parquet"], "s3://modelyard/nothing/here"),
+        pytest.param(
+            ["--dataset", "s3://modelyard/nothing/here/*.parquet"],
+            "s3://modelyard/nothing/here",
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_wrong_input_ends_the_command_with_its_name(stack: Installation, digits: str, arguments: list[str], words: str):

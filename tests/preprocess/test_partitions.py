@@ -66,7 +66,10 @@ def run(catalog: Catalog, files: Mapping[str, bytes], config: PreprocessConfig) 
     return preprocess(catalog, snapshot(catalog, upload(catalog.store, files), ORIGIN).ref, config, ORIGIN)
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+# All rules at once in every run; each way to split by itself in the long one.
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name == "everything" else pytest.mark.soak) for name in CONFIGS]
+)
 def test_a_grown_data_set_is_the_same_as_one_made_at_once(catalog: Catalog, settings: Settings, name: str):
     """A file added in the middle, one changed, one removed: the digest of a catalog that knew nothing, and only what
     is new was read."""
@@ -78,7 +81,7 @@ def test_a_grown_data_set_is_the_same_as_one_made_at_once(catalog: Catalog, sett
     assert grown.ref.digest == fresh.ref.digest
 
 
-@pytest.mark.parametrize("name", ["stratified", "everything"])
+@pytest.mark.parametrize("name", ["stratified", pytest.param("everything", marks=pytest.mark.soak)])
 def test_partitions_change_no_row(catalog: Catalog, tmp_path: Path, name: str):
     """A file a partition or all in one: the same rows in the same splits in the same order."""
     found = {}

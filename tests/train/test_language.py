@@ -112,7 +112,7 @@ def test_samples_show_what_was_given_and_what_came_of_it(catalog: Catalog, train
     assert all(len(part.strip()) > 20 for part in samples.split("**continued**")[1:])
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.soak), "fsdp"])
 def test_it_resumes_to_the_bit(
     pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, trained: Product, folder: str, strategy: str
 ):

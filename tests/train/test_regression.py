@@ -136,6 +136,7 @@ def linear_layers(settings: Settings, folder: str) -> tuple[list[float], float]:
     return losses, max(float((one - other).abs().max()) for one, other in pairs)
 
 
+@pytest.mark.soak
 def test_linear_layers_under_mse_follow_a_bare_loop(alone: Ranks, settings: Settings, folder: str):
     """1000-2000-3000-4000 without activation: 20 million weights move as in a bare loop, and the loss falls."""
     ((losses, distance),) = alone.run(linear_layers, settings, folder)

@@ -50,7 +50,10 @@ def assert_same(one: tuple[Any, Any], other: tuple[Any, Any]) -> None:
         np.testing.assert_array_equal(weight, other[1][name], err_msg=name)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgd", "adamw", "muon", *(pytest.param(name, marks=pytest.mark.soak) for name in ("adagrad", "rmsprop", "adam"))],
+)
 def test_resumed_in_mid_epoch_equals_unbroken(alone: Ranks, settings: Settings, folder: str, optimizer: str):
     """Stopped at a step that ends no epoch, in the middle of dropout, warm-up and averages: the same bits as undisturbed."""
     own = OptimizerConfig(name=optimizer, learning_rate=0.01, momentum=0.9)
@@ -62,7 +65,7 @@ def test_resumed_in_mid_epoch_equals_unbroken(alone: Ranks, settings: Settings, 
     assert_same(resumed, unbroken)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.soak)])
 def test_two_ranks_resume_to_the_bit(pair: Ranks, settings: Settings, folder: str, strategy: str):
     """Each rank's own random streams and sums are restored as well, and shards of fsdp find their places."""
     config = FULL.model_copy(update={"ranks": 2, "strategy": strategy})
