@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -34,10 +35,13 @@ def stranger() -> Iterator[tuple[int, psutil.Process]]:
         yield port, psutil.Process(process.pid)
 
 
-def test_a_taken_port_names_port_setting_and_process(installation: Installation, stranger: tuple[int, psutil.Process]):
+def test_a_taken_port_names_port_setting_and_process(
+    installation: Installation, stranger: tuple[int, psutil.Process], tmp_path: Path
+):
     """`up` refuses before it starts anything."""
     port, process = stranger
-    settings = installation.settings.model_copy(update={"endpoint_port": port})
+    # A home of its own: where the endpoint runs already, its port is not looked at.
+    settings = installation.settings.model_copy(update={"home": tmp_path, "endpoint_port": port})
     with pytest.raises(PortTaken) as taken:
         stack_commands.up(settings, [ENDPOINT])
     assert (taken.value.port, taken.value.setting) == (port, "MODELYARD_ENDPOINT_PORT")
