@@ -27,7 +27,8 @@ from modelyard.evaluate.report import report
 from modelyard.evaluate.safety import refuse_unsafe_networks
 from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_files
 
-LIBRARIES = ("captum", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
+# The picture of the explanations is part of a verdict, so matplotlib is too.
+LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
