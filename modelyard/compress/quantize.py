@@ -17,7 +17,6 @@ from onnxruntime.quantization import (
     quantize_dynamic,
     quantize_static,
 )
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from modelyard.compress.config import Technique
 from modelyard.compress.export import INPUT, save_onnx
@@ -138,11 +137,15 @@ def _prepared(float_file: Path, path: Path) -> Generator[Path]:
 
 
 def _infer_shapes(float_file: Path, prepared: Path) -> None:
-    """Shapes are inferred for it; onnxruntime's own graph rewriting is left out: it leaves traces of its build."""
-    try:
-        quant_pre_process(float_file, prepared, skip_optimization=True)
-    except Exception:  # noqa: BLE001 (its symbolic inference raises bare ones, of transformers with an open sequence)
-        quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
+    """Shapes are inferred anew, by ONNX's rules alone.
+
+    The exporter also notes the shapes of weights, which the quantizer transposes and then trips over. Of onnxruntime's
+    own preparation, the graph rewriting would leave traces of its build, and the symbolic inference gives up on
+    transformers with an open sequence, after writing the half-finished model into the current folder.
+    """
+    model = onnx.load(float_file)
+    del model.graph.value_info[:]
+    onnx.save(onnx.shape_inference.infer_shapes(model), prepared)
 
 
 class _OneBatch(CalibrationDataReader):
