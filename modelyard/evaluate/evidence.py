@@ -142,6 +142,9 @@ def _work_out_sums(evidence: Evidence, closer: Closer, config: EvaluateConfig) -
             for name, statistic in one.statistics.items()
         }
         evidence.intervals[role] = {name: one for name, one in found.items() if np.isfinite(one.low + one.high)}
+        area = one.ranking.interval(rng, resamples=config.resamples, confidence=config.confidence)
+        if area:
+            evidence.intervals[role]["roc_auc"] = area
     if not evidence.candidate.is_classifier:
         _work_out_regression(evidence, closer, drawn, config)
 

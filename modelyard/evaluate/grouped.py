@@ -64,6 +64,12 @@ def resample(parts: Sequence[GroupedSums], rng: np.random.Generator, resamples: 
     return [np.concatenate(of_part) for of_part in zip(*drawn, strict=True)]
 
 
+def resampled_means(values: np.ndarray, rng: np.random.Generator, resamples: int) -> np.ndarray:
+    """Means of groups' values (g,) drawn with replacement, (resamples,)."""
+    drawn = [weights @ values for weights in _weights(len(values), rng, resamples)]
+    return np.concatenate(drawn) / len(values)
+
+
 def _weights(num_groups: int, rng: np.random.Generator, resamples: int) -> Iterator[np.ndarray]:
     """How often each group is drawn, (b, g), in portions that fit into memory."""
     portion = max(1, DRAWS_AT_A_TIME // num_groups)

@@ -11,12 +11,12 @@ import pandas as pd
 
 from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.grouped import GroupedSums, SumStatistic
+from modelyard.evaluate.ranking import Ranking
 from modelyard.evaluate.scores import (
     CLASSIFIER_STATISTICS,
     NUM_BINS,
     NUM_ERROR_SUMS,
     Calibration,
-    Ranking,
     classifier_sums,
     regression_statistics,
     regression_sums,
@@ -41,7 +41,7 @@ class Judged:
         self._num_rows = self._num_finite = 0
         self.calibration = Calibration()
         num_classes = len(package.spec.target.classes)
-        self._ranking = Ranking(num_classes)
+        self.ranking = Ranking(num_classes)
         self.sums = GroupedSums(2 + NUM_BINS if self.is_classifier else NUM_ERROR_SUMS)
         self.slices: dict[str, ClassificationMetrics] = defaultdict(lambda: ClassificationMetrics(num_classes))
         self.slice_sums: dict[str, GroupedSums] = defaultdict(lambda: GroupedSums(NUM_ERROR_SUMS))
@@ -88,7 +88,7 @@ class Judged:
         self.sums.add((classifier_sums if self.is_classifier else regression_sums)(outputs, targets))
         if self.is_classifier:
             self.calibration.update(outputs, targets)
-            self._ranking.update(outputs, targets)
+            self.ranking.update(outputs, targets)
         for names in groups:
             self._count_slices(names, outputs, targets)
         return outputs
@@ -120,7 +120,7 @@ class Judged:
         """The named metrics, without any that is no finite number (JSON has no NaN)."""
         found = self._metric.compute()
         if self.is_classifier:
-            found |= {"roc_auc": self._ranking.area, "calibration_error": self.calibration.error}
+            found |= {"roc_auc": self.ranking.area, "calibration_error": self.calibration.error}
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
     def score_of(self, inputs: np.ndarray, targets: np.ndarray, metric: str) -> float:

@@ -1,12 +1,11 @@
-"""Calibration and ranking, against what others compute from all rows at once."""
+"""Calibration, against what others compute from all rows at once."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
-from modelyard.evaluate.scores import NUM_BINS, Calibration, Ranking
+from modelyard.evaluate.scores import NUM_BINS, Calibration
 from modelyard.metrics import softmax
 
 
@@ -18,23 +17,6 @@ def outputs() -> tuple[np.ndarray, np.ndarray]:
     raw = rng.normal(size=(3000, 4)) * 2
     raw[np.arange(3000), truth] += 2
     return raw.astype(np.float32), truth
-
-
-def test_area_is_that_of_scikit_learn(outputs: tuple[np.ndarray, np.ndarray]):
-    """Counted in batches, one class against the rest, to three decimals."""
-    raw, truth = outputs
-    ranking = Ranking(4)
-    for part in np.array_split(np.arange(3000), 5):
-        ranking.update(raw[part], truth[part])
-    expected = roc_auc_score(truth, softmax(raw.astype(np.float64)), multi_class="ovr", average="macro")
-    assert ranking.area == pytest.approx(expected, abs=1e-3)
-
-
-def test_area_of_one_class_is_unknown():
-    """Without rows of both kinds there is nothing to rank."""
-    ranking = Ranking(2)
-    ranking.update(np.zeros((5, 2)), np.zeros(5, dtype=np.int64))
-    assert np.isnan(ranking.area)
 
 
 def test_calibration_error_is_the_mean_distance(outputs: tuple[np.ndarray, np.ndarray]):
