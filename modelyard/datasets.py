@@ -11,6 +11,7 @@ report.json                what went in, what came out, and why the rest did not
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,7 @@ REPORT_FILE = "report.json"
 SCHEMA_FILE = "schema.yaml"
 PARTITIONS_FILE = "partitions.json"
 BATCH_ROWS = 8192
+SHARDS_AT_A_TIME = 8
 
 
 class Dataset:
@@ -54,9 +56,18 @@ class Dataset:
 
     def frames(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[pd.DataFrame]:
         """Clean rows in their stored order, at most ``batch_rows`` at a time."""
-        for shard in sorted((self._folder / split).glob("*.parquet")):
-            for batch in parquet.ParquetFile(shard).iter_batches(batch_rows):
-                yield batch.to_pandas()
+        yield from _frames(sorted((self._folder / split).glob("*.parquet")), batch_rows)
+
+    def fetched_frames(
+        self, catalog: Catalog, ref: ArtifactRef, split: Split, batch_rows: int = BATCH_ROWS
+    ) -> Iterator[pd.DataFrame]:
+        """The same of splits that were not fetched: a few shards lie here at a time, each verified."""
+        manifest = catalog.manifest(ref)
+        shards = sorted(name for name in manifest.content.files if name.startswith(f"{split}/"))
+        for first in range(0, len(shards), SHARDS_AT_A_TIME):
+            with tempfile.TemporaryDirectory(prefix="modelyard-shards-") as scratch:
+                catalog.fetch(ref, Path(scratch), shards[first : first + SHARDS_AT_A_TIME], manifest)
+                yield from _frames(sorted(Path(scratch).glob("*/*.parquet")), batch_rows)
 
     def num_rows(self, split: Split) -> int:
         """Rows of a split, from the shards' footers."""
@@ -80,3 +91,9 @@ class Dataset:
             raise DataError(f"the {split} split is empty")
         features, targets = zip(*parts, strict=True)
         return np.concatenate(features), np.concatenate(targets)
+
+
+def _frames(shards: Sequence[Path], batch_rows: int) -> Iterator[pd.DataFrame]:
+    for shard in shards:
+        for batch in parquet.ParquetFile(shard).iter_batches(batch_rows):
+            yield batch.to_pandas()

@@ -18,6 +18,7 @@
         ├── StackFailed           a part of the embedded stack did not become ready
         ├── MissingExtra          an optional dependency that the chosen option needs
         ├── HostUnfit             this machine lacks what a form of a model was made for
+        ├── MachineFull           the disk of this machine has no room for what must lie there
         ├── StoreRefused          wrong credentials, missing bucket, no create-only put
         ├── NotFound              an object, artifact or version that is not there
         ├── DigestMismatch        bytes that are not what their manifest says; names the file
@@ -133,6 +134,10 @@ class MissingExtra(PermanentError):
 
 class HostUnfit(PermanentError):
     """This machine lacks an instruction set that a form of a model was made and judged with."""
+
+
+class MachineFull(PermanentError):
+    """The disk of this machine has no room for what must lie there."""
 
 
 class StoreRefused(PermanentError):

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     # Data
     sensitive_key: SecretStr | None = Field(None, description="key with which sensitive columns are hashed")
 
+    data_cache_gb: float = Field(
+        20, ge=0, description="disk for prepared training rows; what a running training needs is always kept"
+    )
+
     # Tracking and orchestration
     mlflow_tracking_uri: str | None = Field(None, description="an outside MLflow; empty: embedded")
     prefect_api_url: str | None = Field(None, description="an outside Prefect API; empty: embedded")
@@ -132,6 +136,10 @@ class Settings(BaseSettings):
     @property
     def trusted_keys_folder(self) -> Path:
         return self.trusted_keys or self.home / "trusted-keys"
+
+    @property
+    def data_cache_folder(self) -> Path:
+        return self.home / "rows"
 
     @property
     def secrets_folder(self) -> Path:

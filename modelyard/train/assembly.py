@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from torch import nn
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
+from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, Dataset
+from modelyard.datasets import Split as SplitName
 from modelyard.errors import ConfigError
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
@@ -24,6 +27,7 @@ from modelyard.train.config import TrainConfig
 from modelyard.train.costs import measure_costs
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
+from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import VALIDATION_ROWS, Objective, Trainer
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Rows, Split, TokenSplit
@@ -56,22 +60,25 @@ def assemble(
     catalog: Catalog,
     device: torch.device,
     emit: Callable[[RankEvent], None],
+    rows: LocalRows,
     *,
     counts_costs: bool = False,
 ) -> Trainer:
     """The trainer of this rank, in the process group that it is in.
 
     Args:
+        rows: where rows and tokens lie on this machine.
         counts_costs: measure what is needed to report the utilisation of the device.
 
     Raises:
         ConfigError: the network's outputs do not fit the target, or it has no zeros to keep.
+        MachineFull: the disk has no room for the rows.
         DataError, DigestMismatch: files that are not what they should be.
     """
     with tempfile.TemporaryDirectory(prefix="modelyard-rank-") as scratch:
         folder = Path(scratch)
         parent = Parent.read(catalog, spec.teacher, TEACHER_FIELD) if spec.teacher else None
-        data = _data(spec, catalog, parent, folder / "data")
+        data = _data(spec, catalog, rows, parent, folder / "data")
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init")
     kind = task_kind(data.target.task)
@@ -106,16 +113,16 @@ def _example(rows: Rows) -> torch.Tensor:
     return rows.batch(torch.arange(min(2, len(rows)))).features
 
 
-def _data(spec: RankSpec, catalog: Catalog, teacher: Parent | None, folder: Path) -> Data:
+def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:
     target = Target.model_validate_json(catalog.read(spec.dataset, TARGET_FILE))
     if target.task == "language_modelling":
-        texts = TokenData.fetch(catalog, spec.dataset, folder, ["train", "validation"])
+        texts = _texts(catalog, spec.dataset, rows)
         train, validation = (TokenSplit(texts.sequences(split)) for split in ("train", "validation"))
         return Data(train=train, validation=validation, target=target, width=texts.transform.width)
-    dataset = Dataset.fetch(catalog, spec.dataset, folder, ["train", "validation"])
+    dataset = Dataset.fetch(catalog, spec.dataset, folder, [])
     return Data(
-        train=_seen_by(teacher, dataset, Split.of(*dataset.load("train"))),
-        validation=Split.of(*dataset.load("validation")),
+        train=_table(spec, catalog, dataset, rows, "train", teacher),
+        validation=_table(spec, catalog, dataset, rows, "validation"),
         target=target,
         width=dataset.transform.width,
     )
@@ -144,14 +151,34 @@ def _teacher(
     )
 
 
-def _seen_by(teacher: Parent | None, dataset: Dataset, train: Split) -> Split:
-    """The training split, with the teacher's own inputs where its transform was fitted on other rows."""
-    if teacher is None or teacher.transform == dataset.transform:
-        return train
-    assert isinstance(teacher.transform, FittedTransform), "checked before ranks were started"
-    inputs = [teacher.transform.apply_frame(frame) for frame in dataset.frames("train")]
-    seen = torch.from_numpy(np.concatenate(inputs))
-    return Split(features=train.features, targets=train.targets, teacher_features=seen)
+def _texts(catalog: Catalog, dataset: ArtifactRef, rows: LocalRows) -> TokenData:
+    splits: list[SplitName] = ["train", "validation"]
+    num_bytes = sum(entry.size for entry in catalog.manifest(dataset).content.files.values())
+    return TokenData(
+        rows.folder(f"{dataset.digest}-tokens", num_bytes, lambda made: TokenData.fetch(catalog, dataset, made, splits))
+    )
+
+
+def _table(
+    spec: RankSpec, catalog: Catalog, dataset: Dataset, rows: LocalRows, split: SplitName, teacher: Parent | None = None
+) -> Split:
+    """A split of a table, with the teacher's own inputs where its transform was fitted on other rows."""
+    seen = teacher.transform if teacher and teacher.transform != dataset.transform else None
+    assert seen is None or isinstance(seen, FittedTransform), "checked before ranks were started"
+
+    def parts() -> Iterator[tuple[np.ndarray, ...]]:
+        kind = task_kind(dataset.target.task)
+        for frame in dataset.fetched_frames(catalog, spec.dataset, split):
+            targets = kind.encode(dataset.target, frame[dataset.target.column])
+            inputs = dataset.transform.apply(dataset.transform.rows(frame))
+            yield (inputs, targets, seen.apply_frame(frame)) if seen else (inputs, targets)
+
+    # What the rows are made by is a part of the name: another version of it makes others.
+    means = [code_version("modelyard.datasets", ["numpy", "pandas"]), seen.model_dump_json() if seen else ""]
+    name = f"{spec.dataset.digest}-{split}-{hashlib.sha256(''.join(means).encode()).hexdigest()[:16]}"
+    num_rows = catalog.manifest(spec.dataset).content.facts.get("splits", {}).get(split, 0)
+    width = dataset.transform.width + (seen.width if seen else 0)
+    return rows.split(name, num_rows * (4 * width + 8), parts)
 
 
 def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:

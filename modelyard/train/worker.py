@@ -23,9 +23,11 @@ from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.devices import backend_for, rank_device
 from modelyard.train.events import EventWriter, RankEvent
 from modelyard.train.launcher import exit_with_parent
+from modelyard.train.local_rows import LocalRows
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
+ALIVE = RankEvent(kind="progress")
 
 
 def main() -> None:
@@ -47,7 +49,9 @@ def _train(spec: RankSpec, events: EventWriter) -> None:
     if device.type == "cpu":
         torch.set_num_threads(1)  # ranks are the parallelism; two threads each would fight for the cores
     distributed.init_process_group(backend_for(device), timeout=COLLECTIVE_TIMEOUT)
-    trainer = assemble(spec, Catalog(Store(load_settings())), device, events.emit, counts_costs=True)
+    settings = load_settings()
+    rows = LocalRows(settings.data_cache_folder, int(settings.data_cache_gb * 1e9), lambda: events.emit(ALIVE))
+    trainer = assemble(spec, Catalog(Store(settings)), device, events.emit, rows, counts_costs=True)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminate", True))
     progress = trainer.fit()
     if trainer.stepper.rank == 0:

@@ -15,6 +15,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import RankEvent, TrainConfig
 from modelyard.train.checkpoints import Checkpoints
+from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Objective, Trainer
 from modelyard.train.rows import Split
 from modelyard.train.snapshots import model_tensors
@@ -30,6 +31,11 @@ def blobs(rows: int = ROWS, seed: int = 0) -> Split:
     targets = torch.randint(0, CLASSES, (rows,), generator=draw)
     centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(99))
     return Split(features=centres[targets] + 0.5 * torch.randn(rows, WIDTH, generator=draw), targets=targets)
+
+
+def local_rows(settings: Settings) -> LocalRows:
+    """Where the ranks of the test's installation keep their rows."""
+    return LocalRows(settings.data_cache_folder, 10**9)
 
 
 def classifier(metric: str = "accuracy") -> Objective:

@@ -92,7 +92,9 @@ def watched(settings: Settings, spec: RankSpec) -> list[RankEvent]:
     events: list[RankEvent] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("modelyard.train.loop.REPORT_SECONDS", 0.0)
-        assemble(spec, Catalog(Store(settings)), runs.CPU, events.append, counts_costs=True).fit()
+        assemble(
+            spec, Catalog(Store(settings)), runs.CPU, events.append, runs.local_rows(settings), counts_costs=True
+        ).fit()
     return [event for event in events if event.kind == "progress" and event.values]
 
 

@@ -131,7 +131,7 @@ def assembled(
     settings: Settings, spec: RankSpec, at_step: int | None = None
 ) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train as a rank does, to the end or to a step that is saved; validations and weights."""
-    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None)
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
     if at_step is None:
         made.fit()
     else:
@@ -226,7 +226,7 @@ def test_a_teachers_number_is_brought_into_the_students_units():
 
 
 def own_inputs(settings: Settings, spec: RankSpec) -> tuple[np.ndarray, np.ndarray | None]:
-    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None)
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
     features, _, seen = made.train.batch(torch.arange(len(made.train)))
     return features.numpy(), None if seen is None else seen.numpy()
 
