@@ -11,7 +11,8 @@
     starting.py       other models it begins from or learns from
     loop.py           the course: steps, validations, checkpoints, the way back, the end
     stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
-                      averaging.py, parallelize.py
+                      averaging.py, parallelize.py, tensor_plans.py
+    strategies.py     which stepper a rank gets: stepper.py's, or that of parameter_server.py (over messages.py), diloco.py
     order.py          which rows come when
     agreement.py      what all ranks decide alike
     stop.py           when it ends
@@ -26,12 +27,16 @@ Ranks import neither Prefect nor MLflow.
 
 from modelyard.train.config import (
     CheckpointConfig,
+    DilocoConfig,
     DistillConfig,
     FsdpConfig,
+    HsdpConfig,
     InitConfig,
     OptimizerConfig,
+    ParameterServerConfig,
     ScheduleConfig,
     StopConfig,
+    TensorConfig,
     TrainConfig,
 )
 from modelyard.train.events import RankEvent
@@ -43,13 +48,17 @@ __all__ = [
     "HISTORY_FILE",
     "SAMPLES_FILE",
     "CheckpointConfig",
+    "DilocoConfig",
     "DistillConfig",
     "FsdpConfig",
+    "HsdpConfig",
     "InitConfig",
     "OptimizerConfig",
+    "ParameterServerConfig",
     "RankEvent",
     "ScheduleConfig",
     "StopConfig",
+    "TensorConfig",
     "TrainConfig",
     "require_factory",
     "train",

@@ -30,9 +30,14 @@ class Decision:
 
 
 class Agreement:
-    """The meetings of one group. Its process group is gloo on every device: the values are plain numbers."""
+    """The meetings of one group. Its process group is gloo on every device: the values are plain numbers.
 
-    def __init__(self, timeout: timedelta) -> None:
+    Args:
+        at_least: steps between two meetings, however long they take.
+    """
+
+    def __init__(self, timeout: timedelta, at_least: int = 1) -> None:
+        self._at_least = at_least
         self._group = distributed.new_group(backend="gloo", timeout=timeout)
         self._next_step = 0
         self._met_at = time.monotonic()
@@ -67,4 +72,4 @@ class Agreement:
     def _pace(self, step: int) -> int:
         seconds = time.monotonic() - self._met_at
         steps = max(step - self._met_step, 1)
-        return min(max(int(steps * MEETING_SECONDS / max(seconds, 1e-6)), 1), MAX_STEPS_BETWEEN, 2 * steps)
+        return min(max(int(steps * MEETING_SECONDS / max(seconds, 1e-6)), self._at_least), MAX_STEPS_BETWEEN, 2 * steps)

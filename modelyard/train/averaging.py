@@ -18,7 +18,12 @@ class WeightAverage:
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
         self._parameters = dict(network.named_parameters())
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.weights = {name: value.detach().clone() for name, value in self._parameters.items()}
+
+    def of(self, parameter: nn.Parameter) -> torch.Tensor:
+        """The average of one parameter."""
+        return self.weights[self._names[id(parameter)]]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -13,7 +13,9 @@ from modelyard.models.config import MlpConfig, ModelConfig
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
-StrategyName = Literal["ddp", "fsdp"]
+StrategyName = Literal["ddp", "fsdp", "hsdp", "tensor", "parameter_server", "diloco"]
+SHARDED = {"fsdp", "hsdp", "tensor"}  # no rank has whole weights
+ServerMode = Literal["synchronous", "asynchronous"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 
@@ -116,7 +118,7 @@ class CheckpointConfig(Frozen):
 
 
 class FsdpConfig(Frozen):
-    """Options of ``strategy: fsdp``.
+    """Options of ``strategy: fsdp``, and of what shards besides: ``hsdp`` and ``tensor``.
 
     Attributes:
         reshard: free a layer's gathered weights after its forward pass (less memory, one gather more).
@@ -127,6 +129,59 @@ class FsdpConfig(Frozen):
     reshard: bool = True
     checkpoint_activations: bool = False
     reduce_in_fp32: bool = True
+
+
+class HsdpConfig(Frozen):
+    """Options of ``strategy: hsdp``: shards within groups of ranks, copies across groups.
+
+    Attributes:
+        shards: ranks that share one copy (those of one machine, say); ``ranks`` is a multiple.
+    """
+
+    shards: int = Field(2, ge=1, le=64)
+
+
+class TensorConfig(Frozen):
+    """Options of ``strategy: tensor``: each matrix is split over some ranks, which see the same rows (Shoeybi et al. 2019,
+    arXiv 1909.08053); across these groups the weights are sharded as fsdp does.
+
+    Attributes:
+        size: ranks that share one matrix; ``ranks`` is a multiple, and so are the network's heads.
+    """
+
+    size: int = Field(2, ge=1, le=64)
+
+
+class DilocoConfig(Frozen):
+    """Options of ``strategy: diloco`` (Douillard et al. 2023, arXiv 2311.08105): each rank trains by itself, and now and then
+    what all have learned is averaged and taken as the gradient of an outer step, SGD with Nesterov's momentum.
+
+    Attributes:
+        every_steps: steps between two outer ones; there is one before each validation as well.
+        learning_rate, momentum: of the outer steps.
+    """
+
+    every_steps: int = Field(50, ge=1)
+    learning_rate: float = Field(0.7, gt=0, le=10)
+    momentum: float = Field(0.9, ge=0, lt=1)
+
+
+class ParameterServerConfig(Frozen):
+    """Options of ``strategy: parameter_server`` (Li et al. 2014, "Scaling Distributed Machine Learning with the Parameter
+    Server"): of ``ranks``, the last ones are servers, the others workers.
+
+    Attributes:
+        servers: how many. Each holds whole parameters, with their optimizer state, by name.
+        mode: ``synchronous``: all workers share each batch, and a step is what one process would do. ``asynchronous``: each
+            worker takes the next whole batch, on weights that may be old, and nobody waits for the slowest.
+        staleness: asynchronous: the most updates that may come between a worker's reading the weights and its own
+            update (the bound of Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel
+            Parameter Server", counted in updates). 0: one worker at a time.
+    """
+
+    servers: int = Field(1, ge=1, le=32)
+    mode: Annotated[ServerMode, _named(ServerMode)] = "synchronous"
+    staleness: int = Field(4, ge=0)
 
 
 class InitConfig(Frozen):
@@ -158,6 +213,8 @@ class DistillConfig(Frozen):
 
 # What only decides how the work is carried out, never what comes out of it.
 OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence_seconds"}
+# Sections that speak of the strategy of their name alone.
+OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
 NAMES = {"init": {"model"}, "distill": {"teacher"}}
 
@@ -172,7 +229,9 @@ class TrainConfig(Frozen):
         precision: of the arithmetic; weights and optimizer stay fp32. fp16 scales the loss.
         compile: `torch.compile`; where that fails training goes on without, and says so.
         ema_decay: keep a moving average of the weights with this decay, and validate and publish that.
-        strategy: ``ddp`` copies the network to each rank, ``fsdp`` shards it.
+        strategy: ``ddp`` copies the network to each rank, ``fsdp`` shards it, ``hsdp`` shards copies, ``tensor`` splits its
+            matrices, ``parameter_server`` has ranks that hold the weights for the others, ``diloco`` lets ranks train by
+            themselves between rare averages.
         target: stop as soon as ``stop.metric`` on the validation split reaches this; None trains to a limit and keeps
             the best weights.
         ranks: processes that share each step.
@@ -193,6 +252,10 @@ class TrainConfig(Frozen):
     ema_decay: float | None = Field(None, gt=0, lt=1)
     strategy: Annotated[StrategyName, _named(StrategyName)] = "ddp"
     fsdp: FsdpConfig = FsdpConfig()
+    hsdp: HsdpConfig = HsdpConfig()
+    tensor: TensorConfig = TensorConfig()
+    parameter_server: ParameterServerConfig = ParameterServerConfig()
+    diloco: DilocoConfig = DilocoConfig()
     max_epochs: int = Field(40, ge=1, le=100_000)
     target: float | None = None
     stop: StopConfig = StopConfig()
@@ -205,15 +268,41 @@ class TrainConfig(Frozen):
 
     @model_validator(mode="after")
     def _combination_works(self) -> Self:
-        if self.strategy == "fsdp" and self.precision == "fp16":
-            raise ValueError("precision fp16 needs a loss scale that fsdp's shards do not share: take bf16, or ddp")
-        if self.strategy == "fsdp" and self.optimizer.name == "muon":
-            raise ValueError("optimizer muon needs whole matrices, fsdp shards them: take adamw, or ddp")
-        if self.optimizer.name != "gd" and self.batch_size < self.ranks:
+        if self.strategy in SHARDED and self.optimizer.name == "muon":
+            raise ValueError(f"optimizer muon needs whole matrices, {self.strategy} shards them: take adamw, or ddp")
+        if self.strategy != "ddp" and self.precision == "fp16":
+            raise ValueError(f"precision fp16 needs one loss scale, and {self.strategy} has none: take bf16, or ddp")
+        if self.strategy == "diloco" and self.ema_decay:
+            raise ValueError("ema_decay averages over steps, diloco over ranks: leave it out, or take ddp")
+        self._require_groups()
+        if self.optimizer.name != "gd" and self.batch_size < self.num_readers:
             raise ValueError(f"batch_size {self.batch_size} is smaller than ranks {self.ranks}: some would have no row")
         return self
 
+    def _require_groups(self) -> None:
+        """Ranks must fall into the groups that the strategy needs."""
+        servers = self.parameter_server.servers
+        if self.strategy == "parameter_server" and servers >= self.ranks:
+            raise ValueError(
+                f"parameter_server.servers {servers} of ranks {self.ranks} leave no worker: take more ranks or fewer"
+                " servers"
+            )
+        name = {"hsdp": "hsdp.shards", "tensor": "tensor.size"}.get(self.strategy)
+        size = self.hsdp.shards if self.strategy == "hsdp" else self.tensor.size
+        if name and self.ranks % size:
+            nearest_below = self.ranks // size * size
+            right = f"{nearest_below} or {nearest_below + size}" if nearest_below else str(size)
+            raise ValueError(f"ranks {self.ranks} cannot be split into groups of {name} {size}: take ranks {right}")
+
+    @property
+    def num_readers(self) -> int:
+        """Ranks, or groups of them, that share the rows of a step."""
+        if self.strategy == "parameter_server":
+            return 1 if self.parameter_server.mode == "asynchronous" else self.ranks - self.parameter_server.servers
+        return self.ranks // self.tensor.size if self.strategy == "tensor" else self.ranks
+
     def identity(self, unused: Collection[str] = ()) -> dict[str, Any]:
         """The part of the config that the trained weights depend on, without keys that say nothing this time."""
-        left_out = dict.fromkeys({*OPERATIONAL, *unused}, True)
+        other_strategies = OF_ONE_STRATEGY - {self.strategy}
+        left_out = dict.fromkeys({*OPERATIONAL, *other_strategies, *unused}, True)
         return self.model_dump(mode="json", exclude={**NAMES, **left_out})

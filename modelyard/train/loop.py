@@ -37,12 +37,14 @@ from modelyard.train.resume import resume_newest
 from modelyard.train.rows import Rows
 from modelyard.train.saver import Saver, Snapshot
 from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
-from modelyard.train.stepper import Stepper, Watch, learning_rate
+from modelyard.train.stepper import Step, Watch, learning_rate
+from modelyard.train.strategies import describe, stepper_for
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 MEETING_TIMEOUT = timedelta(seconds=60)
 REPORT_SECONDS = 1.0
 ALIVE_SECONDS = 2.0
+AHEAD_STEPS = 8
 VALIDATION_ROWS = 1024
 
 
@@ -84,14 +86,17 @@ class Trainer:
         self.progress = Progress(world_size=distributed.get_world_size())
         self.costs: Costs | None = None  # measured where it is worth a tenth of a second
         self.terminate = False  # set by a signal handler; the group saves and ends at its next meeting
-        self.agreement = Agreement(MEETING_TIMEOUT)
         self._objective = objective
         self._checkpoints = checkpoints
         self._emit = emit
         self._began = self._spoke_at = self._reported_at = self._saved_at = time.monotonic()
         example = train.batch(torch.arange(min(2, len(train)))).features
         loss = LOSSES[objective.loss]
-        self.stepper = Stepper(config, network, device, loss, example=example, note=self._warn, teacher=teacher)
+        make = stepper_for(config)
+        self.stepper = make(config, network, device, loss, example=example, note=self._warn, teacher=teacher)
+        # Where ranks do not wait for each other, a meeting makes them: not after every few steps.
+        at_least = AHEAD_STEPS * self.stepper.world_size if self.stepper.runs_ahead else 1
+        self.agreement = Agreement(MEETING_TIMEOUT, at_least)
         self.progress.shapes = shapes(self.stepper.network)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._order = RowOrder(len(train), self._batch_size, config.seed)
@@ -99,7 +104,9 @@ class Trainer:
         self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved)
         self._origin: Origin | None = None
         self._stall = Watch()
-        self._reported = (0, 0.0)
+        self._rate = config.optimizer.learning_rate
+        self._reported = (0, 0.0)  # the group's rows and this rank's loss when figures were last reported
+        self._own_rows = 0  # this rank's rows since
 
     def fit(self) -> Progress:
         """Train until a stop rule holds, going on from the newest checkpoint.
@@ -112,7 +119,7 @@ class Trainer:
         """
         self._begin()
         while not self.progress.stopped_by:
-            self._train_step()
+            self._train_steps()
             if self._must_meet():
                 self._meet()
         self._saver.wait(self._alive)
@@ -123,29 +130,40 @@ class Trainer:
 
     def _begin(self) -> None:
         """Fresh random streams, then whatever the newest good checkpoint holds."""
-        seed_generators(self.config.seed, self.stepper.rank)
+        seed_generators(self.config.seed, self.stepper.streams)
         if not resume_newest(self, self._checkpoints, self._warn):
             self._origin = Origin.of(self.stepper, self.loss_sum)
         self._began = time.monotonic() - self.progress.seconds
-        self._reported = (self.progress.rows_counted, float(self.loss_sum))
+        self._remember_reported()
         values = {
             "world_size": self.stepper.world_size,
             "resumed_steps": self.progress.step,
             "resumed_epochs": self._epoch,
         }
-        words = f"{self.stepper.world_size} ranks on {self.stepper.device.type}, {self.config.strategy}"
+        words = f"{self.stepper.world_size} ranks on {self.stepper.device.type}, {describe(self.config)}"
         self._say("started", {name: float(value) for name, value in values.items()}, words)
 
-    def _train_step(self) -> None:
-        progress = self.progress
-        rows = self._order.batch_at(progress.samples)
-        rate = learning_rate(self.config, progress.step, self._total_steps, progress.plateau.fraction)
+    def _train_steps(self) -> None:
+        """The next step, or all of them until ranks meet where they do not step together."""
         if not self.stepper.parallel.training:  # walking through all modules costs a small network 5 % of its step
             self.stepper.parallel.train()
-        self.loss_sum += self.stepper.step(self.train, rows, progress.step, rate)
+        steps = [self._next_step()]
+        while self.stepper.runs_ahead and not self._must_meet():
+            steps.append(self._next_step())
+        tally = self.stepper.advance(self.train, steps)
+        self.loss_sum += tally.loss
+        self._own_rows += tally.rows
+
+    def _next_step(self) -> Step:
+        """The step that follows in the stream of rows, counted as made."""
+        progress = self.progress
+        rows = self._order.batch_at(progress.samples)
+        self._rate = learning_rate(self.config, progress.step, self._total_steps, progress.plateau.fraction)
+        step = Step(rows, progress.step, self._rate)
         progress.step += 1
         progress.samples += len(rows)
         progress.rows_counted += len(rows)
+        return step
 
     def _must_meet(self) -> bool:
         """Always before a validation or a checkpoint: what is kept has a finite loss behind it."""
@@ -200,7 +218,8 @@ class Trainer:
         """Take a validation in; whether it is the best so far."""
         progress = self.progress
         self.loss_sum.zero_()
-        progress.rows_counted, self._reported = 0, (0, 0.0)
+        progress.rows_counted = 0
+        self._remember_reported()
         is_best = progress.remember(metrics, self._objective.metric)
         progress.plateau.observe(self.config.schedule, metrics["loss"])
         progress.stopped_by = self._stop_reason()
@@ -212,18 +231,19 @@ class Trainer:
         """Metrics over the whole validation split, each rank scoring its share."""
         stepper, split = self.stepper, self.validation
         stepper.parallel.eval()
-        stepper.align_buffers_()
+        stepper.settle_()
+        stepper.align_()
         metric = self._objective.new_metric()
         # Equal numbers of batches: under fsdp a forward pass is a collective.
-        shares = torch.arange(len(split)).split(self._validation_rows * stepper.world_size)
+        shares = torch.arange(len(split)).split(self._validation_rows * stepper.judged.count)
         with stepper.average.in_place() if stepper.average else nullcontext():
             for rows in shares:
-                share = rows[stepper.rank :: stepper.world_size]
-                batch = split.batch(share)
+                batch = split.batch(stepper.judged.of(rows))
                 outputs = stepper.outputs(batch.features)
                 if self._objective.loss == "next_token":  # in torch: the scores are thousands of numbers a token
                     outputs = token_losses(outputs, batch.targets.to(outputs.device))
-                metric.update(outputs.cpu().numpy(), batch.targets.numpy())
+                if stepper.counts:
+                    metric.update(outputs.cpu().numpy(), batch.targets.numpy())
         state = torch.from_numpy(metric.state).to(stepper.device)
         distributed.all_reduce(state)
         metric.state = state.cpu().numpy()
@@ -235,9 +255,11 @@ class Trainer:
         """Copy the state and have it saved beside training; waits only for a save that is still under way."""
         with self._stall:
             self._saver.wait(self._alive)
-            self.stepper.align_buffers_()
-            tensors = staged(shared_tensors(self.stepper.network, self.stepper.optimizers, self.stepper.average))
-            finite = all(bool(value.isfinite().all()) for value in tensors.values() if value.is_floating_point())
+            self.stepper.align_()
+            tensors = staged(self.stepper.shared(shared_tensors(self.stepper)))
+            own = staged(self.stepper.own_tensors())
+            saved = [value for value in (*tensors.values(), *own.values()) if value.is_floating_point()]
+            finite = all(bool(value.isfinite().all()) for value in saved)
             if not all(self.agreement.all_of(finite)):
                 self._go_back()
                 return
@@ -248,7 +270,7 @@ class Trainer:
                 progress=copy.deepcopy(self.progress),
                 score=score(last, self._objective.metric) if last and scored else None,
                 tensors=tensors,
-                local=local_tensors(self.stepper.device, self.loss_sum),
+                local=local_tensors(self.stepper.device, self.loss_sum) | own,
             )
             self._saver.start(snapshot)
         self._saved_at, self._origin = time.monotonic(), None
@@ -268,7 +290,7 @@ class Trainer:
             self._origin.restore_(self.stepper, self.loss_sum)
             self.progress = Progress(world_size=self.stepper.world_size, shapes=self.progress.shapes)
         self.progress.rewound_at = lost_at
-        self._reported = (self.progress.rows_counted, float(self.loss_sum))
+        self._remember_reported()
         self._warn(f"the loss was lost by step {lost_at}; going back to step {self.progress.step}, once")
 
     def _leave(self) -> None:
@@ -283,7 +305,7 @@ class Trainer:
 
     @property
     def _validation_rows(self) -> int:
-        return max(self.config.batch_size // self.stepper.world_size, self._objective.validation_rows)
+        return max(self.config.batch_size // self.stepper.judged.count, self._objective.validation_rows)
 
     @property
     def _epoch(self) -> int:
@@ -311,8 +333,7 @@ class Trainer:
 
     def _loss_is_lost(self) -> bool:
         total, bound = float(self.loss_sum), self.config.stop.diverged_above
-        rows, before = self.progress.rows_counted - self._reported[0], self._reported[1]
-        mean = (total - before) * self.stepper.world_size / max(rows, 1)
+        mean = (total - self._reported[1]) / max(self._own_rows, 1)
         return not math.isfinite(total) or (bound is not None and mean > bound)
 
     def _loss_sentence(self) -> str:
@@ -330,22 +351,27 @@ class Trainer:
     # -- telling --------------------------------------------------------------------------------------
 
     def _report(self) -> None:
-        """Figures of the steps since the last report; under fsdp the gradient norm is a collective."""
-        now, progress = time.monotonic(), self.progress
-        rows, loss = progress.rows_counted - self._reported[0], float(self.loss_sum) - self._reported[1]
+        """Figures of the steps since the last report; for some strategies the gradient norm is a collective."""
+        now = time.monotonic()
+        rows, loss = self.progress.rows_counted - self._reported[0], float(self.loss_sum) - self._reported[1]
         seconds = now - self._reported_at
         values = {
             "gradient_norm": self.stepper.gradient_norm(),
-            "learning_rate": self.stepper.optimizers[0].param_groups[0]["lr"],
+            "learning_rate": self._rate,
             "data_wait_fraction": self.stepper.data_wait.take() / seconds,
             "checkpoint_stall_seconds": self._stall.take(),
             "memory_bytes": memory_bytes(self.stepper.device),
+            **self.stepper.figures(),
         }
-        if rows:
-            values |= {"loss": loss * self.stepper.world_size / rows, "rows_per_second": rows / seconds}
+        if self._own_rows:
+            values |= {"loss": loss / self._own_rows, "rows_per_second": rows / seconds}
             values |= self.costs.figures(rows / seconds, self.stepper.world_size) if self.costs else {}
-        self._reported_at, self._reported = now, (progress.rows_counted, float(self.loss_sum))
+        self._reported_at = now
+        self._remember_reported()
         self._say("progress", {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _remember_reported(self) -> None:
+        self._reported, self._own_rows = (self.progress.rows_counted, float(self.loss_sum)), 0
 
     def _warn(self, text: str) -> None:
         self._say("warning", {}, text)

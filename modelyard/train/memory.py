@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelyard.errors import ConfigError
-from modelyard.train.config import OptimizerName, TrainConfig
+from modelyard.train.config import SHARDED, OptimizerName, TrainConfig
 
 GB = 1e9
 WEIGHT_BYTES = 4  # fp32, whatever the precision of the arithmetic
@@ -44,16 +44,20 @@ class MemoryEstimate:
 
 
 def estimate_memory(config: TrainConfig, num_weights: int) -> MemoryEstimate:
-    """What the ranks hold together: every rank a copy under ddp; the shards of one copy under fsdp, though each rank
-    begins with all weights before it keeps its share."""
+    """What the ranks hold together: every rank a copy under ddp; the shards of one copy under fsdp and tensor, of some
+    under hsdp, though each rank begins with all weights before it keeps its share; servers of parameters hold one
+    optimizer state between them, and the sum of gradients."""
     size = float(num_weights * WEIGHT_BYTES)
-    copies = config.ranks if config.strategy == "ddp" else 1
+    served = config.strategy == "parameter_server"
+    copies = {"fsdp": 1, "tensor": 1, "hsdp": config.ranks // config.hsdp.shards}.get(config.strategy, config.ranks)
     numbers = OPTIMIZER_NUMBERS[config.optimizer.name] + (config.optimizer.momentum > 0)
     average = size * copies if config.ema_decay else 0.0
-    optimizer = size * copies * numbers
+    optimizer = size * (1 if served else copies) * numbers
+    if config.strategy == "diloco":
+        optimizer += 2 * size * copies  # the weights that all shared last, and the outer momentum
     return MemoryEstimate(
         weights=size * config.ranks,
-        gradients=size * copies,
+        gradients=size * (config.ranks - config.parameter_server.servers + 1 if served else copies),
         optimizer=optimizer,
         average=average,
         checkpoint=size * copies + optimizer + average,
@@ -72,7 +76,7 @@ def require_memory(config: TrainConfig, num_weights: int, available: float) -> N
     needed = estimate_memory(config, num_weights)
     if needed.total <= available:
         return
-    advice = "a smaller network, fewer ranks" + ("" if config.strategy == "fsdp" else ", train.strategy fsdp")
+    advice = "a smaller network, fewer ranks" + ("" if config.strategy in SHARDED else ", train.strategy fsdp")
     raise ConfigError(
         "train.model",
         f"training {num_weights:,} weights with {config.ranks} ranks takes about {needed}; {available / GB:,.1f} GB are"

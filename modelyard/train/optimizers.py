@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,18 +14,29 @@ from modelyard.train.config import OptimizerConfig
 FUSED_DEVICES = {"cpu", "cuda", "xpu", "mps"}
 
 
-def build_optimizers(config: OptimizerConfig, network: nn.Module, device: torch.device) -> list[Optimizer]:
-    """The optimizers that step together: one, or for ``muon`` one for hidden matrices and one for the rest."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+def build_optimizers(
+    config: OptimizerConfig,
+    network: nn.Module,
+    device: torch.device,
+    is_ours: Callable[[nn.Parameter], bool] = lambda _: True,
+) -> list[Optimizer]:
+    """The optimizers that step together: one, or for ``muon`` one for hidden matrices and one for the rest.
+
+    Args:
+        is_ours: says which of the network's parameters they move.
+    """
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad and is_ours(parameter)]
     if config.name != "muon":
         return [_build(config, parameters, device)]
-    hidden = hidden_matrices(network)
+    hidden = [parameter for parameter in hidden_matrices(network) if is_ours(parameter)]
     chosen = {id(parameter) for parameter in hidden}
     rest = [parameter for parameter in parameters if id(parameter) not in chosen]
-    built: list[Optimizer] = [_build(config.model_copy(update={"name": "adamw"}), rest, device)]
+    built: list[Optimizer] = []
     # "match_rms_adamw" scales updates to adamw's size (Liu et al. 2025, arXiv 2502.16982): one rate serves both.
     if hidden:
-        built.insert(0, torch.optim.Muon(hidden, **_rate(config), adjust_lr_fn="match_rms_adamw"))
+        built.append(torch.optim.Muon(hidden, **_rate(config), adjust_lr_fn="match_rms_adamw"))
+    if rest:
+        built.append(_build(config.model_copy(update={"name": "adamw"}), rest, device))
     return built
 
 

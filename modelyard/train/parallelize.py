@@ -1,7 +1,8 @@
 """How a network is spread over ranks: one function, one word of config. Model files know nothing of this.
 
-Order: activation checkpointing, compilation, sharding. Checkpointing goes inside so that what is compiled contains the
-recomputation; sharding goes outside so that gathers happen around whole compiled layers.
+Order: splitting of matrices, activation checkpointing, compilation, sharding. Matrices are split first, by the names that
+the plain network has. Checkpointing goes inside so that what is compiled contains the recomputation; sharding goes outside
+so that gathers happen around whole compiled layers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from contextlib import contextmanager
 import torch
 from torch import distributed, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modelyard.train.config import TrainConfig
 from modelyard.train.precision import DTYPES
+from modelyard.train.tensor_plans import split_
 
 
 def parallelize(
@@ -30,19 +32,24 @@ def parallelize(
     """The module that training calls: the same network, spread as ``config.strategy`` says.
 
     Args:
-        network: on ``device``, with the same weights on every rank; fsdp shards its parameters in place.
+        network: on ``device``, with the same weights on every rank; those that shard do so in place.
         trial: one forward and backward pass of ``network``, to see whether it compiles.
         note: is told what was given up.
     """
+    mesh = device_mesh(config, device)
+    if config.strategy == "tensor":
+        assert mesh is not None
+        split_(network, mesh["tensor"])
     if config.fsdp.checkpoint_activations:
         _checkpoint_activations_(network)
     if config.compile:
-        _compile_([network] if config.strategy == "ddp" else layers_of(network), trial, note)
+        _compile_(layers_of(network) if mesh else [network], trial, note)
         network.zero_grad(set_to_none=True)
-    if config.strategy == "fsdp":
-        return _shard_(network, config, device)
+    if mesh:
+        return _shard_(network, config, mesh["data"] if config.strategy == "tensor" else mesh)
     # Alone there is nobody to average with, and DDP's buckets would cost a tenth of a small network's step.
-    return network if distributed.get_world_size() == 1 else DistributedDataParallel(network)
+    averages = config.strategy == "ddp" and distributed.get_world_size() > 1
+    return DistributedDataParallel(network) if averages else network
 
 
 @contextmanager
@@ -64,8 +71,23 @@ def layers_of(network: nn.Module) -> list[nn.Module]:
     return [child for child in parent.children() if any(True for _ in child.parameters())]
 
 
-def _shard_(network: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
-    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+def device_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh | None:
+    """How ranks are laid out for a strategy that shards; None for others. Neighbours form the inner groups, for they
+    exchange the most."""
+    num_ranks = distributed.get_world_size()
+    match config.strategy:
+        case "fsdp":
+            return init_device_mesh(device.type, (num_ranks,))
+        case "hsdp":
+            shape = (num_ranks // config.hsdp.shards, config.hsdp.shards)
+            return init_device_mesh(device.type, shape, mesh_dim_names=("copies", "shards"))
+        case "tensor":
+            shape = (num_ranks // config.tensor.size, config.tensor.size)
+            return init_device_mesh(device.type, shape, mesh_dim_names=("data", "tensor"))
+    return None
+
+
+def _shard_(network: nn.Module, config: TrainConfig, mesh: DeviceMesh) -> nn.Module:
     dtype = None if config.precision == "fp32" else DTYPES[config.precision]
     reduce = torch.float32 if config.fsdp.reduce_in_fp32 else dtype
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce)

@@ -38,8 +38,8 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
 
     Raises:
         DataError: the training or validation split is empty.
-        ConfigError: more ranks than training rows, a stop metric that the task does not have, or a starting model or
-            teacher for another task or other columns.
+        ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
+            teacher for another task or other columns, or a strategy that this network cannot be spread by.
     """
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
@@ -56,7 +56,7 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
     for parent in parents.all:
         parent.require_fit(transform, target)
     network = parents.init.spec.model if parents.init else config.model
-    _require_memory(config, network, transform.width, task_kind(target.task).output_width(target))
+    _require_network(config, network, transform.width, task_kind(target.task).output_width(target))
 
 
 def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> None:
@@ -68,18 +68,25 @@ def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> No
         raise ConfigError("train.model.kind", f"{kind!r} is not for {target.task}; take {right}, or custom")
 
 
-def _require_memory(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
-    """The networks of Modelyard are built without memory to be counted; a user's own may not be able to."""
+def _require_network(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+    """Refuse what its weights say. The networks of Modelyard are built without memory to be looked at; a user's own may
+    not be able to."""
     import torch
 
     from modelyard.models.build import build_model
+    from modelyard.train.parameter_server import deal
+    from modelyard.train.tensor_plans import require_plan
 
-    if isinstance(network, CustomConfig) or torch.accelerator.is_available():
+    if config.strategy == "tensor":
+        require_plan(network, config.tensor.size)
+    if isinstance(network, CustomConfig):
         return
     with torch.device("meta"):
-        weights = build_model(network, input_width, output_width).parameters()
-        num_weights = sum(weight.numel() for weight in weights)
-    require_memory(config, num_weights, free_memory())
+        sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
+    if config.strategy == "parameter_server":
+        deal(sizes, config.parameter_server.servers)
+    if not torch.accelerator.is_available():
+        require_memory(config, sum(sizes), free_memory())
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

@@ -61,8 +61,8 @@ def _restore_(trainer: Trainer, pointer: CheckpointPointer, folder: Path) -> Non
     progress = Progress.from_json(pointer.progress)
     require_same_network(progress.shapes, trainer.progress.shapes)
     stepper = trainer.stepper
-    restore_(stepper.network, stepper.optimizers, stepper.average, folder)
-    trainer.loss_sum.copy_(restore_local_(folder, stepper.device))
+    restore_(stepper, folder)
+    trainer.loss_sum.copy_(restore_local_(folder, stepper.device, stepper.streams))
     stepper.precision.load(progress.loss_scale)
     progress.world_size = stepper.world_size
     trainer.progress = progress

@@ -28,7 +28,6 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from modelyard.train.averaging import WeightAverage
 from modelyard.train.stepper import Stepper
 
 SHARDS, LOCAL = "shards", "local"
@@ -42,15 +41,20 @@ def model_tensors(network: nn.Module) -> Tensors:
     return cast("Tensors", get_model_state_dict(network))
 
 
-def shared_tensors(network: nn.Module, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> Tensors:
-    """Views on everything that all ranks share: whole tensors under ddp, shards under fsdp; names are those of the
-    plain network."""
-    model = model_tensors(network)
-    state = get_optimizer_state_dict(network, list(optimizers), options=FLAT)
+def optimizer_tensors(network: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
+    """What this rank's optimizers keep, by weight; some ranks have none."""
+    return get_optimizer_state_dict(network, list(optimizers), options=FLAT) if optimizers else {}
+
+
+def shared_tensors(stepper: Stepper) -> Tensors:
+    """Views on everything that ranks share: whole tensors under ddp, shards under fsdp, the state of its own weights on a
+    parameter server; names are those of the plain network."""
+    model = model_tensors(stepper.network)
+    state = optimizer_tensors(stepper.network, stepper.optimizers)
     found = {MODEL + name: value for name, value in model.items()}
     found |= {OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    if average:
-        found |= {AVERAGE + _plain(name): value for name, value in average.weights.items()}
+    if stepper.average:
+        found |= {AVERAGE + _plain(name): value for name, value in stepper.average.weights.items()}
     return found
 
 
@@ -67,20 +71,33 @@ def write(tensors: Tensors, local: Tensors, folder: Path, group: Any) -> None:
     save_file(local, folder / LOCAL / f"rank-{distributed.get_rank():05d}.safetensors")
 
 
-def restore_(network: nn.Module, optimizers: Sequence[Optimizer], average: WeightAverage | None, folder: Path) -> None:
-    """Put a fetched checkpoint's shared tensors in place, each rank reading what it holds."""
-    model = model_tensors(network)
-    state = get_optimizer_state_dict(network, list(optimizers), options=FLAT)
-    wanted = shared_tensors(network, optimizers, average)
+def restore_(stepper: Stepper, folder: Path) -> None:
+    """Put a fetched checkpoint's tensors in place, each rank reading what it holds."""
+    network, average = stepper.network, stepper.average
+    wanted = shared_tensors(stepper)
     fresh = {name: torch.empty_like(value) for name, value in wanted.items()}
     dcp.load(_with_dimensions(fresh), storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)))
-    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model})
-    # Rates and the like are not restored: the config and the schedule say them.
-    loaded: dict[str, Any] = {name: fresh.get(OPTIMIZER + name, value) for name, value in state.items()}
-    set_optimizer_state_dict(network, list(optimizers), loaded, options=FLAT)
+    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model_tensors(network)})
+    found = {name.removeprefix(OPTIMIZER): value for name, value in fresh.items() if name.startswith(OPTIMIZER)}
+    load_optimizers_(network, stepper.optimizers, found)
     if average:
         for name, value in average.weights.items():
             value.copy_(fresh[AVERAGE + _plain(name)])
+    stepper.restore_own_(local_files(folder))
+
+
+def load_optimizers_(network: nn.Module, optimizers: Sequence[Optimizer], found: Mapping[str, torch.Tensor]) -> None:
+    """Give optimizers the state that `optimizer_tensors` told. Rates and the like stay: the config and the schedule say
+    them."""
+    if optimizers:
+        state = optimizer_tensors(network, optimizers)
+        loaded: dict[str, Any] = {name: found.get(name, value) for name, value in state.items()}
+        set_optimizer_state_dict(network, list(optimizers), loaded, options=FLAT)
+
+
+def local_files(folder: Path) -> list[Path]:
+    """What each rank saved of its own, in the order of ranks."""
+    return sorted((folder / LOCAL).glob("rank-*.safetensors"))
 
 
 def published_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Tensors:
@@ -145,15 +162,15 @@ def local_tensors(device: torch.device, loss_sum: torch.Tensor) -> Tensors:
     return found
 
 
-def restore_local_(folder: Path, device: torch.device) -> torch.Tensor:
-    """Put this rank's generators back where this rank had any; returns its part of the loss.
+def restore_local_(folder: Path, device: torch.device, streams: int) -> torch.Tensor:
+    """Put this rank's generators back where the rank numbered ``streams`` had any; returns this rank's part of the loss.
 
     With another number of ranks than before, rank 0 takes the whole sum and ranks that are new keep their fresh seeds.
     """
-    rank, files = distributed.get_rank(), sorted((folder / LOCAL).glob("rank-*.safetensors"))
+    rank, files = distributed.get_rank(), local_files(folder)
     sums = torch.cat([load_file(path)["loss_sum"] for path in files])
-    if rank < len(files):
-        _restore_generators(load_file(files[rank]), device)
+    if streams < len(files):
+        _restore_generators(load_file(files[streams]), device)
     if len(files) == distributed.get_world_size():
         return sums[rank]
     return sums.sum() if rank == 0 else torch.zeros((), dtype=sums.dtype)

@@ -1,22 +1,25 @@
 """One optimizer step on a global batch: tensors in, summed loss out.
 
 The loss is scaled so that a step's gradient is the mean over the global batch, however unevenly its rows fall on the
-ranks and on the passes of accumulation.
+ranks and on the passes of accumulation. `Stepper` is for strategies whose ranks all step alike; those of the others build
+on it (`strategies.py` says which).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import distributed, nn
+from torch.optim import Optimizer
 
 from modelyard.errors import ConfigError
 from modelyard.train.averaging import WeightAverage
-from modelyard.train.config import TrainConfig
+from modelyard.train.config import SHARDED, TrainConfig
 from modelyard.train.distillation import Teacher
 from modelyard.train.losses import Loss
 from modelyard.train.optimizers import build_optimizers
@@ -44,8 +47,43 @@ class Watch:
         return taken
 
 
+class Step(NamedTuple):
+    """One step to be made: the rows (n,) of its global batch, its number (from 0), its learning rate."""
+
+    rows: torch.Tensor
+    number: int
+    rate: float
+
+
+class Part(NamedTuple):
+    """Which of some rows are a rank's: every ``count``-th, from ``index`` on."""
+
+    index: int
+    count: int
+
+    def of(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows[self.index :: self.count]
+
+
+class Tally(NamedTuple):
+    """What this rank made of its rows: their loss summed up, and how many they were."""
+
+    loss: torch.Tensor
+    rows: int
+
+
 class Stepper:
-    """A network on one rank, with everything that moves its weights."""
+    """A network on one rank, with everything that moves its weights.
+
+    Attributes:
+        part: this rank's share of a step's rows.
+        judged: this rank's share of rows that are validated.
+        counts: what this rank finds is summed up; false where another one finds the same.
+        streams: rank whose random streams this one draws from: its own, but for those that see the same rows.
+        runs_ahead: ranks do not step together between two meetings.
+    """
+
+    runs_ahead = False
 
     def __init__(
         self,
@@ -62,29 +100,41 @@ class Stepper:
         self.device = device
         self.rank = distributed.get_rank()
         self.world_size = distributed.get_world_size()
+        size = config.tensor.size if config.strategy == "tensor" else 1
+        self.part = self.judged = Part(self.rank // size, self.world_size // size)
+        self.counts = self.rank % size == 0
+        self.streams = self.rank - self.rank % size
         self.network = network.to(device)
-        self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy == "fsdp")
+        self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy in SHARDED)
 
         def trial() -> None:
             self.outputs(example).sum().backward()
 
         self.parallel = parallelize(self.network, config, device, trial, note)
-        self.optimizers = build_optimizers(config.optimizer, self.network, device)
-        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
+        self.optimizers = self._build_optimizers()
+        self.average = self._build_average()
         self.data_wait = Watch()
         self._loss, self._teacher = loss, teacher
         self._masks = zero_masks(self.network) if config.init.keep_zeros else {}
 
-    @property
-    def _groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+    def _build_optimizers(self) -> list[Optimizer]:
+        return build_optimizers(self.config.optimizer, self.network, self.device)
+
+    def _build_average(self) -> WeightAverage | None:
+        return WeightAverage(self.network, self.config.ema_decay) if self.config.ema_decay else None
 
     def forget_state(self) -> None:
         """Optimizers, average and loss scale as before the first step, around the weights as they are."""
-        config = self.config
-        self.optimizers = build_optimizers(config.optimizer, self.network, self.device)
-        self.average = WeightAverage(self.network, config.ema_decay) if config.ema_decay else None
-        self.precision = Precision(config.precision, self.device, cast_by_strategy=config.strategy == "fsdp")
+        self.optimizers, self.average = self._build_optimizers(), self._build_average()
+        self.precision = Precision(self.config.precision, self.device, cast_by_strategy=self.config.strategy in SHARDED)
+
+    def advance(self, split: Rows, steps: Sequence[Step]) -> Tally:
+        """Make steps, one after the other; every rank is given the same."""
+        losses = [self.step(split, *step) for step in steps]
+        if not self.counts:
+            return Tally(torch.zeros_like(losses[0]), 0)
+        rows = sum(len(self.part.of(step.rows)) for step in steps)
+        return Tally(losses[0] if len(losses) == 1 else torch.stack(losses).sum(), rows)
 
     def step(self, split: Rows, rows: torch.Tensor, number: int, rate: float) -> torch.Tensor:
         """One step on the global batch ``rows``.
@@ -96,18 +146,10 @@ class Stepper:
         Returns:
             The loss summed over this rank's rows.
         """
-        for group in self._groups:
-            group["lr"] = rate
         self._zero_grad()
-        total = self._accumulate(split, rows)
-        self.precision.unscale_(self.optimizers)
-        self._keep_zeros_(gradients=True)
-        if self.config.clip_norm:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
-        self.precision.step(self.optimizers)
-        self._keep_zeros_(gradients=False)  # muon's update of a matrix does not keep those of its gradient
-        if self.average:
-            self.average.update(number)
+        # Ranks are averaged over: this scale makes it the mean over the batch.
+        total = self._accumulate(split, self.part.of(rows), self.part.count / len(rows), self._num_passes(len(rows)))
+        self._apply(number, rate)
         return total
 
     def outputs(self, features: torch.Tensor) -> torch.Tensor:
@@ -116,22 +158,41 @@ class Stepper:
             # Without DDP around it: that would synchronise buffers, and ranks may have unequal numbers of batches.
             return self.network(features.to(self.device)).float()
 
+    def settle_(self) -> None:
+        """Bring together what ranks have learned by themselves, before it is validated."""
+
     @torch.no_grad()
-    def align_buffers_(self) -> None:
-        """Rank 0's buffers (running statistics, say) on every rank, as ddp has them at its next step anyway."""
-        if self.config.strategy == "ddp" and self.world_size > 1:
+    def align_(self) -> None:
+        """Make every rank's network the one that counts, before it is validated or saved: buffers (running statistics,
+        say) as rank 0 has them, as ddp does at its next step anyway."""
+        if self.config.strategy not in SHARDED and self.world_size > 1:
             for buffer in self.network.buffers():
                 distributed.broadcast(buffer, src=0)
 
     def gradient_norm(self) -> float:
-        """Norm of the gradient that the last step used, before it was clipped. Under fsdp every rank must ask."""
+        """Norm of the gradient that the last step used. Every rank must ask: it may be a collective."""
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return float(whole(nn.utils.get_total_norm(gradients)))
 
-    def _accumulate(self, split: Rows, rows: torch.Tensor) -> torch.Tensor:
-        """Gradients of the mean loss over ``rows``, in as many passes as the config says."""
-        passes = rows[self.rank :: self.world_size].tensor_split(self._num_passes(len(rows)))
-        scale = self.world_size / len(rows)  # ranks are averaged over: this makes it the mean over the batch
+    def shared(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of the tensors that ranks share, those that this one adds to a checkpoint."""
+        return tensors
+
+    def own_tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint needs of this rank alone, besides its random streams."""
+        return {}
+
+    def restore_own_(self, files: Sequence[Path]) -> None:
+        """Take in what ``own_tensors`` of each rank gave, a file of safetensors a rank in their order, once what ranks
+        share is in place. There may have been another number of ranks, or another strategy."""
+
+    def figures(self) -> dict[str, float]:
+        """What else is worth watching since it was last asked for."""
+        return {}
+
+    def _accumulate(self, split: Rows, rows: torch.Tensor, scale: float, num_passes: int) -> torch.Tensor:
+        """Gradients of ``scale`` times the loss over this rank's ``rows``, in several passes; the loss itself."""
+        passes = rows.tensor_split(num_passes)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         for number, share in enumerate(passes, 1):
             with self.data_wait:
@@ -148,6 +209,23 @@ class Stepper:
             total += summed.detach().double()
         return total
 
+    def _apply(self, number: int, rate: float) -> None:
+        """Move the weights by the gradients that are there."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self.precision.unscale_(self.optimizers)
+        self._keep_zeros_(gradients=True)
+        if self.config.clip_norm:
+            self._clip_()
+        self.precision.step(self.optimizers)
+        self._keep_zeros_(gradients=False)  # muon's update of a matrix does not keep those of its gradient
+        if self.average:
+            self.average.update(number)
+
+    def _clip_(self) -> None:
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+
     @torch.no_grad()
     def _keep_zeros_(self, *, gradients: bool) -> None:
         for parameter, mask in self._masks.items():
@@ -156,6 +234,7 @@ class Stepper:
                 values.mul_(mask)
 
     def _num_passes(self, num_rows: int) -> int:
+        """For a batch of so many rows over all ranks."""
         if self.config.optimizer.name == "gd":
             return -(-num_rows // self.config.batch_size)
         return self.config.accumulate

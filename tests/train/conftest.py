@@ -54,6 +54,13 @@ def pair(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran
         yield group
 
 
+@pytest.fixture(scope="session")
+def trio(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ranks]:
+    """A group of three ranks that stays."""
+    with ranks(3, tmp_path_factory.mktemp("ranks")) as group:
+        yield group
+
+
 @pytest.fixture
 def folder() -> str:
     """A fresh folder for checkpoints."""

@@ -96,7 +96,7 @@ def losses_of(made: Trainer, steps: int) -> list[float]:
     for _ in range(steps):
         before = made.loss_sum.clone()
         rows = made.progress.rows_counted
-        made._train_step()
+        made._train_steps()
         change = made.loss_sum - before
         torch.distributed.all_reduce(change)
         losses.append(float(change) / (made.progress.rows_counted - rows))

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from modelyard.sample_data import topics_jsonl
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.token_data import TokenData
-from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train import OptimizerConfig, RankEvent, TensorConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -112,7 +113,9 @@ def test_samples_show_what_was_given_and_what_came_of_it(catalog: Catalog, train
     assert all(len(part.strip()) > 20 for part in samples.split("**continued**")[1:])
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.soak), "fsdp"])
+@pytest.mark.parametrize(
+    "strategy", ["fsdp", "tensor", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp"))]
+)
 def test_it_resumes_to_the_bit(
     pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, trained: Product, folder: str, strategy: str
 ):
@@ -138,21 +141,47 @@ def curve(settings: Settings, spec: RankSpec, steps: int) -> tuple[list[float], 
 
 
 def test_ranks_and_strategies_follow_one_loss_curve(
-    alone: Ranks, pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, folder: str
+    alone: Ranks, pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef
 ):
-    """One rank, two with a copy each, two with shards: the same losses within float tolerance. Blocks are sharded one by
-    one, and the rest together."""
-    quiet = SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"dropout": 0.0})})
-    curves = {}
-    for group, name in [(alone, "ddp"), (pair, "ddp"), (pair, "fsdp")]:
-        config = quiet.model_copy(update={"strategy": name, "ranks": 1 if group is alone else 2})
-        spec = RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{folder}/{len(curves)}")
-        curves[len(curves)] = group.run(curve, settings, spec, 4)[0]
-    one, two, sharded = (curves[number] for number in range(3))
-    np.testing.assert_allclose(two[0], one[0], rtol=1e-4)
-    np.testing.assert_allclose(sharded[0], one[0], rtol=1e-4)
-    assert (one[1], two[1], sharded[1]) == (0, 0, 3)
-    assert one[0][-1] < one[0][0]
+    """One rank, two with a copy each, with shards, with halves of each matrix (the embedding's tied or not): the same losses
+    within float tolerance. Blocks are sharded one by one, and the rest together."""
+    quiet = SMALL.model_copy(
+        update={"model": SMALL.model.model_copy(update={"dropout": 0.0}), "clip_norm": 0.5, "accumulate": 2}
+    )
+    free = quiet.model_copy(update={"model": quiet.model.model_copy(update={"tie_embeddings": False})})
+
+    def followed(group: Ranks, config: TrainConfig, name: str) -> tuple[list[float], int]:
+        config = config.model_copy(update={"strategy": name, "ranks": 1 if group is alone else 2})
+        spec = RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{uuid4().hex}")
+        return group.run(curve, settings, spec, 4)[0]
+
+    one = followed(alone, quiet, "ddp")[0]
+    assert one[-1] < one[0]
+    for name, sharded in {"ddp": 0, "fsdp": 3, "tensor": 3}.items():
+        losses, num_parts = followed(pair, quiet, name)
+        np.testing.assert_allclose(losses, one, rtol=1e-4, err_msg=name)
+        assert num_parts == sharded
+    np.testing.assert_allclose(followed(pair, free, "tensor")[0], followed(alone, free, "ddp")[0], rtol=1e-4)
+
+
+def test_a_tensor_parallel_model_starts_from_and_becomes_a_whole_one(
+    pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, folder: str
+):
+    """Checkpoints have the names and shapes of the plain network: ddp, tensor, fsdp go on from each other, losses within
+    1e-3 of undisturbed, dropout aside."""
+    quiet = SMALL.model_copy(update={"model": SMALL.model.model_copy(update={"dropout": 0.0}), "max_epochs": 1})
+
+    def spec(name: str, strategy: str) -> RankSpec:
+        config = quiet.model_copy(update={"strategy": strategy})
+        return RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{folder}/{name}")
+
+    pair.run(assembled, settings, spec("a", "ddp"), 2)
+    pair.run(assembled, settings, spec("a", "tensor"), 4)
+    changed = pair.run(assembled, settings, spec("a", "fsdp"))[0][0][-1]
+    unbroken = pair.run(assembled, settings, spec("b", "ddp"))[0][0][-1]
+    assert changed["step"] == unbroken["step"] > 4
+    for name in ("train_loss", "loss"):
+        assert changed[name] == pytest.approx(unbroken[name], abs=1e-3)
 
 
 # -- what is refused ----------------------------------------------------------------------------------
@@ -174,6 +203,19 @@ def test_networks_for_numbers_and_for_texts_are_told_apart(catalog: Catalog, tex
     few = make_texts(catalog, with_tokens(sequence_length=20_000))
     with pytest.raises(ConfigError, match=r"train\.ranks: 16 ranks for \d training rows"):
         train(catalog, few, SMALL.model_copy(update={"ranks": 16}), Origin(), _no_rank)
+
+
+def test_what_cannot_be_split_starts_no_rank(catalog: Catalog, texts: ArtifactRef, dataset: ArtifactRef):
+    """A network without a plan, with one that has it; heads that ranks cannot share, with their number."""
+    split = {"strategy": "tensor", "ranks": 4, "tensor": TensorConfig(size=4)}
+    with pytest.raises(
+        ConfigError, match=r"train\.strategy: tensor has no plan for a network of kind 'mlp'; gpt has one; take fsdp"
+    ):
+        train(catalog, dataset, SMALL.model_copy(update={**split, "model": MlpConfig()}), Origin(), _no_rank)
+    with pytest.raises(
+        ConfigError, match=r"train\.tensor\.size: 4 ranks cannot share the network's 2 key_value_heads evenly"
+    ):
+        train(catalog, texts, SMALL.model_copy(update=split), Origin(), _no_rank)
 
 
 def test_a_model_with_another_tokenizer_is_refused(catalog: Catalog, trained: Product):

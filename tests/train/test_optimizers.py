@@ -42,7 +42,7 @@ def one_step(settings: Settings, folder: str) -> tuple[list[np.ndarray], list[np
     data = Split(features=torch.randn(5, 3, generator=draw), targets=torch.randn(5, 2, generator=draw))
     made = runs.trainer(settings, folder, config, train=data, network=network, objective=squared(lambda: None))
     before = [parameter.detach().numpy().copy() for parameter in network.parameters()]
-    made._train_step()
+    made._train_steps()
     after = [parameter.detach().numpy().copy() for parameter in network.parameters()]
     return before, after, data.features.numpy(), data.targets.numpy()
 
@@ -81,7 +81,7 @@ def against_a_bare_loop(settings: Settings, folder: str, name: str) -> None:
     plain = build_model(config.model, runs.WIDTH, runs.CLASSES)
     bare = torchs_own(name, plain.parameters())
     for _ in range(10):
-        made._train_step()
+        made._train_steps()
         rows = made._order.last_batch
         bare.zero_grad()
         batch = made.train.batch(rows)
@@ -148,7 +148,7 @@ def clipped_step(settings: Settings, folder: str, clip_norm: float) -> float:
     sgd = OptimizerConfig(name="sgd", learning_rate=1.0)
     made = runs.trainer(settings, folder, NO_DROPOUT.model_copy(update={"optimizer": sgd, "clip_norm": clip_norm}))
     before = runs.weights(made)
-    made._train_step()
+    made._train_steps()
     after = runs.weights(made)
     return math.sqrt(sum(float((after[name] - before[name]).square().sum()) for name in before))
 
@@ -173,7 +173,7 @@ def compiled(settings: Settings, folder: str, breaks: bool) -> tuple[list[float]
         made = runs.trainer(settings, folder, config, lambda event: notes.append(event.message))
     losses = []
     for _ in range(4):
-        made._train_step()
+        made._train_steps()
         losses.append(float(made.loss_sum))
     return losses, notes
 
@@ -243,7 +243,7 @@ def test_plateau_lowers_the_rate_after_its_patience():
     [
         ({"optimizer": {"name": "adma"}}, r"optimizer\.name(.|\n)*'adma' is not known; did you mean 'adam'\?"),
         ({"schedule": {"name": "cosin"}}, r"schedule\.name(.|\n)*did you mean 'cosine'\?"),
-        ({"strategy": "fdsp"}, r"strategy(.|\n)*did you mean 'fsdp'\? There are ddp, fsdp"),
+        ({"strategy": "fdsp"}, r"strategy(.|\n)*did you mean 'fsdp'\? There are ddp, fsdp, hsdp"),
         ({"precision": "fp61"}, r"precision(.|\n)*did you mean 'fp16'\?"),
         ({"strategy": "fsdp", "precision": "fp16"}, "take bf16, or ddp"),
         ({"strategy": "fsdp", "optimizer": {"name": "muon"}}, "take adamw, or ddp"),

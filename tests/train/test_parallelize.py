@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from modelyard.models import MlpConfig
 from modelyard.models.build import build_model
 from modelyard.settings import Settings
-from modelyard.train import FsdpConfig, OptimizerConfig
+from modelyard.train import FsdpConfig, HsdpConfig, OptimizerConfig, TrainConfig
 from modelyard.train.parallelize import layers_of
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -35,8 +36,13 @@ STEPS = 25  # more than two epochs of 90 rows by 9, so that a batch falls uneven
         {"strategy": "fsdp", "accumulate": 3},
         {"strategy": "fsdp", "fsdp": FsdpConfig(reshard=False)},
         {"strategy": "fsdp", "fsdp": FsdpConfig(checkpoint_activations=True)},
+        {"strategy": "hsdp"},
+        {"strategy": "hsdp", "hsdp": HsdpConfig(shards=1), "accumulate": 3},
     ],
-    ids=["ddp", "ddp-accumulate", "fsdp", "fsdp-accumulate", "fsdp-no-reshard", "fsdp-checkpoint-activations"],
+    ids=[
+        *("ddp", "ddp-accumulate", "fsdp", "fsdp-accumulate", "fsdp-no-reshard", "fsdp-checkpoint-activations"),
+        *("hsdp", "hsdp-copies-accumulate"),
+    ],
 )
 def test_two_ranks_follow_the_loss_curve_of_one(
     alone: Ranks, pair: Ranks, settings: Settings, folder: str, update: dict[str, Any]
@@ -73,6 +79,21 @@ def test_fsdp_shards_the_weights(pair: Ranks, settings: Settings, folder: str):
     (one, total), (two, _) = pair.run(shard_sizes, settings, folder)
     assert one + two == total
     assert one < 0.6 * total
+
+
+@pytest.mark.parametrize(("update", "words"), [
+    ({"strategy": "hsdp", "ranks": 3}, r"ranks 3 cannot be split into groups of hsdp\.shards 2: take ranks 2 or 4"),
+    ({"strategy": "tensor", "ranks": 1}, r"ranks 1 cannot be split into groups of tensor\.size 2: take ranks 2"),
+    ({"strategy": "hsdp", "hsdp": {"shards": 0}}, r"shards(.|\n)*greater than or equal to 1"),
+    ({"strategy": "hsdp", "precision": "fp16"}, "fp16 needs one loss scale, and hsdp has none: take bf16, or ddp"),
+    ({"strategy": "tensor", "optimizer": {"name": "muon"}}, "tensor shards them: take adamw, or ddp"),
+    ({"strategy": "tensro"}, r"'tensro' is not known; did you mean 'tensor'\? There are ddp, fsdp, hsdp, tensor"),
+    ({"strategy": "tensor", "tensor": {"sise": 2}}, r"tensor\.sise(.|\n)*Extra inputs are not permitted"),
+])  # fmt: skip
+def test_ranks_that_do_not_fit_the_mesh_are_refused_by_the_config(update: dict[str, Any], words: str):
+    """With the numbers that would do."""
+    with pytest.raises(ValidationError, match=words):
+        TrainConfig.model_validate(update)
 
 
 def test_layers_are_what_is_sharded():

@@ -124,7 +124,7 @@ def linear_layers(settings: Settings, folder: str) -> tuple[list[float], float]:
     made = runs.trainer(settings, folder, config, train=data, network=network, objective=mse)
     plain, losses = torch.optim.SGD(bare.parameters(), lr=2.0), []
     for _ in range(2):
-        made._train_step()
+        made._train_steps()
         rows = made._order.last_batch
         plain.zero_grad()
         loss = nn.functional.mse_loss(bare(data.features[rows]), data.targets[rows])

@@ -84,7 +84,7 @@ def normed(settings: Settings, folder: str, config: TrainConfig, at_step: int | 
         made.fit()
         return made.progress.validations, {name: value.numpy() for name, value in runs.weights(made).items()}
     while made.progress.step < at_step:
-        made._train_step()
+        made._train_steps()
     made._save()
     made._saver.wait()
     return None
