@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import orjson
 
-from benchmarks import endpoint_start, load, plain, servers
+from benchmarks import endpoint_start, load, plain, servers, way_back
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.installation import Installation
 from benchmarks.peers.onnx_model import Model
@@ -91,6 +91,7 @@ def run(installation: Installation, quick: bool) -> Findings:
                 findings.figures += _measure(contestants, subject, connections, plan, installation.scratch)
             if subject.name == PROMISED_AT[0]:
                 findings.figures += _measure_start(settings, contestants[OURS], plan, installation.scratch)
+                findings.figures += _measure_way_back(settings, subject, contestants[OURS], plan)
     return findings
 
 
@@ -217,6 +218,14 @@ def _measure_start(settings: Settings, server: Server, plan: Plan, scratch: Path
     ]
 
 
+def _measure_way_back(settings: Settings, subject: Subject, server: Server, plan: Plan) -> list[Figure]:
+    """A second version takes over; then the first one, still warm, is a canary that goes back, again and again."""
+    session = plain.Session.open(settings)
+    uri = plain.place_noise(session.catalog.store, width=len(subject.columns))
+    plain.run(session, uri, [*COMMON, "preprocess.ranges={}", "train.seed=1", f"model_name={subject.name}"])
+    return way_back.run(settings, subject.name, server, rounds=2 * plan.rounds)
+
+
 def _loops(subject: Subject, plan: Plan) -> dict[str, Contestant]:
     """The model alone, one row a call, on one thread of this process; and with a request parsed and an answer written."""
     model, body = Model(str(subject.file)), subject.body
@@ -249,4 +258,9 @@ def _notes(plan: Plan) -> list[str]:
         ),
         "`mlflow models serve` answers from the registered version through our loader, transform and decoding included.",
         "p50 and p99 are a whole stretch's; the figure is the median of the rounds.",
+        (
+            f"The way back: {way_back.PER_SECOND} requests a second by the clock, the canary at 50 %; until the last request that"
+            " it answered was sent. It holds for each replica, from its own notice or decision on; one that is not told looks"
+            " every 2 s."
+        ),
     ]

@@ -13,6 +13,7 @@ from commands.audit import audit
 from commands.clean import clean
 from commands.down import down
 from commands.history import history
+from commands.kserve import kserve
 from commands.logs import logs
 from commands.predict import predict
 from commands.put import put
@@ -57,6 +58,7 @@ app.command()(history)
 app.command()(replace)
 app.command()(put)
 app.command()(predict)
+app.command()(kserve)
 app.command()(trace)
 app.command()(signing)
 app.command()(audit)

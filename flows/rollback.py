@@ -20,6 +20,10 @@ def rollback(
     ] = "",
     overrides: Overrides = [],
 ) -> RolloutResult:
-    """Have the endpoint serve an earlier version, and end a rollout that is under way."""
+    """Have the endpoint serve an earlier version, and end a rollout that is under way; then the endpoints of all regions."""
     config = load_config(preset, "", overrides)
-    return tasks.rollback(config.rollout, trail_of(config, ""), version).result()
+    trail = trail_of(config, "")
+    home = tasks.rollback(config.rollout, trail, version).result()
+    for region in config.rollout.regions:
+        tasks.rollback_in(region, config.rollout, trail, version)
+    return home

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from prefect import State, flow
@@ -13,7 +15,8 @@ from pydantic import Field
 
 import tasks.rollout as tasks
 from flows.parameters import Overrides, ParentRun, Preset, explained, load_config, trail_of
-from modelyard.errors import ApprovalNeeded
+from modelyard.artifacts import ArtifactRef
+from modelyard.errors import ApprovalNeeded, ModelyardError, RolledBack, RolloutWaits
 from modelyard.presets import LifecycleConfig
 from tasks.recording import Trail, resolve
 from tasks.results import RolloutResult
@@ -35,7 +38,7 @@ def rollout(
     overrides: Overrides = [],
     parent_run: ParentRun = "",
 ) -> RolloutResult | State[RolloutResult]:
-    """Register a judged model and have the endpoint roll it out, by the policy of the preset."""
+    """Register a judged model and have the endpoint roll it out, by the policy of the preset; then each of its regions."""
     config = load_config(preset, "", overrides)
     trail = trail_of(config, parent_run)
     given = resolve(candidate), resolve(verdict)
@@ -47,7 +50,45 @@ def rollout(
         # A state of our own: the task's would count as "some task failed" and lose its name.
         refusal = served.result(raise_on_failure=False)
         return Failed(name="RolledBack", message=str(refusal), data=refusal)
-    return served.result()
+    result = served.result()
+    if refusal := _to_regions(config, trail, *given, changed_home=result.release.changed):
+        return Failed(name="RolledBack", message=str(refusal), data=refusal)
+    return result
+
+
+def _to_regions(
+    config: LifecycleConfig, trail: Trail, candidate: ArtifactRef, verdict: ArtifactRef, *, changed_home: bool
+) -> RolledBack | None:
+    """One region after another, until one refuses; then those that this run changed go back, the last one first."""
+    changed: list[str] = []
+    for region in config.rollout.regions:
+        try:
+            there = tasks.rollout_in(region, candidate, verdict, config.rollout, trail)
+        except ModelyardError as refusal:
+            if isinstance(refusal, RolloutWaits):
+                changed.append(region)  # its canary is still under way, and would be promoted later
+            back = _bring_back(config, trail, changed, changed_home=changed_home) if config.rollout.bring_back else []
+            return RolledBack(f"{trail.model_name} in region {region}", [str(refusal), *back])
+        if there.release.changed:
+            changed.append(region)
+    return None
+
+
+def _bring_back(config: LifecycleConfig, trail: Trail, regions: list[str], *, changed_home: bool) -> list[str]:
+    """What became of each, as a sentence."""
+    ways: dict[str, Callable[[], RolloutResult]] = {
+        f"region {region}": partial(tasks.rollback_in, region, config.rollout, trail) for region in reversed(regions)
+    }
+    if changed_home:
+        ways["the home installation"] = lambda: tasks.rollback(config.rollout, trail).result()
+    return [_outcome(where, go_back) for where, go_back in ways.items()]
+
+
+def _outcome(where: str, go_back: Callable[[], RolloutResult]) -> str:
+    try:
+        return f"{where} went back to version {go_back().release.version}"
+    except ModelyardError as failure:
+        return f"{where} could not go back: {failure}"
 
 
 def _ask_a_person(config: LifecycleConfig, trail: Trail, waiting: State[RolloutResult]) -> None:

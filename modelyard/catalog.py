@@ -215,7 +215,7 @@ class Catalog:
         """
         found = self.find(work.kind, work.key)
         if found:
-            self._index(found.ref)
+            self.index(found.ref)
             return found
         with self._attempt(work) as attempt:
             started = time.monotonic()
@@ -223,6 +223,10 @@ class Catalog:
             seconds = time.monotonic() - started
         # Outside: from the put on the manifest may stand though the call failed, so no failure may delete its files.
         return self._commit(work, attempt, origin, seconds)
+
+    def index(self, ref: ArtifactRef) -> None:
+        """Make the digest findable; repeated whenever the artifact is found, so a crash in between heals."""
+        self.store.put_new(f"{self.store.root}/digests/{ref.digest}", ref.uri.encode())
 
     @contextmanager
     def _attempt(self, work: Work) -> Generator[Attempt]:
@@ -264,14 +268,10 @@ class Catalog:
         if not won:
             attempt.discard()
         ref = ArtifactRef(uri=attempt.uri, digest=standing.digest, kind=work.kind)
-        self._index(ref)
+        self.index(ref)
         return Product(ref=ref, manifest=standing, reused=not won)
 
     # -- details --------------------------------------------------------------------------------------
-
-    def _index(self, ref: ArtifactRef) -> None:
-        """Make the digest findable; repeated whenever the artifact is found, so a crash in between heals."""
-        self.store.put_new(f"{self.store.root}/digests/{ref.digest}", ref.uri.encode())
 
     def _uri_of_digest(self, digest: str) -> str:
         """The URI behind a digest or an unambiguous start of one."""

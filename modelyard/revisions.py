@@ -138,6 +138,7 @@ class ReplicaStatus(Frozen):
         attempted: the last one it tried.
         error: why ``attempted`` was not taken over; None when all is well.
         counts: of each rollout under way, by its id: what this replica has counted in its present step.
+        loading: versions of a newer revision that are being fetched, loaded and probed now.
     """
 
     replica: str
@@ -146,6 +147,7 @@ class ReplicaStatus(Frozen):
     error: str | None = None
     serving: dict[str, list[str]] = Field(default_factory=dict, description="model -> versions")
     counts: dict[str, StepCounts] = Field(default_factory=dict)
+    loading: list[str] = Field(default_factory=list)
 
 
 def first_revision() -> Revision:

@@ -85,6 +85,11 @@ class Settings(BaseSettings):
         None, description="folder of public keys that the endpoint trusts; empty: <home>/trusted-keys"
     )
 
+    # Other places
+    regions: Path | None = Field(
+        None, description="folder of the regions that rollouts go to, a file `<name>.env` each; empty: <home>/regions"
+    )
+
     # Ports of the embedded stack
     store_port: Port = Field(8333, description="S3 API of the embedded store")
     store_master_port: Port = 9333
@@ -140,6 +145,10 @@ class Settings(BaseSettings):
     @property
     def data_cache_folder(self) -> Path:
         return self.home / "rows"
+
+    @property
+    def regions_folder(self) -> Path:
+        return self.regions or self.home / "regions"
 
     @property
     def secrets_folder(self) -> Path:

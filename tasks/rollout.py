@@ -18,7 +18,9 @@ from modelyard.errors import ApprovalNeeded, RolledBack
 from modelyard.revisions import latest_revision
 from modelyard.rollout import Release, RolloutConfig, answer
 from modelyard.rollout import rollback as rollback_core
+from modelyard.rollout import rollback_in as rollback_in_core
 from modelyard.rollout import rollout as rollout_core
+from modelyard.rollout import rollout_in as rollout_in_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, recording
 from tasks.results import RolloutResult
@@ -74,6 +76,48 @@ def approve(model_name: str, approved: bool, by: str, reason: str) -> None:
     """Hand a person's answer to the endpoint."""
     now = session()
     answer(now.store, now.settings, model_name, approved=approved, by=by, reason=reason)
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE, task_run_name="rollout_in-{region}")  # fmt: skip
+def rollout_in(
+    region: str, candidate: ArtifactRef, verdict: ArtifactRef, config: RolloutConfig, trail: Trail
+) -> RolloutResult:
+    """Copy the candidate into a region, verify it there, and have that region's endpoint roll it out."""
+    stage = f"rollout-{region}"
+    with recording(stage, config.model_dump(mode="json"), trail) as record:
+        now = record.session
+        release = rollout_in_core(
+            region,
+            now.catalog,
+            now.tracker,
+            now.settings,
+            model_name=trail.model_name,
+            candidate=candidate,
+            verdict=verdict,
+            config=config,
+            origin=record.origin,
+        )
+        return _result(stage, record, release)
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE, task_run_name="rollback_in-{region}")  # fmt: skip
+def rollback_in(region: str, config: RolloutConfig, trail: Trail, version: str = "") -> RolloutResult:
+    """Go back to an earlier version in a region."""
+    stage = f"rollback-{region}"
+    with recording(stage, config.model_dump(mode="json"), trail) as record:
+        now = record.session
+        release = rollback_in_core(
+            region,
+            now.tracker,
+            now.settings,
+            model_name=trail.model_name,
+            config=config,
+            origin=record.origin,
+            version=version,
+        )
+        return _result(stage, record, release)
 
 
 def _recorded(

@@ -1,14 +1,15 @@
-"""A front for a server of the tests: TLS before a plain one, and a note of the headers that clients send."""
+"""A front for a server of the tests: TLS before a plain one, a note of the headers that clients send, refusals."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
 import ipaddress
+import re
 import socket
 import ssl
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 from cryptography import x509
@@ -17,13 +18,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 CHUNK_BYTES = 65536
+DENIED = b"<Error><Code>AccessDenied</Code><Message>the test says no</Message></Error>"
+REFUSAL = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(DENIED), DENIED)
 
 
 class Front:
-    """Passes connections on to a port of this machine; `heard` has what clients sent, as it came."""
+    """Passes connections on to a port of this machine; `heard` has what clients sent, as it came.
+
+    Requests that begin with what `refuses` matches are answered 403, as a store does that grants no right to write.
+    """
 
     def __init__(self, target_port: int, certificate: Path | None = None) -> None:
         self.heard = bytearray()
+        self.refuses: re.Pattern[bytes] | None = None
         self._target_port = target_port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
         if self._context and certificate:
@@ -53,15 +60,25 @@ class Front:
             server = open_sockets.enter_context(socket.create_connection(("127.0.0.1", self._target_port)))
             answers = threading.Thread(target=_pass_on, args=[server, client], daemon=True)
             answers.start()
-            _pass_on(client, server, self.heard)
+            _pass_on(client, server, self._hear)
             answers.join()
 
+    def _hear(self, chunk: bytes, client: socket.socket) -> bool:
+        """Whether what a client sent is passed on."""
+        self.heard += chunk
+        if self.refuses is None or not self.refuses.match(chunk):
+            return True
+        client.sendall(REFUSAL)
+        return False
 
-def _pass_on(source: socket.socket, sink: socket.socket, heard: bytearray | None = None) -> None:
+
+def _pass_on(
+    source: socket.socket, sink: socket.socket, may_pass: Callable[[bytes, socket.socket], bool] | None = None
+) -> None:
     with contextlib.suppress(OSError):
         while chunk := source.recv(CHUNK_BYTES):
-            if heard is not None:
-                heard += chunk
+            if may_pass and not may_pass(chunk, source):
+                break
             sink.sendall(chunk)
     for end in (source, sink):
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ Evaluation, rollout and the endpoint share it.
 """
 
 from modelyard.gates.checks import Check, Verdict, allowed_drop, ceiling, floor
-from modelyard.gates.policy import GateSettings, Replay, RolloutPolicy
+from modelyard.gates.policy import GateSettings, Replay, RolloutPolicy, Shadow
 from modelyard.gates.sequential import Flips, coin_flip_evidence, rate_evidence, upper_bound
 from modelyard.gates.trial import Judgement, StepCounts, VersionCounts, judge, merged, total
 
@@ -20,6 +20,7 @@ __all__ = [
     "Judgement",
     "Replay",
     "RolloutPolicy",
+    "Shadow",
     "StepCounts",
     "Verdict",
     "VersionCounts",

@@ -33,6 +33,9 @@ class GateSettings(Frozen):
         max_latency_factor: bound on the median of the canary's latest 1,000 latencies (in the endpoint: queue and worker
             included) over the model's own, measured for one row at compression; read at the end of each step. None: it
             is reported, and no gate.
+        max_disagreement: bound on the share of copied requests that the canary answers otherwise than the stable version,
+            while it is in the shadow: shown to be above it, it goes back; it leaves the shadow only when shown to be below
+            it. None: it is reported, and no gate.
     """
 
     alpha: float = Field(0.01, gt=0, le=0.2)
@@ -48,6 +51,7 @@ class GateSettings(Frozen):
     max_crashes: int = Field(3, ge=1)
     max_consecutive_errors: int = Field(5, ge=2)
     max_latency_factor: float | None = Field(None, gt=0)
+    max_disagreement: float | None = Field(None, gt=0, lt=1)
 
     @property
     def are_any_on(self) -> bool:
@@ -72,6 +76,22 @@ class Replay(Frozen):
     max_seconds: float = Field(10.0, ge=0)
 
 
+class Shadow(Frozen):
+    """A step before all others, in which the canary answers nobody: it is asked copies of live requests, and its answers
+    are held against the stable version's.
+
+    Attributes:
+        share: of the requests, copied; 0: there is no such step. Copies are the first to be dropped under load.
+        min_requests: copies answered by the canary, before its first weight.
+        tolerance: numbers of a regression agree when they differ by at most this, relative to the larger of 1 and the
+            stable version's. Labels must be equal.
+    """
+
+    share: float = Field(0.0, ge=0, le=1)
+    min_requests: int = Field(200, ge=1)
+    tolerance: float = Field(0.05, ge=0)
+
+
 class RolloutPolicy(Frozen):
     """How a new version takes over from the one that serves.
 
@@ -86,6 +106,7 @@ class RolloutPolicy(Frozen):
         load_seconds: from the start of a rollout until the endpoint has taken the canary in; then it is given up.
         bake_seconds: see ``kind``.
         approval: whether a person must agree before the canary is promoted; until then it stays at its last step.
+        shadow: a step before the first of ``steps``, in which nobody gets the canary's answers.
     """
 
     kind: Literal["steps", "blue_green", "all_at_once"] = "steps"
@@ -99,6 +120,7 @@ class RolloutPolicy(Frozen):
     approval: bool = False
     gates: GateSettings = GateSettings()
     replay: Replay = Replay()
+    shadow: Shadow = Shadow()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> RolloutPolicy:
@@ -108,9 +130,15 @@ class RolloutPolicy(Frozen):
             raise ValueError(f"each of the steps must be larger than the one before: {list(self.steps)}")
         if self.kind != "all_at_once" and not self.gates.are_any_on:
             raise ValueError("every gate is off, so nothing would be judged; say kind: all_at_once to mean that")
+        if self.shadow.share and self.kind != "steps":
+            raise ValueError(f"a shadow is the first of several steps, and kind: {self.kind} has none")
+        if self.gates.max_disagreement is not None and not self.shadow.share:
+            raise ValueError("max_disagreement is judged on copied requests, and shadow.share is 0: nothing is copied")
         return self
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """The canary's weights, the final 100 included."""
-        return self.steps if self.kind == "steps" else (100.0,)
+        """The canary's weights, the final 100 included; 0 is the shadow."""
+        if self.kind != "steps":
+            return (100.0,)
+        return (0.0, *self.steps) if self.shadow.share else self.steps

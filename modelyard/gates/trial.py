@@ -9,7 +9,7 @@ from modelyard.gates.checks import Check
 from modelyard.gates.policy import GateSettings
 from modelyard.gates.sequential import Flips, coin_flip_evidence, rate_evidence, upper_bound
 
-# How the gates share `GateSettings.alpha`.
+# How the gates share `GateSettings.alpha`; where there is a bound on disagreement, it has half of the other bound's.
 SHARES = {"errors": 0.4, "latency": 0.2, "quality": 0.2, "bound": 0.2}
 
 
@@ -24,6 +24,7 @@ class VersionCounts(Frozen):
         slow: pairs of requests, one of each version that came at the same time, of which only this version's was slower
             than the threshold. One pair in 0.1 s: a worker that stalls is slow many times over, and that is one event.
         odd: inputs that the model refused, outputs that were not finite; of each key the first.
+        differing: of a canary in the shadow, copies that it answered otherwise than the stable version did.
         seconds: sum of all latencies.
     """
 
@@ -33,6 +34,7 @@ class VersionCounts(Frozen):
     repeated: int = 0
     slow: int = 0
     odd: int = 0
+    differing: int = 0
     seconds: float = 0.0
 
     def plus(self, other: VersionCounts) -> VersionCounts:
@@ -60,11 +62,13 @@ class Judgement(Frozen):
         checks: every gate with its value against its limit.
         upper_error_rate: what the canary's rate of failing answers lies below, at ``promotion_alpha``.
         may_promote: whether that is within the bound.
+        upper_disagreement: what the share of copies that it answers otherwise lies below, in the same way.
     """
 
     checks: list[Check]
     upper_error_rate: float
     may_promote: bool
+    upper_disagreement: float = 1.0
 
     @property
     def reasons(self) -> list[str]:
@@ -104,10 +108,35 @@ def judge(counts: Sequence[StepCounts], gates: GateSettings, num_steps: int) -> 
         checks.append(_compared("quality", "refused inputs and answers that are no numbers", counts, gates))
     canary = total(counts).canary
     upper = upper_bound(canary.errors, canary.requests, gates.promotion_alpha)
-    if gates.max_error_rate is None:
-        return Judgement(checks=checks, upper_error_rate=upper, may_promote=True)
-    checks.append(_bounded(counts, gates, gates.max_error_rate, num_steps))
-    return Judgement(checks=checks, upper_error_rate=upper, may_promote=upper <= gates.max_error_rate)
+    bound, share = gates.max_error_rate, SHARES["bound"]
+    if gates.max_disagreement is not None:
+        share /= 2
+        checks.append(_agreeing(counts, gates, gates.max_disagreement, share))
+    if bound is not None:
+        checks.append(_bounded(counts, gates, bound, num_steps, share))
+    copies = _copies(counts)
+    return Judgement(
+        checks=checks,
+        upper_error_rate=upper,
+        may_promote=bound is None or upper <= bound,
+        upper_disagreement=upper_bound(copies.differing, copies.requests, gates.promotion_alpha),
+    )
+
+
+def _copies(counts: Sequence[StepCounts]) -> VersionCounts:
+    """What was counted of a canary in the shadow, where every request is a copy."""
+    return total(one for one in counts if one.weight == 0).canary
+
+
+def _agreeing(counts: Sequence[StepCounts], gates: GateSettings, bound: float, share: float) -> Check:
+    """Whether the canary is shown to answer more of the copies otherwise than it may."""
+    copies = _copies(counts)
+    evidence, limit = rate_evidence(copies.differing, copies.requests, bound), 1 / (gates.alpha * share)
+    sentence = (
+        f"disagreement: {copies.differing} of {copies.requests} copied requests answered otherwise than by the stable"
+        f" version, against the bound {bound:g}; evidence {evidence:.3g}, limit {limit:.3g}"
+    )
+    return Check(name="agreement", value=evidence, limit=limit, passed=evidence < limit, sentence=sentence)
 
 
 def _compared(
@@ -139,14 +168,14 @@ def _events(counts: VersionCounts, name: str) -> int:
     return {"errors": counts.errors - counts.repeated, "latency": counts.slow, "quality": counts.odd}[name]
 
 
-def _bounded(counts: Sequence[StepCounts], gates: GateSettings, bound: float, num_steps: int) -> Check:
+def _bounded(counts: Sequence[StepCounts], gates: GateSettings, bound: float, num_steps: int, share: float) -> Check:
     """Whether the canary is shown to fail more often than the bound, at any one step.
 
     Each step has a test of its own, with its part of alpha, so that good steps before cannot hide a bad one.
     """
     steps = [one.canary for one in counts]
     evidence = max((rate_evidence(one.errors, one.requests, bound) for one in steps), default=0.0)
-    limit = num_steps / (gates.alpha * SHARES["bound"])
+    limit = num_steps / (gates.alpha * share)
     canary = total(counts).canary
     sentence = (
         f"rate of failing answers: {canary.errors} in {canary.requests} requests of the canary against the bound"

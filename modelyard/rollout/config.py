@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, field_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.gates import RolloutPolicy
@@ -18,6 +20,9 @@ class RolloutConfig(Frozen):
         away_seconds: bound on an endpoint that cannot be reached while its rollout is under way.
         approval_seconds: how long a flow run waits for a person, where the policy wants one.
         policy: steps, gates and waits of a rollout; the endpoint acts on it alone.
+        regions: where it goes after the home installation, one after another; each has a file in the regions folder.
+        bring_back: whether a region that refuses takes all before it back, the home installation too; else they keep the
+            new version, and those after it the old one.
     """
 
     form: str = ""
@@ -25,3 +30,12 @@ class RolloutConfig(Frozen):
     away_seconds: float = Field(60, gt=0)
     approval_seconds: float = Field(3600, gt=0)
     policy: RolloutPolicy = RolloutPolicy()
+    regions: list[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]] = Field(default_factory=list)
+    bring_back: bool = True
+
+    @field_validator("regions")
+    @classmethod
+    def _are_different(cls, regions: list[str]) -> list[str]:
+        if len(set(regions)) < len(regions):
+            raise ValueError(f"a region comes once, not {regions}")
+        return regions

@@ -67,11 +67,13 @@ def rollout(
     config: RolloutConfig,
     origin: Origin,
     watcher: Watcher = ignore,
+    sets_aliases: bool = True,
 ) -> Release:
     """Register a judged candidate and have the endpoint roll it out.
 
     Args:
         watcher: called with each new look at the rollout, see `modelyard.rollout.watch`.
+        sets_aliases: whether the registry's aliases follow this endpoint.
 
     Raises:
         Refused: the verdict is not a pass, or is about another model.
@@ -88,7 +90,8 @@ def rollout(
     _require_free(current, model_name, candidate)
     sign_release(store, settings, candidate, verdict)
     version = tracker.register(model_name, candidate, verdict, catalog.manifest(candidate), origin)
-    tracker.set_alias(model_name, "challenger", version)
+    call = partial(tracker.set_alias, model_name) if sets_aliases else _no_alias
+    call("challenger", version)
     newcomer = ServedVersion(
         version=version,
         artifact=candidate,
@@ -102,7 +105,7 @@ def rollout(
     if end := end_of(lately, model_name, rollout_id):
         # A retry, after the endpoint has decided without us.
         revision = concluded(end, model_name)
-        tracker.set_alias(model_name, "champion", version)
+        call("champion", version)
         return _release(settings, model_name, newcomer, revision, first_revision())
     before, revision = _begin(store, settings, model_name, newcomer, config, rollout_id, origin)
     state = revision.models[model_name]
@@ -112,7 +115,7 @@ def rollout(
             revision = watch(store, settings, endpoint, model_name, revision, config, watcher)
         else:
             endpoint.take_over(store, revision, before, config.takeover_seconds)
-    tracker.set_alias(model_name, "champion", version)
+    call("champion", version)
     return _release(settings, model_name, newcomer, revision, before)
 
 
@@ -125,12 +128,14 @@ def rollback(
     config: RolloutConfig,
     origin: Origin,
     version: str = "",
+    sets_aliases: bool = True,
 ) -> Release:
     """Go back to an earlier version, and end a rollout that is under way.
 
     Args:
         version: any version that served all requests at some time; empty: the stable one while a rollout is under way,
             else the one before the present.
+        sets_aliases: whether the registry's champion follows this endpoint.
 
     Raises:
         NotFound: the endpoint does not serve the model, or there is nothing to go back to.
@@ -149,8 +154,13 @@ def rollback(
         endpoint.notify()
         endpoint.take_over(store, revision, before, config.takeover_seconds)
     now = revision.models[model_name].stable
-    tracker.set_alias(model_name, "champion", now.version)
+    if sets_aliases:
+        tracker.set_alias(model_name, "champion", now.version)
     return _release(settings, model_name, now, revision, before)
+
+
+def _no_alias(_alias: str, _version: str) -> None:
+    """The registry speaks of another endpoint."""
 
 
 def _release(

@@ -6,6 +6,7 @@ another core.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from modelyard.serve.keeper import Inheritance, Keeper
@@ -18,6 +19,7 @@ def main() -> None:
 def run_router(inheritance: Inheritance) -> None:
     from modelyard.serve.starting import start_verifier, start_worker
 
+    gc.disable()  # loading makes only what stays: a tenth of its time went into looking for garbage
     worker, verifier = start_worker(), start_verifier()
     from modelyard.serve.program import Prepared, run
 

@@ -24,7 +24,8 @@ from modelyard.serve.metrics import Metrics
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
-from modelyard.serve.trial import Trial, are_finite
+from modelyard.serve.shadow import are_finite
+from modelyard.serve.trial import Trial
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo, WorkerLost
 
@@ -150,8 +151,12 @@ class Inference:
             self._refuse(failure)
             return
         self._finish(answer)
-        if recorder and picked and request:
+        if not (picked and request):
+            return
+        if recorder:
             recorder.offer(picked, request_id, request.rows, mine, perf_counter() - self._started)
+        if self._trial and self._trial.copier and picked is self._trial.stable:
+            self._trial.copier.offer(request.rows, mine, perf_counter() - self._started)
 
     def failed(self, failure: Exception) -> None:
         if self.is_over:

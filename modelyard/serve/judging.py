@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from modelyard import transitions
-from modelyard.errors import LostRace, ModelyardError
+from modelyard.errors import ModelyardError
 from modelyard.gates import StepCounts
 from modelyard.revisions import Decision, Revision, ServedVersion, propose_revision, replica_statuses
 from modelyard.serve.replay import Replay
@@ -255,8 +255,10 @@ class Judge:
                         decision=decision,
                     )
                 )
-            except (ModelyardError, LostRace) as failure:
+            except (ModelyardError, ValueError) as failure:  # ValueError: the newest document is no revision
                 logger.warning("%s cannot be written yet: %s", reason, failure)
+                if trial := self._router.trials.get(decision.model):
+                    trial.unwritten = f"the revision `{reason}` to be written: {failure}"
                 await asyncio.sleep(RETRY_SECONDS)
                 if decision.action in ("advance", "promote"):
                     return

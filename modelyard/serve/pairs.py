@@ -77,6 +77,15 @@ class LatencyPairs:
             return None
         return is_canary if is_slow else not is_canary
 
+    def match(self, stable_seconds: float, canary_seconds: float) -> bool | None:
+        """Both halves at once, of a request that was copied; as `settle`, one in `PAIR_SECONDS`."""
+        window = int(time.monotonic() / PAIR_SECONDS)
+        if self.slow_seconds is None or self._entered[True] == window:
+            return None
+        self._entered[True] = window
+        stable_is_slow, canary_is_slow = stable_seconds > self.slow_seconds, canary_seconds > self.slow_seconds
+        return canary_is_slow if stable_is_slow != canary_is_slow else None
+
     def _calibrate(self, is_canary: bool, seconds: float) -> None:
         """Fix the threshold from the stable version's first answers; only later ones are held against it."""
         if is_canary:

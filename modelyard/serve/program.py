@@ -9,6 +9,7 @@ same with more patience: a successor accepts from the same socket, and idle clie
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import platform
 import resource
@@ -106,6 +107,8 @@ class Serving:
         following = asyncio.create_task(reconciler.run())
         keeping = asyncio.create_task(keep_books(app, self._limits))
         await self._await_state(reconciler)
+        gc.freeze()  # what was loaded stays: no later collection looks at it again
+        gc.enable()
         server = http_server(app)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         logger.info("endpoint %s on http://%s:%d", self._settings.endpoint_name, *self._listener.getsockname()[:2])

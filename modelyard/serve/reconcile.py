@@ -12,17 +12,18 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from modelyard import transitions
-from modelyard.errors import ModelyardError, PermanentError
+from modelyard.errors import EndpointUnavailable, ModelyardError, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
-from modelyard.serve.admission import measured_seconds, probe, refuse_other_schemas
+from modelyard.serve.admission import refuse_other_schemas
 from modelyard.serve.cache import Cache
 from modelyard.serve.judging import Judge
 from modelyard.serve.limits import Limits
-from modelyard.serve.probe import GOLDEN_FILE, read_golden
+from modelyard.serve.loading import Loader, Superseded
 from modelyard.serve.router import Route, Router, Table
 from modelyard.serve.running import RunningVersion, version_key
 from modelyard.serve.state import LocalState
@@ -73,10 +74,9 @@ class Reconciler:
         self._store = store
         self._cache = cache
         self._state = state
-        self._pool = pool
+        self._loader = Loader(cache=cache, pool=pool, limits=limits, on_restart=on_restart)
         self._router = router
         self._limits = limits
-        self._on_restart = on_restart
         self._judge = Judge(endpoint, replica, store=store, router=router, on_written=self.notify)
         self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,6 +87,7 @@ class Reconciler:
         self._num_failures = 0
         self._retry_at = 0.0
         self._tried = (0, 0.0)  # the revision tried last, and since when
+        self._loading: list[str] = []
         self._published: ReplicaStatus | None = None
         self._complaints: set[str] = set()
 
@@ -116,8 +117,9 @@ class Reconciler:
             revision=table.revision.number,
             attempted=self.progress.attempted,
             error=self.progress.error,
-            serving={name: [v.served.version for v, _ in route.weighted] for name, route in table.routes.items()},
+            serving={name: [v.served.version for v, _ in route.named()] for name, route in table.routes.items()},
             counts=self._judge.counts(),
+            loading=list(self._loading),
         )
 
     # -- the loop -------------------------------------------------------------------------------------
@@ -183,7 +185,9 @@ class Reconciler:
         if self._tried[0] != revision.number:
             self._tried = (revision.number, time.monotonic())
         try:
-            await self._take_over(revision, _reached(revision.number))
+            await self._take_over(revision, _reached(revision.number), heeds_news=True)
+        except Superseded:
+            logger.info("revision %d is left for a newer one while it was loading", revision.number)
         except PermanentError as failure:
             self._failed(revision, failure)
             self._refused = revision.number
@@ -219,8 +223,17 @@ class Reconciler:
 
     def _is_beyond_loading(self, revision: Revision) -> bool:
         """Whether the rollouts that a revision begins have had their time to load the canary."""
+        left, _ = self._loading_seconds(revision)
+        return left is not None and left <= 0
+
+    def _loading_seconds(self, revision: Revision) -> tuple[float | None, float]:
+        """What is left of the time in which a revision's canaries must be loaded, None without any; and all of it."""
         bounds = [state.rollout.policy.load_seconds for state in revision.models.values() if state.rollout]
-        return time.monotonic() - self._tried[1] >= min(bounds, default=math.inf)
+        if not bounds:
+            return None, math.inf
+        number, since = self._tried
+        passed = time.monotonic() - since if number == revision.number else 0.0
+        return min(bounds) - passed, min(bounds)
 
     def _failed(self, revision: Revision, failure: Exception) -> None:
         logger.error("revision %d was not taken over: %s", revision.number, failure)
@@ -235,14 +248,16 @@ class Reconciler:
 
     # -- one revision ---------------------------------------------------------------------------------
 
-    async def _take_over(self, revision: Revision, progress: Progress) -> None:
+    async def _take_over(self, revision: Revision, progress: Progress, *, heeds_news: bool = False) -> None:
         """Start what the revision needs, switch, retire what it does not.
 
         Args:
             progress: what the status shall say from the switch on.
+            heeds_news: whether to leave it for a newer revision that comes while versions are being started.
 
         Raises:
             ModelyardError: a version cannot be served; nothing changed.
+            Superseded: there is a newer revision; nothing changed.
         """
         missing = [
             (model, served)
@@ -250,7 +265,7 @@ class Reconciler:
             for served in wanted.versions
             if version_key(model, served) not in self._running
         ]
-        started = await self._start_all(missing)
+        started = await self._start_all(revision, missing, heeds_news=heeds_news) if missing else []
         running = self._running | {version.key: version for version in started}
         try:
             refuse_other_schemas(revision, running)
@@ -265,21 +280,39 @@ class Reconciler:
         # Its flush to the disk may take long, and somebody may want to go back meanwhile.
         self._beside(self._remember(revision))
 
-    async def _start_all(self, missing: Sequence[tuple[str, ServedVersion]]) -> list[RunningVersion]:
-        """Start versions side by side: all of them, or none.
+    async def _start_all(
+        self, revision: Revision, missing: Sequence[tuple[str, ServedVersion]], *, heeds_news: bool
+    ) -> list[RunningVersion]:
+        """Start versions side by side, all of them or none, in the time that the revision's rollouts have for it.
 
         Raises:
-            ModelyardError: the first one's error; the others were ended.
+            ModelyardError: the first one's error, or that it took too long.
+            Superseded: there is a newer revision.
         """
-        tasks = [asyncio.create_task(self._start(model, served)) for model, served in missing]
+        self._loading = [f"{model} version {served.version}" for model, served in missing]
+        news = asyncio.create_task(self._newer_than(revision)) if heeds_news else None
+        left, bound = self._loading_seconds(revision)
         try:
-            return await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.gather(*(one.stop(0) for one in outcomes if isinstance(one, RunningVersion)))
-            raise
+            return await self._loader.start_within(missing, left, news)
+        except TimeoutError:
+            raise EndpointUnavailable(
+                f"{', '.join(self._loading)} took longer than {bound:g} s to fetch, load and probe"
+                " (rollout.policy.load_seconds)"
+            ) from None
+        finally:
+            self._loading = []
+
+    async def _newer_than(self, revision: Revision) -> None:
+        """Until the bucket has a newer revision: somebody may want to go back while a canary loads."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.poll_seconds):
+                    await self._notified.wait()
+            self._notified.clear()
+            with suppress(ModelyardError, ValueError):
+                if await in_thread(latest_revision, self._store, self.endpoint, revision.number):
+                    self._notified.set()
+                    return
 
     def _switch(self, revision: Revision, progress: Progress) -> None:
         """The moment at which requests go elsewhere; no await in here."""
@@ -292,9 +325,11 @@ class Reconciler:
     def _route(self, revision: Revision, model: str) -> Route:
         wanted = revision.models[model]
         weighted = [(self._running[version_key(model, served)], served.weight) for served in wanted.versions]
-        if wanted.rollout and self._judge.is_condemned(wanted.rollout.id):
-            weighted = [(weighted[0][0], 100.0), (weighted[1][0], 0.0)]
         previous = self._running.get(version_key(model, wanted.previous)) if wanted.previous else None
+        if wanted.rollout:
+            (stable, _), (canary, weight) = weighted
+            if weight == 0 or self._judge.is_condemned(wanted.rollout.id):
+                return Route([(stable, 100.0)], previous, silent=canary)
         return Route(weighted, previous)
 
     async def _warm_previous(self, revision: Revision) -> None:
@@ -303,7 +338,7 @@ class Reconciler:
             if wanted.previous is None or version_key(model, wanted.previous) in self._running:
                 continue
             try:
-                version = await self._start(model, wanted.previous)
+                version = await self._loader.start(model, wanted.previous)
             except Exception as failure:  # noqa: BLE001 (going forward must not fail by the way back)
                 logger.warning("%s version %s is not kept warm: %s", model, wanted.previous.version, failure)
                 continue
@@ -331,28 +366,6 @@ class Reconciler:
                 await in_thread(self._state.write, revision)
             except OSError as failure:  # a full disk costs the next start without the bucket, not this one
                 logger.warning("the local state cannot be kept: %s", failure)
-
-    # -- one version ----------------------------------------------------------------------------------
-
-    async def _start(self, model: str, served: ServedVersion) -> RunningVersion:
-        """Fetch, load, warm and probe a version.
-
-        Raises:
-            ModelyardError: it must not answer anybody.
-        """
-        package = await in_thread(self._cache.ensure, served.artifact)
-        golden = read_golden(await in_thread(self._cache.ensure, served.verdict, [GOLDEN_FILE]))
-        version = RunningVersion(
-            model, served, package, pool=self._pool, limits=self._limits, on_restart=self._on_restart
-        )
-        try:
-            await version.start()
-            await probe(version, golden)
-            version.measured_seconds = measured_seconds(package, served.form)
-        except BaseException:
-            await version.stop(0)
-            raise
-        return version
 
     # -- the status in the bucket ---------------------------------------------------------------------
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
+import numpy as np
+
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
-from modelyard.serve.trial import Trial, are_finite
+from modelyard.serve.shadow import are_finite
+from modelyard.serve.trial import Trial
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerLost
 
@@ -48,9 +51,10 @@ class Replay:
         rows = version.golden_rows
         place = self.num_asked % len(rows)
         self.num_asked += 1
-        asked = _Asked(self, version, trial.enter(version))
+        row = rows[place : place + 1]
+        asked = _Asked(self, version, row, trial.enter(version))
         try:
-            version.submit(asked, rows[place : place + 1])
+            version.submit(asked, row)
         except Exception as failure:  # noqa: BLE001 (a dead worker, a full queue: both count)
             asked.failed(failure)
 
@@ -63,15 +67,18 @@ class _Asked:
 
     is_over = False
 
-    def __init__(self, replay: Replay, version: RunningVersion, pair: int | None) -> None:
+    def __init__(self, replay: Replay, version: RunningVersion, row: np.ndarray, pair: int | None) -> None:
         self._replay = replay
+        self._row = row
         self._pair = pair
         self._version = version
         self._started = perf_counter()
 
     def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
         own = {name: tensor[begin:end] for name, tensor in answers.items()}
-        self._count(failed=False, odd=not are_finite(own))
+        seconds = self._count(failed=False, odd=not are_finite(own))
+        if copier := self._replay.trial.copier:
+            copier.offer(self._row, own, seconds, replayed=True)
         self._replay.ask()
 
     def failed(self, failure: Exception) -> None:
@@ -80,7 +87,9 @@ class _Asked:
             self._count(failed=True, odd=False)
         self._replay.ask_later()
 
-    def _count(self, *, failed: bool, odd: bool) -> None:
+    def _count(self, *, failed: bool, odd: bool) -> float:
+        """Returns the seconds that it took."""
         seconds = perf_counter() - self._started
         trial = self._replay.trial
         trial.count(self._version, failed=failed, odd=odd, seconds=seconds, pair=self._pair, replayed=True)
+        return seconds

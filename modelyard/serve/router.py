@@ -22,13 +22,21 @@ from modelyard.serve.workers import WorkerLost
 
 
 class Route:
-    """The versions of one model with their weights, and the one kept warm for going back."""
+    """The versions of one model with their weights, and the one kept warm for going back.
+
+    Attributes:
+        silent: a canary that must answer nobody, not even for a dead worker: it was sent back, or is in the shadow.
+    """
 
     def __init__(
-        self, weighted: Sequence[tuple[RunningVersion, float]], previous: RunningVersion | None = None
+        self,
+        weighted: Sequence[tuple[RunningVersion, float]],
+        previous: RunningVersion | None = None,
+        silent: RunningVersion | None = None,
     ) -> None:
         self.weighted = tuple(weighted)
         self.previous = previous
+        self.silent = silent
         self._bounds = list(accumulate(weight for _, weight in self.weighted))
 
     @property
@@ -59,8 +67,14 @@ class Route:
                 return version
         return dying
 
+    def named(self) -> Iterator[tuple[RunningVersion, float]]:
+        """Every version that the revision gives requests or copies of them, with its weight."""
+        yield from self.weighted
+        if self.silent:
+            yield self.silent, 0.0
+
     def in_order(self) -> Iterator[RunningVersion]:
-        """Heaviest first, the previous one last."""
+        """Who may answer: heaviest first, the previous one last."""
         for version, _ in sorted(self.weighted, key=lambda pair: -pair[1]):
             yield version
         if self.previous:
@@ -112,10 +126,10 @@ class Router:
         raise NotFound(f"model {model!r} has no version {version!r} here")
 
     def zero(self, model: str) -> None:
-        """Take the canary's weight away, now: from the next draw on the stable version answers."""
+        """Take the canary's weight away, now: from the next draw on the stable version answers, and the canary nobody."""
         table = self.table
-        (stable, _), (canary, _) = table.routes[model].weighted
-        route = Route([(stable, 100.0), (canary, 0.0)], table.routes[model].previous)
+        (stable, _), (canary, _) = table.routes[model].named()
+        route = Route([(stable, 100.0)], table.routes[model].previous, silent=canary)
         self.table = Table(table.revision, {**table.routes, model: route})
 
     async def infer_instead(

@@ -26,7 +26,7 @@ def describe(
 def _describe_route(route: Route) -> dict[str, Any]:
     shares = route.shares()
     return {
-        "versions": [_describe_version(version, weight, shares[version]) for version, weight in route.weighted],
+        "versions": [_describe_version(version, weight, shares.get(version, 0.0)) for version, weight in route.named()],
         "previous": _describe_version(route.previous, 0.0, shares[route.previous]) if route.previous else None,
     }
 
@@ -39,8 +39,9 @@ def _describe_trial(trial: Trial) -> dict[str, Any]:
         "step": trial.rollout.step,
         "weight": trial.weight,
         "seconds": trial.seconds,
-        "waits_for": trial.waits_for(),
+        "waits_for": trial.waits_for() or trial.unwritten,
         "slow_seconds": trial.slow_seconds,
+        "dropped_copies": trial.copier.num_dropped if trial.copier else 0,
         "upper_error_rate": said.upper_error_rate,
         "checks": [check.model_dump() for check in said.checks],
         "counts": [counts.model_dump() for counts in trial.counts()],

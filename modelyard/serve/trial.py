@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from statistics import median
-
-import numpy as np
 
 from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
 from modelyard.revisions import APPROVAL, RolloutUnderWay
 from modelyard.serve.pairs import Keys, LatencyPairs
 from modelyard.serve.running import RunningVersion
-from modelyard.serve.wire import Tensor
+from modelyard.serve.shadow import Copier
 
 LATENCIES_KEPT = 1000
 
@@ -25,10 +23,12 @@ LATENCIES_KEPT = 1000
 class Counter:
     """What was counted of one version in one step."""
 
-    __slots__ = ("consecutive_errors", "errors", "odd", "repeated", "replayed", "requests", "seconds", "slow")
+    __slots__ = (
+        "consecutive_errors", "differing", "errors", "odd", "repeated", "replayed", "requests", "seconds", "slow",
+    )  # fmt: skip
 
     def __init__(self) -> None:
-        self.requests = self.replayed = self.errors = self.repeated = self.slow = self.odd = 0
+        self.requests = self.replayed = self.errors = self.repeated = self.slow = self.odd = self.differing = 0
         self.consecutive_errors = 0
         self.seconds = 0.0
 
@@ -42,6 +42,8 @@ class Trial:
     Attributes:
         others: what other replicas have counted at this step.
         is_over: whether the canary lost its weight here; from then on nothing is counted.
+        copier: copies requests while the canary is in the shadow; None while it has a weight.
+        unwritten: what was decided, and why the store does not take it; empty where nothing is owed.
         last_live: when somebody else than the endpoint itself last asked, on the monotonic clock.
     """
 
@@ -61,6 +63,7 @@ class Trial:
         self.canary = canary
         self.others: list[StepCounts] = []
         self.is_over = False
+        self.unwritten = ""
         self.began = self.last_live = time.monotonic()
         self.latencies: deque[float] = deque(maxlen=LATENCIES_KEPT)  # of the canary, seconds
         self._restarts_before = restarts_before
@@ -68,6 +71,7 @@ class Trial:
         self._canary_counter, self._stable_counter = Counter(), Counter()
         self._pairs = LatencyPairs(rollout.policy.gates, rollout.slow_seconds)
         self._bad_keys = Keys()
+        self.copier = Copier(self, rollout.policy.shadow) if self.weight == 0 else None
 
     @property
     def slow_seconds(self) -> float | None:
@@ -132,6 +136,24 @@ class Trial:
         if is_slower or (is_canary and (failed or odd)):
             self._on_bad(self)
 
+    def count_copy(self, *, failed: bool, differs: bool, seconds: float, stable_seconds: float, replayed: bool) -> None:
+        """The canary has answered, to nobody, what the stable version answered before."""
+        if self.is_over:
+            return
+        counter = self._canary_counter
+        counter.requests += 1
+        counter.replayed += replayed
+        counter.seconds += seconds
+        counter.errors += failed
+        counter.differing += differs
+        counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
+        self.latencies.append(seconds)
+        is_slower = self._pairs.match(stable_seconds, seconds)
+        if is_slower is not None:
+            (counter if is_slower else self._stable_counter).slow += 1
+        if is_slower or failed or differs:
+            self._on_bad(self)
+
     def own_counts(self) -> StepCounts:
         """Of this step, by this router."""
         return StepCounts(
@@ -165,11 +187,16 @@ class Trial:
         """What this step still lacks, as a sentence; empty: it has all it needs."""
         policy, canary = self.rollout.policy, self.step_counts().canary
         at_least = policy.bake_seconds if policy.kind == "blue_green" else policy.min_seconds
-        if canary.requests < policy.min_requests:
+        if self.copier and canary.requests < policy.shadow.min_requests:
+            return f"the canary has answered {canary.requests} of {policy.shadow.min_requests} copied requests"
+        if not self.copier and canary.requests < policy.min_requests:
             return f"the canary has {canary.requests} of {policy.min_requests} requests of its step"
         if self.seconds < at_least:
             return f"the step has lasted {self.seconds:.1f} of {at_least:g} s"
         said = self.judgement()
+        limit = policy.gates.max_disagreement
+        if self.copier and limit is not None and said.upper_disagreement > limit:
+            return f"the canary is shown to disagree in fewer than {said.upper_disagreement:.2%}, wanted {limit:.2%}"
         if self.is_last_step and not said.may_promote:
             bound = policy.gates.max_error_rate
             return f"the canary's failing answers are shown to be below {said.upper_error_rate:.2%}, wanted {bound:.2%}"
@@ -188,7 +215,7 @@ class Trial:
 
     def notes(self) -> list[str]:
         """What the evidence must be read with."""
-        return [*self._replay_notes(), *self._latency_notes()]
+        return [*self._replay_notes(), *self._shadow_notes(), *self._latency_notes()]
 
     def too_slow_reasons(self) -> list[str]:
         """Whether the canary is slower here than its owner allows, against what compression measured; read at a step's end."""
@@ -210,6 +237,15 @@ class Trial:
             f"half of the canary's answers took at most {here}, {factor:.3g} times the {1000 * measured:.3g} ms of its compression"
         ]
 
+    def _shadow_notes(self) -> list[str]:
+        copies = total(one for one in self.counts() if one.weight == 0).canary
+        if not copies.requests:
+            return []
+        share = (
+            f"{copies.differing:,} of {copies.requests:,} copied requests ({copies.differing / copies.requests:.2%})"
+        )
+        return [f"{share} were answered otherwise than by the stable version"]
+
     def _replay_notes(self) -> list[str]:
         both = total(self.counts())
         replayed, requests = (
@@ -219,8 +255,3 @@ class Trial:
             return []
         share = "all" if replayed == requests else f"{replayed:,} of {requests:,}"
         return [f"{share} requests were held-out rows replayed by the endpoint: that proves stability, not quality"]
-
-
-def are_finite(answers: Mapping[str, Tensor]) -> bool:
-    """Whether every number of an answer is one."""
-    return all(bool(np.isfinite(tensor).all()) for tensor in answers.values() if isinstance(tensor, np.ndarray))

@@ -108,10 +108,10 @@ class SubprocessPool:
             async with asyncio.timeout(self._limits.load_seconds):
                 await worker.load(folder, version.form)
         except TimeoutError:
-            await worker.stop()
+            await worker.abandon()
             raise WorkerLost(f"version {version.version} did not load in {self._limits.load_seconds:g} s") from None
         except BaseException:
-            await worker.stop()
+            await worker.abandon()
             raise
         return worker
 
@@ -163,6 +163,11 @@ class SubprocessWorker(asyncio.Protocol):
     def kill(self) -> None:
         if self._process.poll() is None:
             self._process.kill()
+
+    async def abandon(self) -> None:
+        """End it while it loads, when it owes nobody an answer and would not notice that we hung up."""
+        self.kill()
+        await self.stop()
 
     async def stop(self) -> None:
         if self._transport:

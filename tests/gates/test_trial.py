@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from modelyard.gates import GateSettings, RolloutPolicy, StepCounts, VersionCounts, judge, merged
+from modelyard.gates import GateSettings, Judgement, RolloutPolicy, StepCounts, VersionCounts, judge, merged
 from tests.gates.simulation import Rates, median_requests, tally
 
 USUAL = Rates(errors=0.002, slow=0.1)
@@ -71,6 +71,21 @@ def test_good_steps_do_not_hide_a_bad_one():
     assert judge([good, counted(60, errors=5, requests=6)], GateSettings(errors=False), 4).reasons
 
 
+def test_disagreement_of_copies_is_bounded():
+    """Copies are judged by how many were answered otherwise; requests that the canary answered are no copies."""
+    gates = GateSettings(max_disagreement=0.05)
+
+    def said(differing: int, weight: float = 0) -> Judgement:
+        counts = VersionCounts(requests=200, differing=differing)
+        return judge([StepCounts(weight=weight, canary=counts)], gates, 5)
+
+    assert said(0).reasons == []
+    assert said(0).upper_disagreement < 0.05
+    assert said(10).upper_disagreement > 0.05
+    assert "disagreement: 40 of 200 copied requests" in said(40).reasons[0]
+    assert said(40, weight=1).reasons == []
+
+
 def test_counts_merge_by_weight():
     """Two routers at 1 % and one already at 10 % are two groups."""
     all_counts = merged([counted(1, 1, 10), counted(10, 0, 5), counted(1, 2, 20)])
@@ -89,6 +104,9 @@ def test_counts_merge_by_weight():
             "every gate is off",
         ),
         ({"kind": "yolo"}, "kind"),
+        ({"kind": "blue_green", "shadow": {"share": 0.1}}, "first of several steps"),
+        ({"shadow": {"share": 10}}, "share"),
+        ({"gates": {"max_disagreement": 0.05}}, "nothing is copied"),
         ({"gates": {"alpha": 0}}, "alpha"),
         ({"surprise": 1}, "surprise"),
     ],
@@ -103,6 +121,11 @@ def test_without_gates_a_rollout_must_say_that_it_means_it():
     """`all_at_once` is the policy without gates."""
     off = GateSettings(errors=False, latency=False, quality=False, max_error_rate=None)
     assert RolloutPolicy(kind="all_at_once", gates=off).weights == (100.0,)
+
+
+def test_a_shadow_is_the_step_before_the_first():
+    """Its weight is 0."""
+    assert RolloutPolicy.model_validate({"shadow": {"share": 0.1}}).weights == (0, 1, 10, 50, 100)
 
 
 def test_the_documented_policy_is_the_default():

@@ -70,6 +70,40 @@ class SlowModel(LinearModel):
         )
 
 
+class SlowToLoad(LinearModel):
+    """Takes seconds for its first answer, as for every other: a thousand large products, one after another."""
+
+    def save(self, path: Path) -> None:
+        size = 1000
+        matrix = helper.make_tensor_value_info("product", TensorProto.FLOAT, [size, size])
+        step = helper.make_graph(
+            [
+                helper.make_node("MatMul", ["before", "big"], ["product"]),
+                helper.make_node("Identity", ["goes_on"], ["goes_on_still"]),
+            ],
+            "step",
+            [
+                helper.make_tensor_value_info("number", TensorProto.INT64, []),
+                helper.make_tensor_value_info("goes_on", TensorProto.BOOL, []),
+                helper.make_tensor_value_info("before", TensorProto.FLOAT, [size, size]),
+            ],
+            [helper.make_tensor_value_info("goes_on_still", TensorProto.BOOL, []), matrix],
+        )
+        _save(
+            self,
+            path,
+            [
+                helper.make_node("Gemm", ["x", "w", "b"], ["linear"]),
+                helper.make_node("Loop", ["times", "", "big"], ["last"], body=step),
+                helper.make_node("ReduceSum", ["last"], ["sum"], keepdims=0),
+                helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+                helper.make_node("Add", ["linear", "nothing"], ["y"]),
+            ],
+            {"times": [1000]},
+            {"big": np.full((size, size), 1e-6, np.float32), "zero": np.float32(0)},
+        )
+
+
 def _save(
     model: LinearModel, path: Path, nodes: list[Any], integers: dict[str, list[int]], floats: dict[str, Any]
 ) -> None:

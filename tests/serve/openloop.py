@@ -47,8 +47,9 @@ class Record:
 class OpenLoop:
     """Sends `per_second` requests each second until the block ends."""
 
-    def __init__(self, port: int, per_second: float) -> None:
+    def __init__(self, port: int, per_second: float, model: str = "digits") -> None:
         self.record = Record()
+        self._path = f"/v2/models/{model}/infer".encode()
         self._port = port
         self._pause = 1 / per_second
         self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -84,10 +85,7 @@ class OpenLoop:
     async def _ask(self, is_fresh: bool) -> None:
         body = json.dumps(BODY).encode()
         close = b"connection: close\r\n" if is_fresh else b""
-        head = b"POST /v2/models/digits/infer HTTP/1.1\r\nhost: test\r\n%scontent-length: %d\r\n\r\n" % (
-            close,
-            len(body),
-        )
+        head = b"POST %s HTTP/1.1\r\nhost: test\r\n%scontent-length: %d\r\n\r\n" % (self._path, close, len(body))
         sent, writer = time.monotonic(), None
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

@@ -116,4 +116,9 @@ def _publish_package(
 def _publish_verdict(store: Store, artifact: ArtifactRef, rows: np.ndarray, expected: np.ndarray) -> ArtifactRef:
     golden = {"rows": rows.tolist(), "outputs": expected.tolist(), "tolerance": 0.001, "form": "int8"}
     work = Work(kind="verdict", config={"nonce": uuid4().hex}, inputs={"candidate": artifact}, code_version="test")
-    return Catalog(store).produce(work, lambda attempt: attempt.add_json("golden.json", golden), Origin()).ref
+
+    def build(attempt: Attempt) -> None:
+        attempt.add_json("golden.json", golden)
+        attempt.facts.update(passed=True, reasons=[])
+
+    return Catalog(store).produce(work, build, Origin()).ref

@@ -1,0 +1,164 @@
+"""The same model elsewhere: copied by digest, verified there, rolled out there; and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from modelyard.artifacts import Manifest
+from modelyard.catalog import Catalog, Origin
+from modelyard.errors import DigestMismatch
+from modelyard.regions import region_settings
+from modelyard.revisions import ServedVersion, latest_revision
+from modelyard.rollout import rollback_in, rollout_in
+from modelyard.rollout.regions import copy_artifact
+from modelyard.storage import Store
+from tests.conftest import Installation
+from tests.rollout.yard import Yard
+from tests.serve.packages import publish_version
+from tests.serve.processes import TOKEN, Endpoint
+
+POLICY = {
+    "steps": [50, 100],
+    "min_requests": 20,
+    "min_seconds": 0,
+    "load_seconds": 30,
+    "gates": {"max_error_rate": 0.1, "latency": False},
+}
+
+
+class Place:
+    """A region's bucket and endpoint, and its file."""
+
+    def __init__(self, stack: Installation, name: str, home: Path) -> None:
+        self.name = name
+        folder = stack.settings.regions_folder
+        folder.mkdir(exist_ok=True)
+        self._file = folder / f"{name}.env"
+        self._write(stack, url="http://127.0.0.1:9")
+        self.settings = region_settings(stack.settings, name)
+        self.catalog = Catalog(Store(self.settings))
+        self.catalog.store.control.create_bucket()
+        self.endpoint = Endpoint(self.settings, self.settings.endpoint_name, home)
+        self._write(stack, url=self.endpoint.url)
+        self.endpoint.start()
+
+    def _write(self, stack: Installation, url: str) -> None:
+        lines = {
+            "BUCKET": f"region-{self.name}",
+            "S3_ENDPOINT_URL": stack.settings.store_url,
+            "ENDPOINT_URL": url,
+            "ENDPOINT_NAME": self.name,
+            "ENDPOINT_ADMIN_TOKEN": TOKEN,
+        }
+        self._file.write_text("".join(f"MODELYARD_{key}={value}\n" for key, value in lines.items()))
+        self._file.chmod(0o600)
+
+    def close(self) -> None:
+        self.endpoint.close()
+        self._file.unlink()
+
+    def serving(self, model: str) -> str:
+        answer = httpx.get(f"{self.endpoint.url}/v2/models/{model}", trust_env=False)
+        return answer.headers["Modelyard-Artifact-Digest"]
+
+
+@pytest.fixture(scope="module")
+def eu(stack: Installation, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    place = Place(stack, "eu", tmp_path_factory.mktemp("eu"))
+    yield place
+    place.close()
+
+
+@pytest.fixture
+def yard(stack: Installation, tmp_path: Path) -> Iterator[Yard]:
+    made = Yard(stack, "abroad", POLICY, tmp_path / "flows.log")
+    yield made
+    made.close()
+
+
+def asked(yard: Yard, candidate: ServedVersion) -> dict[str, Any]:
+    return {
+        "model_name": yard.model,
+        "candidate": candidate.artifact,
+        "verdict": candidate.verdict,
+        "config": yard.config,
+        "origin": Origin(),
+    }
+
+
+def test_a_version_is_copied_verified_and_rolled_out_elsewhere(yard: Yard, eu: Place):
+    """The region's bucket holds the same bytes under the same digests, its endpoint serves them; aliases stay home's; and
+    back again."""
+    first, second = yard.publish(1), yard.publish(2)
+    for candidate in (first, second):
+        yard.roll_out(candidate)
+        there = rollout_in("eu", yard.catalog, yard.tracker, yard.settings, **asked(yard, candidate))
+        assert there.changed
+        assert there.artifact.uri.startswith("s3://region-eu/")
+        assert eu.serving(yard.model) == candidate.artifact.digest
+    for ref in (second.artifact, second.verdict):
+        names = Manifest.model_validate_json(yard.store.get(f"{ref.uri}/manifest.json")).content.files
+        copied = eu.catalog.resolve(ref.digest)
+        assert copied.digest == ref.digest
+        assert all(eu.catalog.read(copied, name) == yard.catalog.read(ref, name) for name in names)
+    newest = latest_revision(eu.catalog.store, "eu")
+    assert newest
+    assert newest.decision.action == "promote"
+    back = rollback_in(
+        "eu", yard.tracker, yard.settings, model_name=yard.model, config=yard.config, origin=Origin()
+    )  # fmt: skip
+    assert back.artifact.digest == eu.serving(yard.model) == first.artifact.digest
+    assert yard.tracker.version_by_alias(yard.model, "champion").artifact.digest == second.artifact.digest
+    yard.assert_one_truth()
+
+
+def test_a_copy_that_was_damaged_is_not_rolled_out(yard: Yard, eu: Place):
+    """Each file is read back from the region's bucket; another byte there is named, and nothing else happens."""
+    candidate = yard.publish(3)
+    before = latest_revision(eu.catalog.store, "eu")
+    there = copy_artifact(yard.catalog, eu.catalog, candidate.artifact)
+    uri = eu.catalog.manifest(there).file_uri(there.uri, "model.onnx")
+    body = bytearray(eu.catalog.store.get(uri))
+    body[-1] ^= 1
+    eu.catalog.store.put(uri, bytes(body))
+    with pytest.raises(DigestMismatch, match=r"region-eu.*model\.onnx"):
+        rollout_in("eu", yard.catalog, yard.tracker, yard.settings, **asked(yard, candidate))
+    assert latest_revision(eu.catalog.store, "eu") == before
+
+
+@pytest.mark.soak
+def test_the_first_region_that_refuses_takes_all_back(
+    yard: Yard, eu: Place, stack: Installation, tmp_path_factory: pytest.TempPathFactory
+):
+    """Home and the region before have it already: both go back to what they served, and the run says so."""
+    us = Place(stack, "us", tmp_path_factory.mktemp("us"))
+    try:
+        good = yard.publish(4)
+        flow = yard.start_flow(good, "rollout.regions=[eu, us]")
+        assert flow.wait(120) == 0, yard.log.read_text()
+        assert {yard.state().stable.artifact.digest, eu.serving(yard.model), us.serving(yard.model)} == {
+            good.artifact.digest
+        }
+        # The third place does not trust the signature any more.
+        for key in us.settings.trusted_keys_folder.glob("*.pem"):
+            (us.endpoint.log.parent / key.name).write_bytes(key.read_bytes())
+        us.endpoint.close()
+        us.endpoint = Endpoint(
+            us.settings, "us", us.endpoint.log.parent, MODELYARD_TRUSTED_KEYS=str(us.endpoint.log.parent / "nobody")
+        )
+        us._write(stack, us.endpoint.url)
+        us.endpoint.start()
+        flow = yard.start_flow(publish_version(yard.store, "5"), "rollout.regions=[eu, us]")
+        assert flow.wait(120) != 0
+        said = yard.log.read_text()
+        assert "in region us" in said
+        assert "region eu went back" in said
+        assert "the home installation went back" in said
+        assert {yard.state().stable.artifact.digest, eu.serving(yard.model)} == {good.artifact.digest}
+    finally:
+        us.close()
