@@ -21,7 +21,7 @@ from modelyard.artifacts import Frozen
 from modelyard.errors import DataError, NotFound
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target, task_kind
-from modelyard.transform import FittedTransform
+from modelyard.transform import RowTransform, read_row_transform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ class PackageSpec(Frozen):
 class ModelPackage:
     """One form of a package, loaded."""
 
-    def __init__(self, spec: PackageSpec, transform: FittedTransform, runtime: Runtime, form: str) -> None:
+    def __init__(self, spec: PackageSpec, transform: RowTransform, runtime: Runtime, form: str) -> None:
         self.spec = spec
         self.transform = transform
         self.form = form
@@ -61,14 +61,14 @@ class ModelPackage:
             NotFound: the package has no such form.
         """
         spec = PackageSpec.model_validate_json((folder / PACKAGE_FILE).read_bytes())
-        transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
+        transform = read_row_transform((folder / TRANSFORM_FILE).read_bytes())
         chosen = form or spec.default_form
         if chosen not in spec.forms:
             raise NotFound(f"the package has no form {chosen!r}; it has {', '.join(spec.forms)}")
         return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen)
 
     def outputs(self, rows: np.ndarray) -> np.ndarray:
-        """Raw feature rows (n, width) to raw network outputs (n, k), float32."""
+        """Raw feature rows (n, width), or rows of tokens (n, t), to raw network outputs (n, k), float32."""
         return self.run(self.transform.apply(rows))
 
     def run(self, inputs: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from onnx.shape_inference import InferenceError
 from torch import nn
 
 from modelyard.errors import ConversionFailed
-from modelyard.runtime import Runtime
+from modelyard.runtime import Runtime, answer_tokens
 
 # ONNX's own operators and onnxruntime's: what any onnxruntime build executes without further libraries.
 ALLOWED_DOMAINS = {"", "ai.onnx", "com.microsoft"}
@@ -55,12 +55,11 @@ def check_operators(path: Path) -> dict[str, int]:
 
 
 def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]) -> Parity:
-    """Run both models over batches of network input, each (n, width) float32."""
+    """Run both models over batches of network input, each (n, width) float32, or tokens (n, t) int64."""
     num_rows = num_agreeing = 0
     difference = largest = 0.0
     for features in batches:
-        with torch.inference_mode():
-            expected = parent(torch.from_numpy(features)).numpy()
+        expected = outputs_of(parent, features)
         actual = converted.run(features)
         num_rows += len(features)
         num_agreeing += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
@@ -68,6 +67,16 @@ def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]
         difference = float(np.maximum(difference, np.abs(actual - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
     return Parity(num_rows, difference / max(largest, 1.0), num_agreeing / max(num_rows, 1))
+
+
+def outputs_of(network: nn.Module, rows: np.ndarray) -> np.ndarray:
+    """Outputs (n, k) of a torch network for network input; of tokens, some rows at a time."""
+
+    def answer(some: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(some)).numpy()
+
+    return answer_tokens(answer, rows) if rows.dtype.kind == "i" else answer(rows)
 
 
 def check_parity(form: str, parity: Parity, tolerance: float) -> None:

@@ -23,6 +23,7 @@ from modelyard.compress.config import Technique
 from modelyard.compress.export import INPUT, save_onnx
 from modelyard.compress.techniques import DynamicInt8, HalfWeights, StaticInt8
 from modelyard.errors import ConversionFailed
+from modelyard.transform.text import PORTION_TOKENS
 
 # Operators that hold weights. Everything else is small, and more exact in float.
 WEIGHTED = ["Conv", "Gemm", "MatMul"]
@@ -142,14 +143,27 @@ def _infer_shapes(float_file: Path, prepared: Path) -> None:
     try:
         quant_pre_process(float_file, prepared, skip_optimization=True)
     except Exception:  # noqa: BLE001 (its symbolic inference raises bare ones, of transformers with an open sequence)
-        quant_pre_process(float_file, prepared, skip_optimization=True, skip_symbolic_shape=True)
+        _forget_weights_shapes(float_file, prepared)
+
+
+def _forget_weights_shapes(float_file: Path, prepared: Path) -> None:
+    """Shapes as onnx infers them, without those said of weights: quantization turns some round, and they would be wrong."""
+    model = onnx.load(float_file)
+    weights = {weight.name for weight in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    onnx.save(onnx.shape_inference.infer_shapes(model), prepared)
 
 
 class _OneBatch(CalibrationDataReader):
     """Rows as onnxruntime's calibration asks for them. One batch: its histograms need batches of one size."""
 
     def __init__(self, rows: np.ndarray) -> None:
-        self._batches = iter([{INPUT: rows}])
+        # Tokens are computed a few texts at a time; none of them gets narrower, for histograms need one size.
+        some = max(1, PORTION_TOKENS // rows.shape[1]) if rows.dtype.kind == "i" else len(rows)
+        whole = len(rows) - len(rows) % min(some, len(rows))
+        self._batches = iter([{INPUT: rows[at : at + some]} for at in range(0, whole, some)])
 
     def get_next(self) -> dict[str, np.ndarray] | None:  # ty: ignore[incompatible-method-override] (None ends it)
         return next(self._batches, None)

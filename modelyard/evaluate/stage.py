@@ -13,7 +13,7 @@ import numpy as np
 from modelyard import gates
 from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
-from modelyard.code_version import code_version
+from modelyard.code_version import code_version, installed
 from modelyard.datasets import Dataset
 from modelyard.errors import Refused
 from modelyard.evaluate.card import model_card
@@ -29,6 +29,7 @@ from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_fil
 
 # The picture of the explanations is part of a verdict, so matplotlib is too.
 LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
+OPTIONAL_LIBRARIES = ("tokenizers", "transformers")  # of models that read texts
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
@@ -82,7 +83,7 @@ def evaluate(
         kind="verdict",
         config=config.model_dump(mode="json"),
         inputs=inputs | ({"champion": champion_ref} if champion_ref else {}),
-        code_version=code_version("modelyard.evaluate", LIBRARIES),
+        code_version=code_version("modelyard.evaluate", [*LIBRARIES, *installed(OPTIONAL_LIBRARIES)]),
     )
     return catalog.produce(work, partial(_build, catalog, work, config), origin)
 
@@ -132,6 +133,8 @@ def _add_picture(attempt: Attempt, evidence: Evidence) -> bytes | None:
     if evidence.explained is None:
         return None
     attempt.add_json(EXPLANATIONS_FILE, evidence.explained)
+    if "texts" in evidence.explained:
+        return None  # words are shown as words
     picture = explanation_png(evidence.explained)
     attempt.add_bytes(EXPLANATIONS_PICTURE, picture)
     return picture

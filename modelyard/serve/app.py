@@ -170,7 +170,8 @@ class EndpointApp:
             name: [version.served.version for version in route.in_order()]
             for name, route in self._router.table.routes.items()
         }
-        return 200, openapi.document(modelyard.__version__, served)
+        reads_text = any(version.info.reads_text for version in self._router.table.versions())
+        return 200, openapi.document(modelyard.__version__, served, reads_text=reads_text)
 
     def _status(self) -> tuple[int, Any]:
         return 200, describe(self.endpoint, self._reconciler.status(), self._router.table, self._router.trials)

@@ -36,11 +36,12 @@ _READING = (401, 403, 404, 405, 503)
 _INFERRING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 503, 504)
 
 
-def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
+def document(version: str, models: Mapping[str, Iterable[str]], *, reads_text: bool = False) -> Json:
     """The whole document.
 
     Args:
         models: versions of each model served now; they become the admitted values of the paths' parameters.
+        reads_text: whether some model takes texts, or tokens as two tensors.
     """
     numbers = sorted({number for versions in models.values() for number in versions})
     name, number = _parameter("model", list(models)), _parameter("version", numbers)
@@ -70,27 +71,32 @@ def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
             "/admin/notify": _guarded("post", "Look at the bucket now", 202),
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(reads_text),
             "responses": {str(status): _refusal(meaning) for status, meaning in _REFUSALS.items()},
             "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _schemas() -> Json:
+def _schemas(reads_text: bool) -> Json:
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    return {**_inference_schemas(), **_scoring_schemas(), "Error": error}
+    return {**_inference_schemas(reads_text), **_scoring_schemas(), "Error": error}
 
 
-def _inference_schemas() -> Json:
+def _inference_schemas(reads_text: bool) -> Json:
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
         "properties": {
-            "name": {"const": INPUT_NAME},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
-            "datatype": {"enum": list(DATATYPES)},
-            "data": _ROWS,
+            "name": {"type": "string"} if reads_text else {"const": INPUT_NAME},
+            "shape": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 1},
+                "minItems": 1 if reads_text else 2,
+                "maxItems": 2,
+            },
+            "datatype": {"enum": [*DATATYPES, *(["BYTES"] if reads_text else [])]},
+            "data": _RAW_ROWS if reads_text else _ROWS,
             "parameters": _PARAMETERS,
         },
     }
@@ -116,7 +122,7 @@ def _inference_schemas() -> Json:
             "required": ["inputs"],
             "properties": {
                 "id": {"type": "string"},
-                "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+                "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 2 if reads_text else 1},
                 "outputs": {"type": "array", "items": asked},
                 "parameters": _PARAMETERS,
             },

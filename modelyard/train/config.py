@@ -159,7 +159,7 @@ class DistillConfig(Frozen):
 # What only decides how the work is carried out, never what comes out of it.
 OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence_seconds"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
-NAMES = {"init": {"model"}, "distill": {"teacher"}}
+NAMES = {"init": {"model"}, "distill": {"teacher"}, "model": {"source"}}
 
 
 class TrainConfig(Frozen):
