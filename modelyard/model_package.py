@@ -76,7 +76,7 @@ class ModelPackage:
         return self._runtime.run(inputs)
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Raw outputs (n, k) as named answers, each of length n."""
+        """Raw outputs (n, k) as named answers, each of n rows."""
         return self._task.decode(self.spec.target, outputs)
 
     def predict(self, frame: pd.DataFrame, params: dict[str, object] | None = None) -> pd.DataFrame:  # noqa: ARG002
@@ -84,7 +84,9 @@ class ModelPackage:
         import pandas as pd
 
         rows = self.transform.apply_frame(frame)
-        return pd.DataFrame(self.decode(self._runtime.run(rows)), index=frame.index)
+        answers = self.decode(self._runtime.run(rows))
+        plain = {name: list(values) if values.ndim > 1 else values for name, values in answers.items()}
+        return pd.DataFrame(plain, index=frame.index)
 
 
 def refuse_foreign_files(names: Iterable[str]) -> None:

@@ -139,3 +139,54 @@ def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, e
 
     work = Work(kind="model", config={"epochs": epochs}, inputs={"dataset": dataset_ref}, code_version="test")
     return catalog.produce(work, build, Origin()).ref
+
+
+def pairs(num_rows: int = 200, seed: int = 0) -> pd.DataFrame:
+    """Texts with others that share some of their words: columns text, other, likeness (the share of common words)."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(num_rows):
+        words, more = (list(rng.choice(NOISE, 8)) for _ in range(2))
+        kept = int(rng.integers(0, 9))
+        rows.append((" ".join(words), " ".join(words[:kept] + more[kept:]), kept / 8))
+    return pd.DataFrame(rows, columns=["text", "other", "likeness"])
+
+
+def pair_config(source: str, similarity: str = "likeness") -> PreprocessConfig:
+    """Pairs, for a network that makes vectors."""
+    return PreprocessConfig.model_validate(
+        {
+            "task": "embedding",
+            "target": "other",
+            "similarity": similarity,
+            "features": ["text"],
+            "columns": {"text": {"type": "text"}},
+            "transform": {"text": {"source": source}},
+            "split": {"train": 0.2, "validation": 0.2, "test": 0.6},
+        }
+    )
+
+
+def sentence_folder(folder: Path) -> Path:
+    """A tiny network with what sentence-transformers writes beside one: mean pooling, vectors of length 1."""
+    network_folder(folder)
+    kinds = ("Transformer", "Pooling", "Normalize")
+    modules = [
+        {
+            "idx": at,
+            "name": str(at),
+            "path": f"{at}_{kind}" if at else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for at, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    pooling = {
+        "word_embedding_dimension": BERT["hidden_size"],
+        "pooling_mode_cls_token": False,
+        "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False,
+    }
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder

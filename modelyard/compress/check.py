@@ -28,11 +28,14 @@ class Parity:
     Attributes:
         largest_difference: of any output, as a fraction of the largest output (or of 1 where all are smaller).
         agreement_fraction: rows whose largest output is the same one.
+        mean_cosine, smallest_cosine: between the outputs of a row, where those are a vector; else None.
     """
 
     num_rows: int
     largest_difference: float
     agreement_fraction: float
+    mean_cosine: float | None = None
+    smallest_cosine: float | None = None
 
 
 def check_operators(path: Path) -> dict[str, int]:
@@ -54,8 +57,15 @@ def check_operators(path: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
-def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]) -> Parity:
-    """Run both models over batches of network input, each (n, width) float32, or tokens (n, t) int64."""
+def compare(
+    parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray], *, as_vectors: bool = False
+) -> Parity:
+    """Run both models over batches of network input, each (n, width) float32, or tokens (n, t) int64.
+
+    Args:
+        as_vectors: measure angles too.
+    """
+    cosines: list[np.ndarray] = []
     num_rows = num_agreeing = 0
     difference = largest = 0.0
     for features in batches:
@@ -66,7 +76,17 @@ def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]
         # np.maximum keeps NaN, where max() would drop it.
         difference = float(np.maximum(difference, np.abs(actual - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
-    return Parity(num_rows, difference / max(largest, 1.0), num_agreeing / max(num_rows, 1))
+        if as_vectors:
+            size = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+            cosines.append((expected * actual).sum(axis=1) / np.maximum(size, 1e-12))
+    angles = np.concatenate(cosines) if cosines else None
+    return Parity(
+        num_rows,
+        difference / max(largest, 1.0),
+        num_agreeing / max(num_rows, 1),
+        mean_cosine=None if angles is None else float(angles.mean()),
+        smallest_cosine=None if angles is None else float(angles.min()),
+    )
 
 
 def outputs_of(network: nn.Module, rows: np.ndarray) -> np.ndarray:

@@ -78,7 +78,7 @@ def _check_and_measure(
         sizes[name] = (folder / form.file).stat().st_size
         operators[name] = check_operators(folder / form.file)
         runtime = open_runtime(form, folder, config.measure.threads)
-        parity = compare(model, runtime, rows.batches())
+        parity = compare(model, runtime, rows.batches(), as_vectors=spec.target.task == "embedding")
         if name == FLOAT_FORM:
             check_parity(name, parity, config.parity_tolerance)
         parities[name] = asdict(parity)

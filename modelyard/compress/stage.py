@@ -13,6 +13,7 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version, installed
 from modelyard.compress.config import CompressConfig
 from modelyard.datasets import TARGET_FILE
+from modelyard.errors import ConfigError
 from modelyard.models.config import MODEL_FILE, HuggingFaceConfig, ModelSpec
 from modelyard.task_kinds import Target, refuse_language_models
 
@@ -54,7 +55,13 @@ def compress(
 
 def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig) -> Work:
     """What a package depends on."""
-    refuse_language_models("compress", Target.model_validate_json(catalog.read(model_ref, TARGET_FILE)))
+    target = Target.model_validate_json(catalog.read(model_ref, TARGET_FILE))
+    refuse_language_models("compress", target)
+    if target.task == "embedding" and config.search is not None:
+        raise ConfigError(
+            "compress.search",
+            "a search judges answers row by row, and a vector alone is none; name compress.techniques",
+        )
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
     return Work(
         kind="compressed",

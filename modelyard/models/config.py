@@ -83,6 +83,7 @@ Pooling = Literal["mean", "cls", "max", "last"]
 AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
+    "embedding": "AutoModel",
 }
 
 
@@ -95,12 +96,16 @@ class HuggingFaceConfig(Frozen):
         auto_class: the class of `transformers` that builds it; empty: the one that the task takes.
         config: keys of `config.json` that shall be otherwise than in the source, such as dropout; without a source all
             of them, ``model_type`` first. In a trained model: the whole of it.
+        pooling: for embedding: how the vectors of a text's tokens become its own; empty: as the source says.
+        normalise: for embedding: to length 1; None: as the source says.
     """
 
     kind: Literal["huggingface"]
     source: str = ""
     auto_class: str = Field("", pattern=r"^(AutoModel\w*)?$")
     config: dict[str, Any] = Field(default_factory=dict)
+    pooling: Pooling | Literal[""] = ""
+    normalise: bool | None = None
 
     @model_validator(mode="after")
     def _is_something(self) -> Self:

@@ -12,13 +12,13 @@ import os
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError, MissingExtra
-from modelyard.models.config import HuggingFaceConfig
+from modelyard.models.config import HuggingFaceConfig, Pooling
 
 # A network that lacks more of its weights than this is another one than the folder holds; a new head is far smaller.
 MAX_FRESH_FRACTION = 0.5
@@ -29,22 +29,47 @@ class Transformer(nn.Module):
     """Tokens (n, t) int64, below 0 where there is none -> raw outputs (n, k).
 
     Args:
-        network: of `transformers`; takes ``input_ids`` and ``attention_mask``, gives ``logits``.
+        network: of `transformers`; takes ``input_ids`` and ``attention_mask``, gives ``logits``, or hidden states where
+            they are to be pooled.
         pad: a token's number to compute with where there is none; nothing looks at it.
+        pooling, normalise: as `HuggingFaceConfig` has them.
     """
 
     reads_tokens = True
 
-    def __init__(self, network: nn.Module, pad: int) -> None:
+    def __init__(
+        self, network: nn.Module, pad: int, pooling: Pooling | Literal[""] = "", *, normalise: bool = False
+    ) -> None:
         super().__init__()
         self.network = network
-        self._pad = pad
+        self._pad, self._pooling, self._normalise = pad, pooling, normalise
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         if tokens.shape[0] == 0:  # a rank's share of the last batch may be empty, and its gradients are then zeros
             return self(tokens.new_full((1, 1), self._pad))[:0]
         here = tokens >= 0
-        return self.network(input_ids=tokens.masked_fill(~here, self._pad), attention_mask=here.long()).logits
+        answer = self.network(input_ids=tokens.masked_fill(~here, self._pad), attention_mask=here.long())
+        if not self._pooling:
+            return answer.logits
+        vectors = pooled(answer.last_hidden_state, here, self._pooling)
+        return nn.functional.normalize(vectors, dim=-1) if self._normalise else vectors
+
+
+def pooled(states: torch.Tensor, here: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    """Vectors of tokens (n, t, width) as one for each text (n, width); ``here`` (n, t) says where a token is.
+
+    As sentence-transformers pools (Reimers and Gurevych 2019, arXiv 1908.10084).
+    """
+    mask = here.unsqueeze(-1)
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "max":
+        return states.masked_fill(~mask, float("-inf")).amax(dim=1)
+    if pooling == "last":
+        last = here.long().sum(dim=1, keepdim=True).clamp(min=1) - 1
+        return states.gather(1, last.unsqueeze(-1).expand(-1, -1, states.shape[-1])).squeeze(1)
+    weights = mask.to(states.dtype)
+    return (states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
 
 
 def build_transformer(config: HuggingFaceConfig, output_width: int) -> Transformer:
@@ -59,7 +84,7 @@ def build_transformer(config: HuggingFaceConfig, output_width: int) -> Transform
         network = _auto_class(config).from_config(settings, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError) as failure:
         raise ConfigError("train.model", f"{config.auto_class} cannot be built: {_first_line(failure)}") from failure
-    return Transformer(network, settings.pad_token_id)
+    return _wrapped(network, settings.pad_token_id, config)
 
 
 def load_pretrained(config: HuggingFaceConfig, output_width: int, folder: Path) -> tuple[Transformer, list[str]]:
@@ -97,7 +122,11 @@ def load_pretrained(config: HuggingFaceConfig, output_width: int, folder: Path) 
             f"{config.source} lacks most of the weights of {type(network).__name__} ({', '.join(fresh[:3])}, ...): it"
             " holds another network than its config.json says, or train.model.config changed its shapes",
         )
-    return Transformer(network.train(), network.config.pad_token_id), fresh
+    return _wrapped(network.train(), network.config.pad_token_id, config), fresh
+
+
+def _wrapped(network: nn.Module, pad: int, config: HuggingFaceConfig) -> Transformer:
+    return Transformer(network, pad, config.pooling, normalise=bool(config.normalise))
 
 
 def class_name(config: HuggingFaceConfig, output_width: int) -> str:

@@ -64,7 +64,8 @@ def assemble(
     elif text is not None:
         _check_labels(plan, statistics)
         attempt.add_json(TRANSFORM_FILE, text.model_dump(mode="json"))
-        attempt.add_json(TARGET_FILE, _target(config, plan, statistics).model_dump(mode="json"))
+        target = _target(config, plan, statistics).model_copy(update={"similarity": config.similarity})
+        attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
         more = {}
     else:
         more = _write_transform(attempt, config, plan, statistics, rows_of)

@@ -125,8 +125,17 @@ class PreprocessConfig(Frozen):
     the same rows in CSV and in Parquet make the same data set.
     """
 
-    target: str = Field(min_length=1, description="column to predict; for language_modelling the texts")
+    target: str = Field(
+        min_length=1,
+        description="column to predict; for language_modelling the texts; for embedding the"
+        " text that belongs to the feature's",
+    )
     task: TaskName = "classification"
+    similarity: str = Field(
+        "",
+        description="for embedding: the column of numbers that says how alike the two texts of a row are; empty: they"
+        " belong together",
+    )
     features: Literal["*"] | list[str] = Field(
         EVERY,
         description="input columns in the network's order; *: every column that holds numbers or whose type `columns`"
@@ -195,6 +204,20 @@ class PreprocessConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _embedding_has_pairs(self) -> PreprocessConfig:
+        if self.task != "embedding":
+            if self.similarity:
+                raise ValueError("similarity belongs to task embedding")
+            return self
+        if self.text_column is None:
+            raise ValueError("embedding reads a column of type text: name it in features, and its type under `columns`")
+        if self.target_values is not None or self.label.suspects or self.split.method == "stratified":
+            raise ValueError(
+                "target_values, label.suspects and split.method stratified look at classes; a text has none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _text_stands_alone(self) -> PreprocessConfig:
         texts = [name for name, rule in self.columns.items() if rule.type == "text"]
         if not texts:
@@ -255,8 +278,8 @@ class PreprocessConfig(Frozen):
     def named(self) -> list[str]:
         """Columns that must be there, each once."""
         features = [] if self.features == EVERY else list(self.features)
-        time = [self.split.time_column] if self.split.time_column else []
-        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *time, *self.keep]))
+        others = [name for name in (self.split.time_column, self.similarity) if name]
+        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *others, *self.keep]))
 
 
 def _check_order(field: str, low: float | datetime | None, high: float | datetime | None) -> None:

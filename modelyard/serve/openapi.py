@@ -18,6 +18,20 @@ _VALUE: Json = {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null
 _VALUES: Json = {"type": "array", "items": _VALUE}
 _RAW_ROWS: Json = {"type": "array", "items": {"anyOf": [_VALUE, _VALUES]}}
 _RECORDS: Json = {"type": "array", "items": {"type": "object", "additionalProperties": _VALUE}}
+_TEXT: Json = {"type": "string", "minLength": 1}
+_TOKENS: Json = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_EMBEDDING: Json = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TEXT}, _TOKENS,
+                            {"type": "array", "minItems": 1, "items": _TOKENS}]},
+        "encoding_format": {"enum": ["float", "base64"]},
+        "dimensions": {"type": "integer", "minimum": 1},
+        "user": {"type": "string"},
+    },
+}  # fmt: skip
 _PARAMETERS: Json = {"type": "object"}
 _REFUSALS = {
     400: "something in the request does not fit; the sentence says what",
@@ -67,6 +81,7 @@ def document(version: str, models: Mapping[str, Iterable[str]], *, reads_text: b
             "/invocations/{model}": _score("MLflow scoring", [name]),
             "/v1/models": _get("Models, as OpenAI's clients ask"),
             "/v1/models/{model}": _get("One of them", parameters=[name]),
+            "/v1/embeddings": _embed(),
             "/admin/status": _guarded("get", "Revision, versions, workers", 200),
             "/admin/notify": _guarded("post", "Look at the bucket now", 202),
         },
@@ -80,7 +95,7 @@ def document(version: str, models: Mapping[str, Iterable[str]], *, reads_text: b
 
 def _schemas(reads_text: bool) -> Json:
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    return {**_inference_schemas(reads_text), **_scoring_schemas(), "Error": error}
+    return {**_inference_schemas(reads_text), **_scoring_schemas(), "EmbeddingRequest": _EMBEDDING, "Error": error}
 
 
 def _inference_schemas(reads_text: bool) -> Json:
@@ -174,6 +189,11 @@ def _infer(summary: str, parameters: Iterable[Json]) -> Json:
 def _score(summary: str, parameters: Iterable[Json]) -> Json:
     body = {"application/json": {"schema": _ref("ScoringRequest")}, "text/csv": {"schema": {"type": "string"}}}
     return _post(summary, body, {"application/json": {"schema": _ref("ScoringResponse")}}, parameters)
+
+
+def _embed() -> Json:
+    body = {"application/json": {"schema": _ref("EmbeddingRequest")}}
+    return _post("Embeddings, as OpenAI's clients ask", body, {"application/json": {}}, [])
 
 
 def _post(summary: str, body: Json, answer: Json, parameters: Iterable[Json]) -> Json:

@@ -86,14 +86,14 @@ class StopConfig(Frozen):
         metric: the validation metric that ``target`` and ``patience`` look at and the best weights are chosen by; None:
             the task's headline.
         patience: validations in a row without a new best.
-        max_steps: optimizer steps.
+        max_steps: optimizer steps. 0: nothing is trained; a network that comes with weights is published as it is.
         max_seconds: of training, over all resumes together. The one rule that does not repeat to the bit.
         diverged_above: a mean training loss above this counts as diverged, as a NaN does; None: only NaN and infinity.
     """
 
     metric: str | None = None
     patience: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=0)
     max_seconds: float | None = Field(None, gt=0)
     diverged_above: float | None = None
 

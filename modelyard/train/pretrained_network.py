@@ -10,12 +10,27 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError
 from modelyard.models.config import AUTO_CLASSES, HuggingFaceConfig
-from modelyard.pretrained import CONFIG_FILE, TOKENIZER_FILE, plain_tokenizer, sha256_of, take_in
+from modelyard.pretrained import (
+    CONFIG_FILE,
+    MODULES_FILE,
+    POOLING_FILE,
+    TOKENIZER_FILE,
+    plain_tokenizer,
+    sha256_of,
+    take_in,
+)
 from modelyard.task_kinds import Target
 from modelyard.train.config import TrainConfig
 from modelyard.transform import TextTransform
 
 SOURCE_FIELD = "train.model.source"
+# Keys of sentence-transformers' pooling -> ours.
+POOLING_KEYS = {
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
 
 
 def pretrained_of(catalog: Catalog, config: TrainConfig, origin: Origin) -> ArtifactRef | None:
@@ -55,7 +70,32 @@ def whole_network(
     keys |= network.config
     _require_room(keys, network, transform)
     auto_class = network.auto_class or AUTO_CLASSES[target.task]
-    return network.model_copy(update={"config": keys, "auto_class": auto_class, "source": ""})
+    ends = _pooling(catalog, network, pretrained) if target.task == "embedding" else {"pooling": "", "normalise": None}
+    return network.model_copy(update={"config": keys, "auto_class": auto_class, "source": "", **ends})
+
+
+def _pooling(catalog: Catalog, network: HuggingFaceConfig, pretrained: ArtifactRef | None) -> dict[str, Any]:
+    """How tokens' vectors become a text's, as sentence-transformers writes it beside a network, or as the config says."""
+
+    def read(name: str) -> Any:
+        there = pretrained is not None and name in catalog.manifest(pretrained).content.files
+        return json.loads(catalog.read(pretrained, name)) if pretrained and there else None
+
+    parts = [str(part["type"]).rpartition(".")[2] for part in read(MODULES_FILE) or []]
+    if strange := [part for part in parts if part not in ("Transformer", "Pooling", "Normalize")]:
+        raise ConfigError(
+            SOURCE_FIELD, f"{network.source} has a part that Modelyard does not know: {', '.join(strange)}"
+        )
+    said = read(POOLING_FILE) or {}
+    modes = [said["pooling_mode"]] if isinstance(said.get("pooling_mode"), str) else []
+    modes += [mode for key, mode in POOLING_KEYS.items() if said.get(key)]
+    pooling = network.pooling or (modes[0] if len(modes) == 1 else "")
+    if pooling not in POOLING_KEYS.values():
+        found = f"{network.source} says {', '.join(modes)}" if modes else f"{network.source or 'nothing'} does not say"
+        raise ConfigError(
+            "train.model.pooling", f"how do tokens become a text's vector? {found}: take mean, cls, max or last"
+        )
+    return {"pooling": pooling, "normalise": "Normalize" in parts if network.normalise is None else network.normalise}
 
 
 def _require_tokenizer(

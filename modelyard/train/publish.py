@@ -62,19 +62,29 @@ def publish(
     fitted, schema = read_transform(transform), Target.model_validate_json(target)
     kind = task_kind(schema.task)
     spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
-    save_model(spec, weights, attempt.scratch)
-    for name in (MODEL_FILE, WEIGHTS_FILE):
-        attempt.add(name, attempt.scratch / name)
+    add_network(attempt, spec, weights)
     attempt.add_bytes(TRANSFORM_FILE, transform)
     attempt.add_bytes(TARGET_FILE, target)
     attempt.add_json(HISTORY_FILE, progress.validations)
     if isinstance(fitted, TokenTransform):
         _add_language_files(catalog, attempt, dataset, spec, fitted)
     if isinstance(fitted, TextTransform) and isinstance(spec.network, HuggingFaceConfig):
-        attempt.add_bytes(TOKENIZER_FILE, fitted.tokenizer.encode())
-        attempt.add_json(CONFIG_FILE, transformer_config_json(spec, schema))
-        attempt.add_json(TOKENIZER_CONFIG_FILE, text_tokenizer_json(fitted))
+        add_library_files(attempt, spec, fitted, schema)
     attempt.facts.update(_facts(progress, config.stop.metric or kind.headline, weights))
+
+
+def add_network(attempt: Attempt, spec: ModelSpec, weights: Tensors) -> None:
+    """The network and its weights."""
+    save_model(spec, weights, attempt.scratch)
+    for name in (MODEL_FILE, WEIGHTS_FILE):
+        attempt.add(name, attempt.scratch / name)
+
+
+def add_library_files(attempt: Attempt, spec: ModelSpec, transform: TextTransform, target: Target) -> None:
+    """What `transformers` needs besides to load the folder."""
+    attempt.add_bytes(TOKENIZER_FILE, transform.tokenizer.encode())
+    attempt.add_json(CONFIG_FILE, transformer_config_json(spec, target))
+    attempt.add_json(TOKENIZER_CONFIG_FILE, text_tokenizer_json(transform))
 
 
 def _best_weights(catalog: Catalog, scratch: Path, config: TrainConfig, checkpoints: str) -> tuple[Progress, Tensors]:

@@ -9,7 +9,7 @@ from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
 from modelyard.models.config import CustomConfig, HuggingFaceConfig, ModelConfig
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import TAKEN_AS_IT_IS, Target, task_kind
 from modelyard.train.config import TrainConfig, nearest
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.pretrained_network import whole_network
@@ -52,6 +52,8 @@ def require_trainable(
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
+    if target.task == "embedding":
+        raise ConfigError("train.stop.max_steps", TAKEN_AS_IT_IS)
     known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
     if config.stop.metric is not None and config.stop.metric not in known:
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))

@@ -49,6 +49,11 @@ def train(
     def build(attempt: Attempt) -> None:
         from modelyard.train.publish import publish  # torch: two seconds that a found model need not wait for
 
+        if config.stop.max_steps == 0:
+            from modelyard.train.taking import take_as_it_is
+
+            take_as_it_is(catalog, attempt, dataset, config, pretrained)
+            return
         network = require_trainable(catalog, dataset, config, parents, pretrained)
         checkpoints = f"{catalog.folder('model', work.key)}/checkpoints"
         spec = {
