@@ -150,7 +150,7 @@ async def _refused(client: openai.AsyncOpenAI) -> None:
         ({"input": "fine", "encoding_format": "int8"}, "'encoding_format' is float or base64"),
     ]:
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.embeddings.create(model="digits", **given)  # ty: ignore[invalid-argument-type]
+            await client.embeddings.create(model="digits", **given)
         assert words in refused.value.response.text
 
 
