@@ -17,7 +17,7 @@ from modelyard.errors import DataError, EndpointUnavailable, NotFound
 from modelyard.model_package import TRANSFORM_FILE
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
-from modelyard.transform import FittedTransform
+from modelyard.transform import read_row_transform
 
 
 def predict(
@@ -58,7 +58,7 @@ def _rows_of_file(settings: Settings, model: str, file: Path, count: int) -> Row
     frame = (pd.read_parquet(file) if file.suffix == ".parquet" else pd.read_csv(file)).head(count)
     catalog = Catalog(Store(settings))
     served = catalog.resolve(_served_digest(settings, model))
-    transform = FittedTransform.model_validate_json(catalog.read(served, TRANSFORM_FILE))
+    transform = read_row_transform(catalog.read(served, TRANSFORM_FILE))
     try:
         return Rows(values=transform.rows(frame), truths=[])
     except DataError as failure:

@@ -77,7 +77,7 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
         raise PermanentError(f"{url}: HTTP {response.status_code}: {response.text[:300]}")
     outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
     return Prediction(
-        labels=outputs["label"] if "label" in outputs else outputs["value"],
+        labels=_told(outputs),
         probabilities=outputs.get("probability", []),
         truths=rows.truths,
         version=response.headers["Modelyard-Model-Version"],
@@ -85,3 +85,10 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
         request_id=response.headers["Modelyard-Request-Id"],
         milliseconds=milliseconds,
     )
+
+
+def _told(outputs: dict[str, list[Any]]) -> list[Any]:
+    """What an answer says in one word or number; of a vector how long it is."""
+    if "embedding" in outputs:
+        return ["a vector"]
+    return outputs["label"] if "label" in outputs else outputs["value"]

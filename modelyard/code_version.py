@@ -11,7 +11,7 @@ import hashlib
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from modelyard.errors import ConfigError
@@ -41,6 +41,18 @@ def code_version(room: str, libraries: Sequence[str], factories: Sequence[str] =
     releases = [f"{name}=={version(name).partition('+')[0]}" for name in sorted(libraries)]
     custom = [f"{factory}={_factory_hash(factory)}" for factory in sorted(factories)]
     return hashlib.sha256("\n".join([*sources, *releases, *custom]).encode()).hexdigest()[:16]
+
+
+def installed(libraries: Sequence[str]) -> list[str]:
+    """Those of some optional distributions that are installed."""
+    found = []
+    for name in libraries:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
 
 
 @cache

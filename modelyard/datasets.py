@@ -24,7 +24,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.errors import DataError
 from modelyard.task_kinds import Target, refuse_language_models, task_kind
-from modelyard.transform import FittedTransform
+from modelyard.transform import joined, read_row_transform
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -44,7 +44,7 @@ class Dataset:
         self._folder = folder
         self.target = Target.model_validate_json((folder / TARGET_FILE).read_bytes())
         refuse_language_models("what reads rows of a table", self.target)
-        self.transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
+        self.transform = read_row_transform((folder / TRANSFORM_FILE).read_bytes())
 
     @classmethod
     def fetch(cls, catalog: Catalog, ref: ArtifactRef, folder: Path, splits: Sequence[Split]) -> Dataset:
@@ -74,14 +74,15 @@ class Dataset:
         return sum(parquet.read_metadata(shard).num_rows for shard in (self._folder / split).glob("*.parquet"))
 
     def batches(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Feature rows (n, number of columns) float64 and encoded targets (n,), ready for `FittedTransform.apply`."""
+        """Feature rows (n, number of columns) float64, or of tokens (n, t) int64, ready for the transform's `apply`; and
+        encoded targets (n,)."""
         kind = task_kind(self.target.task)
         for frame in self.frames(split, batch_rows):
             rows = self.transform.rows(frame)
             yield rows, kind.encode(self.target, frame[self.target.column])
 
     def load(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """A whole split in memory: network input (n, width) float32 and encoded targets (n,).
+        """A whole split in memory: network input (n, width) float32, or tokens (n, t) int64, and encoded targets (n,).
 
         Raises:
             DataError: the split is empty.
@@ -90,7 +91,7 @@ class Dataset:
         if not parts:
             raise DataError(f"the {split} split is empty")
         features, targets = zip(*parts, strict=True)
-        return np.concatenate(features), np.concatenate(targets)
+        return joined(features), np.concatenate(targets)
 
 
 def _frames(shards: Sequence[Path], batch_rows: int) -> Iterator[pd.DataFrame]:

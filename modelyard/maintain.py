@@ -22,6 +22,7 @@ RETENTION: dict[ArtifactKind, timedelta] = {
     "snapshot": timedelta(days=30),
     "partition": timedelta(days=14),
     "dataset": timedelta(days=14),
+    "pretrained": timedelta(days=30),
     "model": timedelta(days=30),
     "candidate": timedelta(days=14),
     "compressed": timedelta(days=30),

@@ -21,7 +21,7 @@ from modelyard.artifacts import Frozen
 from modelyard.errors import DataError, NotFound
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target, task_kind
-from modelyard.transform import FittedTransform
+from modelyard.transform import RowTransform, read_row_transform
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ class PackageSpec(Frozen):
 class ModelPackage:
     """One form of a package, loaded."""
 
-    def __init__(self, spec: PackageSpec, transform: FittedTransform, runtime: Runtime, form: str) -> None:
+    def __init__(self, spec: PackageSpec, transform: RowTransform, runtime: Runtime, form: str) -> None:
         self.spec = spec
         self.transform = transform
         self.form = form
@@ -61,14 +61,14 @@ class ModelPackage:
             NotFound: the package has no such form.
         """
         spec = PackageSpec.model_validate_json((folder / PACKAGE_FILE).read_bytes())
-        transform = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes())
+        transform = read_row_transform((folder / TRANSFORM_FILE).read_bytes())
         chosen = form or spec.default_form
         if chosen not in spec.forms:
             raise NotFound(f"the package has no form {chosen!r}; it has {', '.join(spec.forms)}")
         return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen)
 
     def outputs(self, rows: np.ndarray) -> np.ndarray:
-        """Raw feature rows (n, width) to raw network outputs (n, k), float32."""
+        """Raw feature rows (n, width), or rows of tokens (n, t), to raw network outputs (n, k), float32."""
         return self.run(self.transform.apply(rows))
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
@@ -76,7 +76,7 @@ class ModelPackage:
         return self._runtime.run(inputs)
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
-        """Raw outputs (n, k) as named answers, each of length n."""
+        """Raw outputs (n, k) as named answers, each of n rows."""
         return self._task.decode(self.spec.target, outputs)
 
     def predict(self, frame: pd.DataFrame, params: dict[str, object] | None = None) -> pd.DataFrame:  # noqa: ARG002
@@ -84,7 +84,9 @@ class ModelPackage:
         import pandas as pd
 
         rows = self.transform.apply_frame(frame)
-        return pd.DataFrame(self.decode(self._runtime.run(rows)), index=frame.index)
+        answers = self.decode(self._runtime.run(rows))
+        plain = {name: list(values) if values.ndim > 1 else values for name, values in answers.items()}
+        return pd.DataFrame(plain, index=frame.index)
 
 
 def refuse_foreign_files(names: Iterable[str]) -> None:

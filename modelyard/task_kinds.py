@@ -18,7 +18,8 @@ from modelyard.metrics import ClassificationMetrics, LanguageMetrics, Metric, Re
 if TYPE_CHECKING:
     import pandas as pd  # only where frames are; the endpoint decodes without it
 
-TaskName = Literal["classification", "regression", "language_modelling"]
+TaskName = Literal["classification", "regression", "language_modelling", "embedding"]
+TAKEN_AS_IT_IS = "a network for embedding is taken as it comes: set train.stop.max_steps to 0"
 NO_TOKEN = -100  # as a target: nothing is to be foretold here; torch's cross-entropy leaves it out
 
 
@@ -30,6 +31,8 @@ class Target(Frozen):
         mean, scale: for regression: the network predicts (value - mean) / scale, so that a rate that suits one data
             set suits another whatever its units.
         token_bytes: for language modelling: bytes of text that each token of the vocabulary stands for.
+        similarity: for embedding: the column that says how alike the two texts of a row are; empty: they belong together.
+        width: for embedding: numbers of a vector, as the model makes them; 0 in a data set.
     """
 
     task: TaskName = "classification"
@@ -38,6 +41,8 @@ class Target(Frozen):
     mean: float = 0.0
     scale: float = Field(1.0, gt=0)
     token_bytes: list[int] = Field(default_factory=list)
+    similarity: str = ""
+    width: int = Field(0, ge=0)
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -158,10 +163,35 @@ class LanguageModelling:
         return {"token": probabilities.argmax(axis=1), "probability": probabilities.max(axis=1)}
 
 
+class Embedding:
+    """A text as a vector, near to those of texts that mean the same. The target column holds the text that belongs to a row's,
+    so rows can be judged only against each other."""
+
+    loss = ""
+    headline = "recall_at_10"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        return Target(task="embedding", column=column)
+
+    def output_width(self, target: Target) -> int:
+        return target.width
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
+        raise ConfigError("preprocess.task", TAKEN_AS_IT_IS)
+
+    def metric(self, target: Target) -> Metric:  # noqa: ARG002
+        raise ConfigError("preprocess.task", TAKEN_AS_IT_IS)
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """The vectors themselves, (n, width)."""
+        return {"embedding": outputs}
+
+
 TASK_KINDS: dict[str, TaskKind] = {
     "classification": Classification(),
     "regression": Regression(),
     "language_modelling": LanguageModelling(),
+    "embedding": Embedding(),
 }
 
 

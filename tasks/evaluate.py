@@ -97,7 +97,7 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
         link_text="Report of the verdict",
         description="Checks, intervals, slices, disturbances, attacks, explanations, confusion and calibration, in MLflow",
     )
-    if EXPLANATIONS_FILE in product.manifest.content.files:
+    if EXPLANATIONS_PICTURE in product.manifest.content.files:
         explained = json.loads(catalog.read(ref, EXPLANATIONS_FILE))
         tracker.log_figure(record.run_id, explanation_figure(explained), EXPLANATIONS_PICTURE)
     if "confusion" in candidate:

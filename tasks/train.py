@@ -131,11 +131,15 @@ def train(
                 raise
         narrator.finish()
         if not product.reused:
-            _show_result(record, narrator.curves, product)
+            if product.manifest.content.facts["metrics"]:
+                _show_result(record, narrator.curves, product)
             record.device_seconds = narrator.device_seconds
         _show_samples(record, product)
         facts = product.manifest.content.facts
         tracker.set_tags(record.run_id, {"modelyard.stopped_by": facts["stopped_by"]})
+        if not facts["metrics"]:
+            numbers = {"parameters": facts["parameters"]}
+            return as_state(record.conclude(product, f"taken as it comes, {facts['parameters']:,} weights", numbers))
         # Under names of their own: `accuracy` is the curve that was reported while it trained.
         best = {f"best_{name}": value for name, value in facts["metrics"].items()}
         numbers = {**best, **{name: facts[name] for name in ("epochs", "steps", "parameters")}}

@@ -254,7 +254,7 @@ def _one_by_one(bench: Bench, forms: Mapping[str, Any], reference: str, folder: 
 
 def _code_version(bench: Bench) -> str:
     spec = ModelSpec.model_validate_json(bench.catalog.read(bench.model, MODEL_FILE))
-    return code_version("modelyard.compress", installed_libraries(), spec.factories)
+    return code_version("modelyard.compress", installed_libraries(spec), spec.factories)
 
 
 def _builder_threads(config: SearchConfig) -> int:

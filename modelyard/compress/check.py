@@ -15,7 +15,7 @@ from onnx.shape_inference import InferenceError
 from torch import nn
 
 from modelyard.errors import ConversionFailed
-from modelyard.runtime import Runtime
+from modelyard.runtime import Runtime, answer_tokens
 
 # ONNX's own operators and onnxruntime's: what any onnxruntime build executes without further libraries.
 ALLOWED_DOMAINS = {"", "ai.onnx", "com.microsoft"}
@@ -28,11 +28,14 @@ class Parity:
     Attributes:
         largest_difference: of any output, as a fraction of the largest output (or of 1 where all are smaller).
         agreement_fraction: rows whose largest output is the same one.
+        mean_cosine, smallest_cosine: between the outputs of a row, where those are a vector; else None.
     """
 
     num_rows: int
     largest_difference: float
     agreement_fraction: float
+    mean_cosine: float | None = None
+    smallest_cosine: float | None = None
 
 
 def check_operators(path: Path) -> dict[str, int]:
@@ -54,20 +57,46 @@ def check_operators(path: Path) -> dict[str, int]:
     return dict(sorted(Counter(node.op_type for node in model.graph.node).items()))
 
 
-def compare(parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray]) -> Parity:
-    """Run both models over batches of network input, each (n, width) float32."""
+def compare(
+    parent: nn.Module, converted: Runtime, batches: Iterable[np.ndarray], *, as_vectors: bool = False
+) -> Parity:
+    """Run both models over batches of network input, each (n, width) float32, or tokens (n, t) int64.
+
+    Args:
+        as_vectors: measure angles too.
+    """
+    cosines: list[np.ndarray] = []
     num_rows = num_agreeing = 0
     difference = largest = 0.0
     for features in batches:
-        with torch.inference_mode():
-            expected = parent(torch.from_numpy(features)).numpy()
+        expected = outputs_of(parent, features)
         actual = converted.run(features)
         num_rows += len(features)
         num_agreeing += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
         # np.maximum keeps NaN, where max() would drop it.
         difference = float(np.maximum(difference, np.abs(actual - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
-    return Parity(num_rows, difference / max(largest, 1.0), num_agreeing / max(num_rows, 1))
+        if as_vectors:
+            size = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
+            cosines.append((expected * actual).sum(axis=1) / np.maximum(size, 1e-12))
+    angles = np.concatenate(cosines) if cosines else None
+    return Parity(
+        num_rows,
+        difference / max(largest, 1.0),
+        num_agreeing / max(num_rows, 1),
+        mean_cosine=None if angles is None else float(angles.mean()),
+        smallest_cosine=None if angles is None else float(angles.min()),
+    )
+
+
+def outputs_of(network: nn.Module, rows: np.ndarray) -> np.ndarray:
+    """Outputs (n, k) of a torch network for network input; of tokens, some rows at a time."""
+
+    def answer(some: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return network(torch.from_numpy(some)).numpy()
+
+    return answer_tokens(answer, rows) if rows.dtype.kind == "i" else answer(rows)
 
 
 def check_parity(form: str, parity: Parity, tolerance: float) -> None:

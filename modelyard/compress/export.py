@@ -16,28 +16,28 @@ from torch import nn
 from modelyard.errors import ConversionFailed
 
 OPSET = 20
-INPUT, OUTPUT, BATCH = "features", "outputs", "batch"
+INPUT, OUTPUT, BATCH, SEQUENCE = "features", "outputs", "batch", "sequence"
+EXAMPLE_TOKENS = 8
 PRODUCER = "modelyard"
 
 
 def export_onnx(model: nn.Module, input_width: int, path: Path) -> None:
-    """Write a network of (n, input_width) float32 to (n, k) as ONNX, n left open.
+    """Write a network of (n, input_width) float32 to (n, k) as ONNX, n left open; one that reads tokens (n, t) int64 with
+    t open too, up to input_width.
 
     Raises:
         ConversionFailed: torch's exporter cannot convert it.
     """
-    # Two rows: torch specialises a dimension of size 1.
-    example = torch.zeros(2, input_width)
     try:
         with _quiet():
             program = torch.onnx.export(
                 model.eval(),
-                (example,),
+                (example_of(model, input_width),),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
                 output_names=[OUTPUT],
-                dynamic_shapes=({0: torch.export.Dim(BATCH)},),
+                dynamic_shapes=(open_axes(model, input_width),),
                 external_data=False,
                 verbose=False,
             )
@@ -46,6 +46,21 @@ def export_onnx(model: nn.Module, input_width: int, path: Path) -> None:
         raise ConversionFailed(f"{type(model).__name__} cannot be exported to ONNX: {reason}") from failure
     assert program is not None  # it is None only for the exporter that writes the file itself
     save_onnx(program.model_proto, path)
+
+
+def example_of(model: nn.Module, input_width: int) -> torch.Tensor:
+    """Network input to export with. Two rows: torch specialises a dimension of size 1."""
+    if getattr(model, "reads_tokens", False):
+        return torch.zeros(2, min(EXAMPLE_TOKENS, input_width), dtype=torch.int64)
+    return torch.zeros(2, input_width)
+
+
+def open_axes(model: nn.Module, input_width: int) -> dict[int, Any]:
+    """The axes of network input whose size is left open."""
+    axes: dict[int, Any] = {0: torch.export.Dim(BATCH)}
+    if getattr(model, "reads_tokens", False):
+        axes[1] = torch.export.Dim(SEQUENCE, max=input_width)
+    return axes
 
 
 def save_onnx(model: onnx.ModelProto, path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modelyard.compress.export import export_onnx
+from modelyard.compress.export import example_of, export_onnx, open_axes
 from modelyard.compress.quantize import dynamic_int8, half_weights, static_int8
 from modelyard.compress.techniques import DynamicInt8, Float32, FormTechnique, HalfWeights, NncfInt8, StaticInt8
 from modelyard.errors import ConversionFailed
@@ -100,8 +100,8 @@ def _torch_program(network: nn.Module, width: int, folder: Path, name: str, tech
     half = technique.precision == "bf16"
     program = torch.export.export(
         (InBf16(network) if half else network).eval(),
-        (torch.zeros(2, width),),
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        (example_of(network, width),),
+        dynamic_shapes=(open_axes(network, width),),
     )
     spec = RuntimeSpec(
         engine="torch", file=f"{name}.pt2", precision=technique.precision, instructions=["bf16"] if half else []
@@ -116,6 +116,7 @@ class InBf16(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network.to(torch.bfloat16)
+        self._reads_tokens = getattr(network, "reads_tokens", False)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.network(features.to(torch.bfloat16)).float()
+        return self.network(features if self._reads_tokens else features.to(torch.bfloat16)).float()

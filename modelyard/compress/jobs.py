@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from modelyard.compress.check import Parity, check_operators, check_parity
+from modelyard.compress.check import Parity, check_operators, check_parity, outputs_of
 from modelyard.compress.forms import make_form
 from modelyard.compress.latency import measure_in_turns
 from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
@@ -141,7 +141,7 @@ def _judged(
     agreeing = broken = 0
     for start in range(0, len(targets), BATCH_ROWS):
         rows = np.ascontiguousarray(features[start : start + BATCH_ROWS])
-        outputs, own, trained = runtime.run(rows), _outputs(network, rows), _outputs(parent, rows)
+        outputs, own, trained = runtime.run(rows), outputs_of(network, rows), outputs_of(parent, rows)
         broken += int((~np.isfinite(outputs)).any(axis=1).sum())
         if broken:
             continue
@@ -156,8 +156,3 @@ def _judged(
     drops = blocks.drops(request["confidence"])
     parity = Parity(len(targets), difference / max(largest, 1.0), agreeing / max(len(targets), 1))
     return parity, {name: drop.model_dump() for name, drop in drops.items()}
-
-
-def _outputs(network: nn.Module, rows: np.ndarray) -> np.ndarray:
-    with torch.inference_mode():
-        return network(torch.from_numpy(rows)).numpy()

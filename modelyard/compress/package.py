@@ -25,7 +25,7 @@ from modelyard.models.build import load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target
-from modelyard.transform import FittedTransform
+from modelyard.transform import read_row_transform
 
 
 def build_package(
@@ -38,7 +38,7 @@ def build_package(
     calibrated = any(isinstance(technique, StaticInt8) for technique in config.techniques)
     splits: list[Split] = ["train", "validation"] if calibrated else ["validation"]
     dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", splits)
-    transform = FittedTransform.model_validate_json((model_folder / TRANSFORM_FILE).read_bytes())
+    transform = read_row_transform((model_folder / TRANSFORM_FILE).read_bytes())
     rows = Rows(dataset, transform)
     model = load_model(model_folder)
     spec = PackageSpec(
@@ -78,7 +78,7 @@ def _check_and_measure(
         sizes[name] = (folder / form.file).stat().st_size
         operators[name] = check_operators(folder / form.file)
         runtime = open_runtime(form, folder, config.measure.threads)
-        parity = compare(model, runtime, rows.batches())
+        parity = compare(model, runtime, rows.batches(), as_vectors=spec.target.task == "embedding")
         if name == FLOAT_FORM:
             check_parity(name, parity, config.parity_tolerance)
         parities[name] = asdict(parity)

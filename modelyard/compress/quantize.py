@@ -22,6 +22,7 @@ from modelyard.compress.config import Technique
 from modelyard.compress.export import INPUT, save_onnx
 from modelyard.compress.techniques import DynamicInt8, HalfWeights, StaticInt8
 from modelyard.errors import ConversionFailed
+from modelyard.transform.text import PORTION_TOKENS
 
 # Operators that hold weights. Everything else is small, and more exact in float.
 WEIGHTED = ["Conv", "Gemm", "MatMul"]
@@ -152,7 +153,10 @@ class _OneBatch(CalibrationDataReader):
     """Rows as onnxruntime's calibration asks for them. One batch: its histograms need batches of one size."""
 
     def __init__(self, rows: np.ndarray) -> None:
-        self._batches = iter([{INPUT: rows}])
+        # Tokens are computed a few texts at a time; none of them gets narrower, for histograms need one size.
+        some = max(1, PORTION_TOKENS // rows.shape[1]) if rows.dtype.kind == "i" else len(rows)
+        whole = len(rows) - len(rows) % min(some, len(rows))
+        self._batches = iter([{INPUT: rows[at : at + some]} for at in range(0, whole, some)])
 
     def get_next(self) -> dict[str, np.ndarray] | None:  # ty: ignore[incompatible-method-override] (None ends it)
         return next(self._batches, None)

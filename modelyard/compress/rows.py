@@ -12,7 +12,7 @@ from modelyard.catalog import Catalog
 from modelyard.datasets import TRANSFORM_FILE, Dataset, Split
 from modelyard.errors import DataError
 from modelyard.task_kinds import Target, task_kind
-from modelyard.transform import FittedTransform
+from modelyard.transform import RowTransform, joined, read_row_transform
 
 # What techniques may ask for, at most.
 CALIBRATION_ROWS = 10_000
@@ -21,7 +21,7 @@ CALIBRATION_ROWS = 10_000
 class Rows:
     """Network input of a data set's splits."""
 
-    def __init__(self, dataset: Dataset, transform: FittedTransform) -> None:
+    def __init__(self, dataset: Dataset, transform: RowTransform) -> None:
         missing = sorted(set(transform.columns) - set(dataset.transform.columns))
         if missing:
             raise DataError(f"the data set lacks columns that the model takes: {', '.join(missing[:8])}")
@@ -32,7 +32,7 @@ class Rows:
         cls, catalog: Catalog, dataset: ArtifactRef, model: ArtifactRef, folder: Path, splits: Sequence[Split]
     ) -> Rows:
         """Download the named splits, to be read as a trained model reads them."""
-        transform = FittedTransform.model_validate_json(catalog.read(model, TRANSFORM_FILE))
+        transform = read_row_transform(catalog.read(model, TRANSFORM_FILE))
         return cls(Dataset.fetch(catalog, dataset, folder, splits), transform)
 
     @property
@@ -45,7 +45,7 @@ class Rows:
             yield self._transform.apply_frame(frame)
 
     def all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """A whole split: network input (n, width) float32 and encoded targets (n,).
+        """A whole split: network input (n, width) float32, or tokens (n, t) int64, and encoded targets (n,).
 
         Raises:
             DataError: the split is empty.
@@ -58,7 +58,7 @@ class Rows:
         if not parts:
             raise DataError(f"the {split} split is empty: nothing to judge candidates by")
         features, targets = zip(*parts, strict=True)
-        return np.concatenate(features), np.concatenate(targets)
+        return joined(features), np.concatenate(targets)
 
     def some(self, split: Split, num_rows: int) -> np.ndarray:
         """At most that many rows (n, width) of a split, spread evenly: it may be sorted.
@@ -77,7 +77,7 @@ class Rows:
             here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
             found.append(self._transform.apply_frame(frame.iloc[here]))
             position += len(frame)
-        return np.concatenate(found)
+        return joined(found)
 
     def calibration(self, num_rows: int) -> np.ndarray:
         """Rows of the training split."""

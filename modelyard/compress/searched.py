@@ -20,6 +20,7 @@ from modelyard.compress.workshop import shared_workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
 from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
+from modelyard.models.config import MODEL_FILE, ModelSpec
 from modelyard.runtime import RuntimeSpec
 from modelyard.runtime.hosts import describe_host
 from modelyard.task_kinds import Target, task_kind
@@ -63,8 +64,12 @@ def evidence(bench: Bench, decision: Decision) -> dict[str, Any]:
         "candidates": [standing.model_dump(mode="json") for standing in decision.standings],
         "measure": bench.config.measure.model_dump(mode="json"),
         "host": describe_host(),
-        "versions": {name: version(name) for name in installed_libraries()},
+        "versions": {name: version(name) for name in installed_libraries(_spec(bench))},
     }
+
+
+def _spec(bench: Bench) -> ModelSpec:
+    return ModelSpec.model_validate_json(bench.catalog.read(bench.model, MODEL_FILE))
 
 
 def _build_one(bench: Bench, recipe: Recipe, refs: dict[str, ArtifactRef], origin: Origin) -> Outcome:

@@ -7,14 +7,14 @@ command line or a flow that only reads the config, or finds the package made, mu
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
-from modelyard.code_version import code_version
+from modelyard.code_version import code_version, installed
 from modelyard.compress.config import CompressConfig
 from modelyard.datasets import TARGET_FILE
-from modelyard.models.config import MODEL_FILE, ModelSpec
+from modelyard.errors import ConfigError
+from modelyard.models.config import MODEL_FILE, HuggingFaceConfig, ModelSpec
 from modelyard.task_kinds import Target, refuse_language_models
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
@@ -55,26 +55,27 @@ def compress(
 
 def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig) -> Work:
     """What a package depends on."""
-    refuse_language_models("compress", Target.model_validate_json(catalog.read(model_ref, TARGET_FILE)))
+    target = Target.model_validate_json(catalog.read(model_ref, TARGET_FILE))
+    refuse_language_models("compress", target)
+    if target.task == "embedding" and config.search is not None:
+        raise ConfigError(
+            "compress.search",
+            "a search judges answers row by row, and a vector alone is none; name compress.techniques",
+        )
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
     return Work(
         kind="compressed",
         config=config.model_dump(mode="json"),
         inputs={"model": model_ref, "dataset": dataset_ref},
-        code_version=code_version("modelyard.compress", installed_libraries(), spec.factories),
+        code_version=code_version("modelyard.compress", installed_libraries(spec), spec.factories),
     )
 
 
-def installed_libraries() -> list[str]:
+def installed_libraries(spec: ModelSpec) -> list[str]:
     """Libraries that what comes out depends on, the optional ones where they are installed."""
-    found = list(LIBRARIES)
-    for name in OPTIONAL_LIBRARIES:
-        try:
-            version(name)
-        except PackageNotFoundError:
-            continue
-        found.append(name)
-    return found
+    if isinstance(spec.network, HuggingFaceConfig):
+        return [*LIBRARIES, "transformers", *installed(OPTIONAL_LIBRARIES)]
+    return [*LIBRARIES, *installed(OPTIONAL_LIBRARIES)]
 
 
 def _build(

@@ -59,10 +59,19 @@ def _scores(verdict: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[st
 def _reasons(explained: Mapping[str, Any] | None) -> list[str]:
     if not explained:
         return []
+    if "texts" in explained:
+        return [f"- {_words(one)}" for one in explained["texts"][:IMPORTANT_COLUMNS]]
     if explained["importance"] is None:
         return [f"- {len(explained['columns'])} columns, too many to exchange one by one"]
     ranked = sorted(zip(explained["importance"], explained["columns"], strict=True), reverse=True)[:IMPORTANT_COLUMNS]
     return [f"- `{column}`: the score loses {loss:.4f} when it is exchanged among the rows" for loss, column in ranked]
+
+
+def _words(one: Mapping[str, Any]) -> str:
+    """The words of one text that spoke most for its answer."""
+    ranked = sorted(one["parts"], key=lambda part: -part["weight"])[:IMPORTANT_COLUMNS]
+    words = ", ".join(f"`{part['text'].strip()}`" for part in ranked if part["weight"] > 0 and part["text"].strip())
+    return f"`{one['answer']}`" + (f" (truth `{one['truth']}`)" if one["truth"] != one["answer"] else "") + f": {words}"
 
 
 def _limits(verdict: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
 
+MetricName = Literal[
+    "accuracy", "macro_f1", "r2", "spearman", "pearson", "recall_at_1", "recall_at_10", "ndcg_at_10", "mrr"
+]
 # Fewer rows prove nothing about a slice: it is shown with its interval, and no gate looks at it.
 MIN_SLICE_ROWS = 30
 
@@ -16,7 +19,8 @@ class EvaluateConfig(Frozen):
     """Config of the evaluate stage.
 
     Attributes:
-        metric: what the gates look at; more is better. A regression has ``r2``.
+        metric: what the gates look at; more is better. A regression has ``r2``; vectors of texts have ``spearman`` and
+            ``pearson`` where pairs have a similarity, else ``recall_at_1``, ``recall_at_10``, ``ndcg_at_10``, ``mrr``.
         floor: what the candidate must reach.
         allowed_drop_against_float: how far it may lie below its own float form.
         allowed_drop_against_champion: how far it may lie below what serves now.
@@ -52,7 +56,7 @@ class EvaluateConfig(Frozen):
         threads: of the engine.
     """
 
-    metric: Literal["accuracy", "macro_f1", "r2"] = "accuracy"
+    metric: MetricName = "accuracy"
     floor: float = Field(0.9, ge=0, le=1)
     allowed_drop_against_float: float = Field(0.01, ge=0, le=1)
     allowed_drop_against_champion: float = Field(0.01, ge=0, le=1)

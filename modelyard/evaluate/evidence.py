@@ -22,6 +22,7 @@ from modelyard.evaluate.parents import Parent
 from modelyard.evaluate.robustness import Scores, attack, disturb
 from modelyard.evaluate.slices import Slicer
 from modelyard.task_kinds import Target
+from modelyard.transform import TextTransform, joined
 
 CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
 
@@ -45,7 +46,7 @@ class Evidence:
     """What was found out about the models under judgement.
 
     Attributes:
-        golden: raw feature rows kept for the endpoint, (golden_rows, width).
+        golden: raw feature rows kept for the endpoint, (golden_rows, width); of texts their tokens.
         scores: role -> the gated metric with its interval.
         intervals: role -> other scores that have an interval, by name.
         disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
@@ -97,6 +98,10 @@ def gather(
         _work_out_counts(evidence, pairs, config)
         evidence.notes = _absent_classes(evidence, dataset.target)
     evidence.notes += _small_slices(evidence)
+    if config.attack_strength and isinstance(evidence.candidate.package.transform, TextTransform):
+        evidence.notes.append(
+            "nobody attacked it: a text cannot be changed by a little; typos are among what disturbed it"
+        )
     if evidence.attacked:
         evidence.notes += _orphans(parents)
     return evidence
@@ -125,11 +130,12 @@ def _pass_over(
             targets = judged[CANDIDATE].targets(frame)
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
         here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        golden.append(transform.rows(frame)[here])
+        if len(here):
+            golden.append(transform.rows(frame.iloc[here]))
         if position < num_first:
             firsts.append(frame.iloc[: num_first - position])
         position += len(frame)
-    return np.concatenate(golden), pd.concat(firsts) if firsts else pd.DataFrame()
+    return joined(golden), pd.concat(firsts) if firsts else pd.DataFrame()
 
 
 def _work_out_sums(evidence: Evidence, closer: Closer, config: EvaluateConfig) -> None:

@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.explain_texts import explain_texts
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.parents import Parent
 from modelyard.metrics import softmax
-from modelyard.transform import FittedTransform
+from modelyard.transform import FittedTransform, TextTransform
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,7 @@ MIN_GRID = 16
 
 
 def explain(one: Judged, parent: Parent, first: pd.DataFrame, config: EvaluateConfig) -> dict[str, Any] | None:
-    """Explanations over some rows; None where there is no row.
+    """Explanations over some rows; None where there is no row. Of a model that reads texts: `explain_texts`.
 
     Returns:
         ``columns``: raw columns, c of them; ``grid``: height and width where they are the pixels of an image, else
@@ -47,6 +48,8 @@ def explain(one: Judged, parent: Parent, first: pd.DataFrame, config: EvaluateCo
     if frame.empty:
         return None
     transform = one.package.transform
+    if isinstance(transform, TextTransform):
+        return explain_texts(one, parent, transform, frame)
     codes, targets = transform.rows(frame), one.targets(frame)
     outputs = one.package.outputs(codes)
     found: dict[str, Any] = {

@@ -69,8 +69,9 @@ on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
 {% for name, scores in verdict.disturbed.items() %}<tr><td>{{ name }}</td>
 {% for role in metrics %}<td class="number">{{ scores[role] | short }}</td>{% endfor %}</tr>{% endfor %}
 </table>
-<p class="soft">Noise of a tenth of each column's deviation; a tenth of the values missing; a tenth of the columns
-exchanged among the rows. No gradients are used: the form is judged as it will be served.</p>
+<p class="soft">{% if "typos" in verdict.disturbed %}A slip of the fingers in a tenth of the words; a tenth of the words
+missing; capitals throughout.{% else %}Noise of a tenth of each column's deviation; a tenth of the values missing; a tenth of the columns
+exchanged among the rows.{% endif %} No gradients are used: the form is judged as it will be served.</p>
 {% endif %}
 
 {% if verdict.attacked %}
@@ -85,7 +86,16 @@ fgsm in one step along the sign of the gradient, pgd in several, random signs by
 network's; the rows are answered by the form that will be served.</p>
 {% endif %}
 
-{% if explained %}
+{% if explained and explained.texts is defined %}
+<h2>What the answers rest on</h2>
+{% for one in explained.texts %}<p><b>{{ one.answer }}</b>{% if one.truth != one.answer %}
+<span class="bad">(truth: {{ one.truth }})</span>{% endif %}: {% for part in one.parts %}<span style="background: rgba({{
+"180, 35, 24" if part.weight > 0 else "37, 99, 235" }}, {{ "%.2f" % (0.6 * part.share) }})">{{ part.text }}</span>{% endfor %}</p>
+{% endfor %}
+<p class="soft">What spoke for (red) and against (blue) the answer, on {{ explained.texts | length }} test rows: integrated gradients
+of the trained network from a text of padding alone; they miss what they should add up to by
+{{ "%.2g" % (100 * explained.completeness.mean) }} % on average and {{ "%.2g" % (100 * explained.completeness.largest) }} % at most.</p>
+{% elif explained %}
 <h2>What the answers rest on</h2>
 {% if picture %}<img src="data:image/png;base64,{{ picture }}" alt="columns that matter, by class, and behind the worst errors">{% endif %}
 <p class="soft">On {{ "{:,}".format(explained.rows) }} test rows. Loss of score: each column exchanged among the rows, answered by

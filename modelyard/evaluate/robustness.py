@@ -16,7 +16,8 @@ from modelyard.evaluate.attacks import Reach, fgsm, pgd, random_signs
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.parents import Parent
-from modelyard.transform import FittedTransform
+from modelyard.evaluate.text_disturbances import TEXT_DISTURBANCES
+from modelyard.transform import FittedTransform, TextTransform
 
 NOISE_DEVIATIONS = 0.1  # of each column's own standard deviation
 DISTURBED_FRACTION = 0.1  # of the values that go missing, of the columns that are shuffled
@@ -57,6 +58,8 @@ def disturb(judged: Mapping[str, Judged], first: pd.DataFrame, config: EvaluateC
     """The score of every model over some rows, as they are and disturbed, the same way for each model."""
     if first.empty:
         return {}
+    if any(isinstance(one.package.transform, TextTransform) for one in judged.values()):
+        return _disturb_texts(judged, first, config)
     found: Scores = {UNDISTURBED: {}, **{name: {} for name in DISTURBANCES}}
     for role, one in judged.items():
         inputs, targets = one.package.transform.apply_frame(first), one.targets(first)
@@ -67,10 +70,25 @@ def disturb(judged: Mapping[str, Judged], first: pd.DataFrame, config: EvaluateC
     return found
 
 
+def _disturb_texts(judged: Mapping[str, Judged], first: pd.DataFrame, config: EvaluateConfig) -> Scores:
+    """The same for models of texts: what is disturbed is the text itself, before any tokenizer sees it."""
+    found: Scores = {UNDISTURBED: {}, **{name: {} for name in TEXT_DISTURBANCES}}
+    for role, one in judged.items():
+        (column,) = one.package.transform.columns
+        targets = one.targets(first)
+        found[UNDISTURBED][role] = one.score_of(one.package.transform.apply_frame(first), targets, config.metric)
+        for number, (name, change) in enumerate(TEXT_DISTURBANCES.items()):
+            texts = change(list(first[column]), np.random.default_rng([config.seed, number]))
+            inputs = one.package.transform.apply_columns({column: texts})
+            found[name][role] = one.score_of(inputs, targets, config.metric)
+    return found
+
+
 def attack(
     judged: Mapping[str, Judged], parents: Mapping[str, Parent], first: pd.DataFrame, config: EvaluateConfig
 ) -> Scores:
-    """The score of every model over rows that were changed to hurt it, each by way of its own trained network.
+    """The score of every model over rows that were changed to hurt it, each by way of its own trained network. None of
+    models that read texts: a token's number cannot change by a little.
 
     Args:
         parents: role -> the network behind that model. One that has none is attacked by tries alone.
@@ -79,18 +97,21 @@ def attack(
     if first.empty or not config.attack_strength:
         return found
     for role, one in judged.items():
-        inputs, targets = one.package.transform.apply_frame(first), one.targets(first)
-        rows = _attacked(one, parents[role], inputs, targets, config)
+        transform = one.package.transform
+        if isinstance(transform, TextTransform):
+            return {}
+        inputs, targets = transform.apply_frame(first), one.targets(first)
+        reach = Reach.of(inputs, movable(transform), config.attack_strength)
+        rows = _attacked(one, parents[role], inputs, targets, reach, config)
         for name, changed in {UNDISTURBED: inputs, **rows}.items():
             found.setdefault(name, {})[role] = one.score_of(changed, targets, config.metric)
     return found
 
 
 def _attacked(
-    one: Judged, parent: Parent, inputs: np.ndarray, targets: np.ndarray, config: EvaluateConfig
+    one: Judged, parent: Parent, inputs: np.ndarray, targets: np.ndarray, reach: Reach, config: EvaluateConfig
 ) -> dict[str, np.ndarray]:
     """Kind of attack -> changed network input, of the same shape as ``inputs``."""
-    reach = Reach.of(inputs, movable(one.package.transform), config.attack_strength)
     rng = np.random.default_rng(config.seed)
     if parent.network is None:
         return {"random signs": random_signs(lambda tried: one.losses(tried, targets), inputs, reach, rng)}

@@ -13,7 +13,7 @@ import numpy as np
 from modelyard import gates
 from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
-from modelyard.code_version import code_version
+from modelyard.code_version import code_version, installed
 from modelyard.datasets import Dataset
 from modelyard.errors import Refused
 from modelyard.evaluate.card import model_card
@@ -22,6 +22,7 @@ from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
 from modelyard.evaluate.explain_figure import explanation_png
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.judge_vectors import JudgedVectors, gather_vectors, is_for_vectors
 from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
 from modelyard.evaluate.safety import refuse_unsafe_networks
@@ -29,6 +30,7 @@ from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_fil
 
 # The picture of the explanations is part of a verdict, so matplotlib is too.
 LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
+OPTIONAL_LIBRARIES = ("tokenizers", "transformers")  # of models that read texts
 VERDICT_FILE = "verdict.json"
 METRICS_FILE = "metrics.json"
 GOLDEN_FILE = "golden.json"
@@ -63,7 +65,7 @@ def evaluate(
 
         - ``verdict.json``: every check and who was judged; the gated metric with its bootstrap interval, the paired
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
-        - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
+        - ``metrics.json``: role -> for vectors of texts the scores of `modelyard.evaluate.vectors`; for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
           regression r2, mae, rmse and loss; and ``intervals`` (name -> low, high) of those that are no counts;
         - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
@@ -82,7 +84,7 @@ def evaluate(
         kind="verdict",
         config=config.model_dump(mode="json"),
         inputs=inputs | ({"champion": champion_ref} if champion_ref else {}),
-        code_version=code_version("modelyard.evaluate", LIBRARIES),
+        code_version=code_version("modelyard.evaluate", [*LIBRARIES, *installed(OPTIONAL_LIBRARIES)]),
     )
     return catalog.produce(work, partial(_build, catalog, work, config), origin)
 
@@ -100,8 +102,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     judged = _open_all(catalog, work, config, attempt.scratch)
     for one in judged.values():
         one.check_fits(dataset.target, dataset.transform.columns)
-    parents = _parents(catalog, work, judged, attempt.scratch)
-    evidence = gather(dataset, judged, parents, config)
+    evidence = _evidence(catalog, work, dataset, judged, config, attempt.scratch)
     package = judged[CANDIDATE].package
     size_bytes = package.spec.forms[package.form].size_bytes(attempt.scratch / CANDIDATE)
     latency_ms = _measured_latency(catalog, work.inputs["candidate"], package.form)
@@ -127,11 +128,22 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     )
 
 
+def _evidence(
+    catalog: Catalog, work: Work, dataset: Dataset, judged: dict[str, Judged], config: EvaluateConfig, scratch: Path
+) -> Evidence:
+    vectors = {role: one for role, one in judged.items() if isinstance(one, JudgedVectors)}
+    if is_for_vectors(dataset.target):
+        return gather_vectors(dataset, vectors, config)
+    return gather(dataset, judged, _parents(catalog, work, judged, scratch), config)
+
+
 def _add_picture(attempt: Attempt, evidence: Evidence) -> bytes | None:
     """The explanations as files of the verdict; returns the picture."""
     if evidence.explained is None:
         return None
     attempt.add_json(EXPLANATIONS_FILE, evidence.explained)
+    if "texts" in evidence.explained:
+        return None  # words are shown as words
     picture = explanation_png(evidence.explained)
     attempt.add_bytes(EXPLANATIONS_PICTURE, picture)
     return picture
@@ -152,7 +164,9 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
             refuse_foreign_files(catalog.manifest(work.inputs[source]).content.files)
             catalog.fetch(work.inputs[source], folder)
             refuse_unsafe_networks(folder)
-        opened[role] = Judged(role, ModelPackage.open(folder, form, config.threads))
+        package = ModelPackage.open(folder, form, config.threads)
+        sort = JudgedVectors if is_for_vectors(package.spec.target) else Judged
+        opened[role] = sort(role, package)
     return opened
 
 

@@ -6,6 +6,7 @@
     gpt.py      a decoder-only transformer
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
+    transformer.py networks of `transformers`, with their weights
     reshape.py  linear layers with other shapes than the config says
 
 Only configs can be imported from here: forms and presets are checked without torch.
@@ -14,6 +15,7 @@ Only configs can be imported from here: forms and presets are checked without to
 from modelyard.models.config import (
     CustomConfig,
     GptConfig,
+    HuggingFaceConfig,
     LinearShape,
     MlpConfig,
     ModelConfig,
@@ -21,4 +23,13 @@ from modelyard.models.config import (
     ReshapedConfig,
 )
 
-__all__ = ["CustomConfig", "GptConfig", "LinearShape", "MlpConfig", "ModelConfig", "ModelSpec", "ReshapedConfig"]
+__all__ = [
+    "CustomConfig",
+    "GptConfig",
+    "HuggingFaceConfig",
+    "LinearShape",
+    "MlpConfig",
+    "ModelConfig",
+    "ModelSpec",
+    "ReshapedConfig",
+]

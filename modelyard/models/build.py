@@ -17,6 +17,7 @@ from modelyard.models.config import (
     WEIGHTS_FILE,
     CustomConfig,
     GptConfig,
+    HuggingFaceConfig,
     ModelConfig,
     ModelSpec,
     ReshapedConfig,
@@ -30,7 +31,8 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
     """An untrained network, initialised from torch's global generator.
 
     Raises:
-        ConfigError: a custom factory that cannot be imported, or that returns something else.
+        ConfigError: a custom factory that cannot be imported, or that returns something else; a network that
+            `transformers` cannot build.
         DataError: a reshaped network without the layers that were reshaped.
     """
     if isinstance(config, ReshapedConfig):
@@ -39,13 +41,18 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
         return _build_custom(config, input_width, output_width)
     if isinstance(config, GptConfig):
         return Gpt(config, output_width)
+    if isinstance(config, HuggingFaceConfig):
+        from modelyard.models.transformer import build_transformer  # transformers: seconds, and an extra
+
+        return build_transformer(config, output_width)
     return Mlp(config, input_width, output_width)
 
 
 def save_model(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     """Write `model.json` and `model.safetensors`; the same weights give the same bytes."""
     (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=1))
-    tensors = {name: tensor.contiguous() for name, tensor in sorted(weights.items())}
+    prefix = _prefix(spec)
+    tensors = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in sorted(weights.items())}
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})  # transformers asks for it
 
 
@@ -58,10 +65,16 @@ def load_model(folder: Path) -> nn.Module:
     spec = ModelSpec.model_validate_json((folder / MODEL_FILE).read_bytes())
     model = build_model(spec.model, spec.input_width, spec.output_width)
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+        prefix = _prefix(spec)
+        model.load_state_dict({f"{prefix}{name}": value for name, value in load_file(folder / WEIGHTS_FILE).items()})
     except (RuntimeError, SafetensorError) as failure:
         raise DataError(f"{WEIGHTS_FILE} does not fit the network in {MODEL_FILE}: {failure}") from failure
     return model.eval()
+
+
+def _prefix(spec: ModelSpec) -> str:
+    """What our names of weights have before those that `transformers` knows them by."""
+    return "network." if isinstance(spec.network, HuggingFaceConfig) else ""
 
 
 def _build_custom(config: CustomConfig, input_width: int, output_width: int) -> nn.Module:

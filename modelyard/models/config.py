@@ -77,6 +77,43 @@ class CustomConfig(Frozen):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+Pooling = Literal["mean", "cls", "max", "last"]
+
+# What a task makes of a network: the class of `transformers` that has the right end to it.
+AUTO_CLASSES = {
+    "classification": "AutoModelForSequenceClassification",
+    "regression": "AutoModelForSequenceClassification",
+    "embedding": "AutoModel",
+}
+
+
+class HuggingFaceConfig(Frozen):
+    """A network of the library `transformers` over the tokens of a text, beginning with the weights that it comes with.
+
+    Attributes:
+        source: the folder that holds `config.json` and `*.safetensors`: ``file:///...``, ``s3://...``, or
+            ``hub:owner/name@revision`` where the installation allows a hub. Empty: random weights, by ``config`` alone.
+        auto_class: the class of `transformers` that builds it; empty: the one that the task takes.
+        config: keys of `config.json` that shall be otherwise than in the source, such as dropout; without a source all
+            of them, ``model_type`` first. In a trained model: the whole of it.
+        pooling: for embedding: how the vectors of a text's tokens become its own; empty: as the source says.
+        normalise: for embedding: to length 1; None: as the source says.
+    """
+
+    kind: Literal["huggingface"]
+    source: str = ""
+    auto_class: str = Field("", pattern=r"^(AutoModel\w*)?$")
+    config: dict[str, Any] = Field(default_factory=dict)
+    pooling: Pooling | Literal[""] = ""
+    normalise: bool | None = None
+
+    @model_validator(mode="after")
+    def _is_something(self) -> Self:
+        if not self.source and "model_type" not in self.config:
+            raise ValueError("huggingface needs a source (a folder with config.json), or model_type in config")
+        return self
+
+
 class LinearShape(Frozen):
     """A linear layer's own shape.
 
@@ -98,19 +135,21 @@ class ReshapedConfig(Frozen):
     """
 
     kind: Literal["reshaped"]
-    base: Annotated[MlpConfig | GptConfig | CustomConfig, Field(discriminator="kind")]
+    base: Annotated[MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig, Field(discriminator="kind")]
     linears: dict[str, LinearShape]
 
 
-ModelConfig = Annotated[MlpConfig | GptConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")]
+ModelConfig = Annotated[
+    MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")
+]
 
 
 class ModelSpec(Frozen):
     """Everything needed to build the network again: `model.json` of a model artifact.
 
     Attributes:
-        input_width: inputs a row; for tokens the length of the sequences it was trained on.
-        output_width: outputs a row; for tokens the size of the vocabulary.
+        input_width: inputs a row; for tokens the length of the sequences it was trained on, at most.
+        output_width: outputs a row; of a language model the size of the vocabulary.
     """
 
     model: ModelConfig
@@ -118,7 +157,11 @@ class ModelSpec(Frozen):
     output_width: int = Field(ge=1)
 
     @property
+    def network(self) -> MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig:
+        """What it was before compression gave some of its layers other shapes."""
+        return self.model.base if isinstance(self.model, ReshapedConfig) else self.model
+
+    @property
     def factories(self) -> list[str]:
         """The user's code that the network is built by."""
-        network = self.model.base if isinstance(self.model, ReshapedConfig) else self.model
-        return [network.factory] if isinstance(network, CustomConfig) else []
+        return [self.network.factory] if isinstance(self.network, CustomConfig) else []

@@ -25,6 +25,8 @@ class Gpt(nn.Module):
     ``to_empty``.
     """
 
+    reads_tokens = True
+
     def __init__(self, config: GptConfig, vocabulary: int) -> None:
         super().__init__()
         self.config = config

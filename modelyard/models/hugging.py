@@ -1,10 +1,12 @@
-"""The files that let `transformers` load a language model of ours: its Llama has the same weights under the same names."""
+"""The files that let `transformers` load a model of ours. A language model is its Llama: the same weights, the same names."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from modelyard.models.config import GptConfig, ModelSpec
+from modelyard.models.config import GptConfig, HuggingFaceConfig, ModelSpec
+from modelyard.task_kinds import Target
+from modelyard.transform import TextTransform
 
 CONFIG_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer_config.json"
 
@@ -44,5 +46,27 @@ def tokenizer_config_json(length: int, end: str) -> dict[str, Any]:
         "model_max_length": length,
         "bos_token": end,
         "eos_token": end,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def transformer_config_json(spec: ModelSpec, target: Target) -> dict[str, Any]:
+    """`config.json` for the Auto class that built the network."""
+    from modelyard.models.transformer import class_name
+
+    config = spec.network
+    assert isinstance(config, HuggingFaceConfig)
+    labels = {str(number): str(label) for number, label in enumerate(target.classes)}
+    ends = {"id2label": labels, "label2id": {label: int(number) for number, label in labels.items()}} if labels else {}
+    return {**config.config, **ends, "architectures": [class_name(config, spec.output_width)], "dtype": "float32"}
+
+
+def text_tokenizer_json(transform: TextTransform) -> dict[str, Any]:
+    """`tokenizer_config.json` for the tokenizer of a text transform."""
+    pad = transform.reader.id_to_token(transform.pad)
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": transform.max_length,
+        "pad_token": pad,
         "clean_up_tokenization_spaces": False,
     }

@@ -15,7 +15,7 @@ from modelyard.catalog import Catalog, file_sha256
 from modelyard.datasets import Split
 from modelyard.errors import DataError, DigestMismatch, ObjectChanged
 from modelyard.storage import Store
-from modelyard.transform import FeatureScale, FittedTransform
+from modelyard.transform import FeatureScale, RowTransform, TextTransform
 
 FORMATS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 
@@ -87,7 +87,7 @@ def fetch(store: Store, shard: Shard, path: Path) -> str:
     return actual
 
 
-def frames(path: Path, shard: Shard, transform: FittedTransform, batch_rows: int) -> Iterator[pd.DataFrame]:
+def frames(path: Path, shard: Shard, transform: RowTransform, batch_rows: int) -> Iterator[pd.DataFrame]:
     """The rows of a fetched shard, at most so many at a time.
 
     Raises:
@@ -99,7 +99,7 @@ def frames(path: Path, shard: Shard, transform: FittedTransform, batch_rows: int
         raise DataError(f"{shard.uri}: cannot be read: {failure}") from failure
 
 
-def _read(path: Path, name: str, transform: FittedTransform, batch_rows: int) -> Iterator[pd.DataFrame]:
+def _read(path: Path, name: str, transform: RowTransform, batch_rows: int) -> Iterator[pd.DataFrame]:
     if name.endswith(".parquet"):
         for batch in parquet.ParquetFile(path).iter_batches(batch_rows):
             yield batch.to_pandas()
@@ -113,5 +113,7 @@ def _read(path: Path, name: str, transform: FittedTransform, batch_rows: int) ->
             yield from pd.read_json(stream, lines=True, chunksize=batch_rows, dtype=False)  # ty: ignore[no-matching-overload]
 
 
-def _text_columns(transform: FittedTransform) -> Sequence[str]:
+def _text_columns(transform: RowTransform) -> Sequence[str]:
+    if isinstance(transform, TextTransform):
+        return transform.columns
     return [feature.name for feature in transform.features if not isinstance(feature, FeatureScale)]

@@ -27,6 +27,7 @@ from modelyard.preprocess.schema import Plan, schema_yaml
 from modelyard.preprocess.statistics import Statistics, check_refused
 from modelyard.preprocess.whole import Part
 from modelyard.task_kinds import Target, task_kind
+from modelyard.transform import TextTransform
 
 
 def assemble(
@@ -36,12 +37,14 @@ def assemble(
     parts: Sequence[Part],
     statistics: Statistics,
     rows_of: Callable[[Split], Iterator[pl.DataFrame]],
+    text: TextTransform | None = None,
 ) -> None:
     """Make the attempt a data set, laid out as `modelyard.datasets` says.
 
     Args:
         statistics: of all parts.
         rows_of: reads the rows of a split once more, for what needs them.
+        text: the transform of a column of texts, where that is the feature: nothing of it is fitted here.
 
     Raises:
         DataError: too many rows were refused, or a split cannot be used.
@@ -57,6 +60,12 @@ def assemble(
     attempt.measurements.update(partitions=len(parts), partitions_found=found)
     if config.task == "language_modelling":
         _write_tokens(attempt, config, plan, rows_of)
+        more = {}
+    elif text is not None:
+        _check_labels(plan, statistics)
+        attempt.add_json(TRANSFORM_FILE, text.model_dump(mode="json"))
+        target = _target(config, plan, statistics).model_copy(update={"similarity": config.similarity})
+        attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
         more = {}
     else:
         more = _write_transform(attempt, config, plan, statistics, rows_of)

@@ -12,11 +12,11 @@ from modelyard.artifacts import Frozen
 from modelyard.preprocess.formats import ReadConfig
 from modelyard.preprocess.labels import LabelConfig
 from modelyard.task_kinds import TaskName
-from modelyard.transform import TransformConfig
+from modelyard.transform import SelectConfig, TransformConfig
 
 EVERY = "*"
 Bound = float | None  # None: open
-Kind = Literal["number", "integer", "boolean", "category", "date"]
+Kind = Literal["number", "integer", "boolean", "category", "date", "text"]
 NullPolicy = Literal["reject", "drop", "value", "mean", "median", "most_frequent"]
 TextStep = Literal["nfc", "control", "whitespace", "lower"]
 FITTED_POLICIES = ("mean", "median", "most_frequent")
@@ -104,7 +104,11 @@ class ColumnConfig(Frozen):
         _check_order("earliest", self.earliest, self.latest)
         if (self.nulls == "value") != (self.fill is not None):
             raise ValueError("`fill` and `nulls: value` go together")
-        if self.type in ("category", "date") and (self.range or self.outliers or self.nulls in ("mean", "median")):
+        if self.type == "text" and (self.nulls not in ("reject", "drop") or self.values):
+            raise ValueError("a text is neither filled in nor one of some values: nulls may be reject or drop")
+        if self.type in ("category", "date", "text") and (
+            self.range or self.outliers or self.nulls in ("mean", "median")
+        ):
             raise ValueError(f"range, outliers, mean and median are for numbers, not for a {self.type}")
         if self.sensitive and (self.type not in (None, "category") or self.range or self.values or self.outliers):
             raise ValueError("a sensitive column becomes a text: no other type than category, no range, no values")
@@ -121,8 +125,17 @@ class PreprocessConfig(Frozen):
     the same rows in CSV and in Parquet make the same data set.
     """
 
-    target: str = Field(min_length=1, description="column to predict; for language_modelling the texts")
+    target: str = Field(
+        min_length=1,
+        description="column to predict; for language_modelling the texts; for embedding the"
+        " text that belongs to the feature's",
+    )
     task: TaskName = "classification"
+    similarity: str = Field(
+        "",
+        description="for embedding: the column of numbers that says how alike the two texts of a row are; empty: they"
+        " belong together",
+    )
     features: Literal["*"] | list[str] = Field(
         EVERY,
         description="input columns in the network's order; *: every column that holds numbers or whose type `columns`"
@@ -191,6 +204,39 @@ class PreprocessConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _embedding_has_pairs(self) -> PreprocessConfig:
+        if self.task != "embedding":
+            if self.similarity:
+                raise ValueError("similarity belongs to task embedding")
+            return self
+        if self.text_column is None:
+            raise ValueError("embedding reads a column of type text: name it in features, and its type under `columns`")
+        if self.target_values is not None or self.label.suspects or self.split.method == "stratified":
+            raise ValueError(
+                "target_values, label.suspects and split.method stratified look at classes; a text has none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_stands_alone(self) -> PreprocessConfig:
+        texts = [name for name, rule in self.columns.items() if rule.type == "text"]
+        if not texts:
+            if self.transform.text.source:
+                raise ValueError("transform.text is for a column of type text: write it under `columns`")
+            return self
+        if self.task == "language_modelling" or self.features != texts:
+            raise ValueError(
+                f"a column of type text is read by a network that reads nothing else: features: [{texts[0]}]"
+            )
+        if not self.transform.text.source:
+            raise ValueError(
+                "a column of type text needs transform.text.source: the folder with its network's tokenizer"
+            )
+        if self.label.suspects or self.transform.components is not None or self.transform.select != SelectConfig():
+            raise ValueError("label.suspects, components and select look at numbers; a text has none")
+        return self
+
+    @model_validator(mode="after")
     def _columns_have_one_role(self) -> PreprocessConfig:
         if self.target in self.features or self.target in self.identity:
             raise ValueError(f"{self.target!r} is the target; it cannot be a feature or part of the identity too")
@@ -214,6 +260,11 @@ class PreprocessConfig(Frozen):
         return self
 
     @property
+    def text_column(self) -> str | None:
+        """The feature that becomes tokens, where there is one."""
+        return next((name for name, rule in self.columns.items() if rule.type == "text"), None)
+
+    @property
     def makes_columns(self) -> bool:
         """Whether a file need not have all the columns that the data set has."""
         return bool(self.steps) or self.label.makes_column
@@ -227,8 +278,8 @@ class PreprocessConfig(Frozen):
     def named(self) -> list[str]:
         """Columns that must be there, each once."""
         features = [] if self.features == EVERY else list(self.features)
-        time = [self.split.time_column] if self.split.time_column else []
-        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *time, *self.keep]))
+        others = [name for name in (self.split.time_column, self.similarity) if name]
+        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *others, *self.keep]))
 
 
 def _check_order(field: str, low: float | datetime | None, high: float | datetime | None) -> None:

@@ -41,7 +41,7 @@ class TrainStatistics:
 
     def __init__(self, config: PreprocessConfig, plan: Plan, limit: int = SAMPLE_VALUES) -> None:
         features = [column for column in plan.columns if column.role == "feature"]
-        self.numbers = [column for column in features if column.kind != "category"]
+        self.numbers = [column for column in features if column.kind not in ("category", "text")]
         self.num_rows = 0
         self.moments: Moments | None = None
         self.samples = {column.name: Sample(limit) for column in features if _needs_quantiles(column)}

@@ -44,6 +44,7 @@ from modelyard.preprocess.whole import (
     refused_outliers,
     split_rows,
 )
+from modelyard.transform import TextTransform
 
 PARALLEL_LOOKUPS = 16
 LIBRARIES = ("numpy", "polars", "pyarrow")
@@ -73,25 +74,43 @@ def preprocess(
         ConfigError: the config speaks of a column that plays no such part.
     """
     protector = Protector(config, sensitive_key)
+    text = _text_transform(catalog, config)
     fingerprint = protector.fingerprint()
     work = Work(
         kind="dataset",
-        config=config.model_dump(mode="json"),
+        config=_identity(config, text),
         inputs={"snapshot": snapshot_ref},
         code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
     making = _Making(
-        catalog, config, origin, protector, code_version("modelyard.preprocess", _reading_libraries(config))
+        catalog, config, origin, protector, code_version("modelyard.preprocess", _reading_libraries(config)), text
     )
     return catalog.produce(work, partial(making.build, snapshot_ref), origin)
+
+
+def _text_transform(catalog: Catalog, config: PreprocessConfig) -> TextTransform | None:
+    if config.text_column is None:
+        return None
+    from modelyard.preprocess.texts import text_transform  # tokenizers: only where texts are
+
+    return text_transform(catalog.store, config)
+
+
+def _identity(config: PreprocessConfig, text: TextTransform | None) -> dict[str, Any]:
+    """What the data set depends on: of a tokenizer what it is, not where it lies."""
+    said = config.model_dump(mode="json")
+    if text is not None:
+        known = text.model_dump(mode="json", exclude={"tokenizer"})
+        said["transform"]["text"] = known | {"tokenizer": text.tokenizer_sha256}
+    return said
 
 
 def _libraries(config: PreprocessConfig) -> list[str]:
     """Those whose arithmetic shows in the result."""
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
     learns = reduces or config.label.suspects > 0
-    reads = config.task == "language_modelling"
+    reads = config.task == "language_modelling" or config.text_column is not None
     return [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
 
 
@@ -108,6 +127,7 @@ class _Making:
     origin: Origin
     protector: Protector
     code_version: str
+    text: TextTransform | None
 
     def build(self, snapshot_ref: ArtifactRef, attempt: Attempt) -> None:
         folder, sources = read_snapshot(self.catalog, snapshot_ref)
@@ -120,7 +140,7 @@ class _Making:
         check_leaks(self.catalog, self.config, parts, attempt.scratch)
         statistics = merged(self.catalog, self.config, plan, parts)
         rows_of = partial(split_rows, self.catalog, parts, attempt.scratch)
-        assemble(attempt, self.config, plan, parts, statistics, rows_of)
+        assemble(attempt, self.config, plan, parts, statistics, rows_of, self.text)
 
     def _prepared(self, folder: str, groups: Sequence[Partition]) -> tuple[Plan | None, list[Part]]:
         """All partitions. The first that has rows decides the plan; those before it are then looked at again."""

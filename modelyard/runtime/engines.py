@@ -12,6 +12,7 @@ from pydantic import Field
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
 from modelyard.runtime.hosts import require_host
+from modelyard.runtime.tokens import answer_tokens
 
 EngineName = Literal["onnxruntime", "openvino", "torch"]
 
@@ -52,7 +53,8 @@ class Runtime(Protocol):
     input_width: int
 
     def run(self, features: np.ndarray) -> np.ndarray:
-        """Network input (n, input_width) float32 to raw outputs (n, k) float32, for any n >= 1."""
+        """Network input (n, input_width) float32, or tokens (n, t) int64 and `NO_TOKEN` where there is none, to raw
+        outputs (n, k) float32, for any n >= 1."""
         ...
 
     def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -82,6 +84,9 @@ class OnnxRuntime:
         self.input_width = _width(self._session.get_inputs()[0].shape)
 
     def run(self, features: np.ndarray) -> np.ndarray:
+        return answer_tokens(self._answer, features) if features.dtype.kind == "i" else self._answer(features)
+
+    def _answer(self, features: np.ndarray) -> np.ndarray:
         return self.run_named({self._input: features})
 
     def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -112,6 +117,9 @@ class OpenVino:
         self.input_width = _width([None if one.is_dynamic else one.get_length() for one in shape])
 
     def run(self, features: np.ndarray) -> np.ndarray:
+        return answer_tokens(self._answer, features) if features.dtype.kind == "i" else self._answer(features)
+
+    def _answer(self, features: np.ndarray) -> np.ndarray:
         return self.run_named({self._input: features})
 
     def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -133,6 +141,9 @@ class TorchProgram:
         self._module, self.input_width = load_program(path)
 
     def run(self, features: np.ndarray) -> np.ndarray:
+        return answer_tokens(self._of_rows, features) if features.dtype.kind == "i" else self._of_rows(features)
+
+    def _of_rows(self, features: np.ndarray) -> np.ndarray:
         return self._answer([self._torch.from_numpy(features)])
 
     def run_named(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

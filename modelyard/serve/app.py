@@ -17,13 +17,15 @@ from modelyard.audit import AuditLog
 from modelyard.errors import NotFound
 from modelyard.serve import openapi, protocol_openai, protocol_v2
 from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
-from modelyard.serve.bodies import read_head, too_large, too_slow
+from modelyard.serve.bodies import Head, decompress, read_head, too_large, too_slow
+from modelyard.serve.datatypes import BadRequestError
 from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
 from modelyard.serve.metrics import Metrics, Share
 from modelyard.serve.protocol_mlflow import Scoring
+from modelyard.serve.protocol_openai import Embeddings
 from modelyard.serve.protocol_v2 import OpenInference
 from modelyard.serve.reconcile import Reconciler
 from modelyard.serve.recording import Recorder
@@ -40,7 +42,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 
-OPEN_INFERENCE, SCORING = OpenInference(), Scoring()
+OPEN_INFERENCE, SCORING, EMBEDDINGS = OpenInference(), Scoring(), Embeddings()
+
+
+GUARDED = ("/v2/models/", "/invocations", protocol_openai.PREFIX, protocol_openai.EMBEDDINGS)
 
 
 class EndpointApp:
@@ -96,12 +101,14 @@ class EndpointApp:
             return
         path: str = scope["path"]
         try:
-            if path.startswith(("/v2/models/", "/invocations", protocol_openai.PREFIX)):
+            if path.startswith(GUARDED):
                 self.guard.admit(scope["headers"], "predict")
             if path.startswith("/v2/models/"):
                 await self._model(path, scope, receive, send)
             elif path == "/invocations" or path.startswith("/invocations/"):
                 await self._invoke(path, scope, receive, send)
+            elif path == protocol_openai.EMBEDDINGS:
+                await self._embed(scope, receive, send)
             elif path == protocol_openai.PREFIX or path.startswith(f"{protocol_openai.PREFIX}/"):
                 await self._list_models(path, scope, send)
             else:
@@ -145,7 +152,9 @@ class EndpointApp:
 
     def _index(self) -> tuple[int, Any]:
         models = {name: f"/v2/models/{quote(name, safe='')}" for name in self._router.table.routes}
-        links = sorted([*self._pages, "/metrics", "/version", "/invocations", "/v1/models", "/admin/notify"])
+        links = sorted(
+            [*self._pages, "/metrics", "/version", "/invocations", "/v1/models", "/v1/embeddings", "/admin/notify"]
+        )
         return 200, {
             "name": "modelyard",
             "endpoint": self.endpoint,
@@ -170,7 +179,8 @@ class EndpointApp:
             name: [version.served.version for version in route.in_order()]
             for name, route in self._router.table.routes.items()
         }
-        return 200, openapi.document(modelyard.__version__, served)
+        reads_text = any(version.info.reads_text for version in self._router.table.versions())
+        return 200, openapi.document(modelyard.__version__, served, reads_text=reads_text)
 
     def _status(self) -> tuple[int, Any]:
         return 200, describe(self.endpoint, self._reconciler.status(), self._router.table, self._router.trials)
@@ -233,11 +243,28 @@ class EndpointApp:
             raise HttpError(404, "this endpoint serves no model")
         await self._infer(SCORING, model or served[0], None, scope, receive, send)
 
+    async def _embed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """``/v1/embeddings``: the body names the model."""
+        _allow(scope, "POST")
+        head = read_head(scope["headers"], self.limits)
+        body = await self._body(receive)
+        if head.encoding:
+            body, head.encoding = decompress(body, self.limits), None
+        try:
+            model = protocol_openai.model_of(body)
+        except BadRequestError as failure:
+            raise HttpError(400, str(failure)) from None
+        await self._begin(EMBEDDINGS, model, None, head, body, send)
+
     async def _infer(
         self, dialect: Dialect, model: str, version: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         head = read_head(scope["headers"], self.limits)
-        body = await self._body(receive)
+        await self._begin(dialect, model, version, head, await self._body(receive), send)
+
+    async def _begin(
+        self, dialect: Dialect, model: str, version: str | None, head: Head, body: bytes, send: Send
+    ) -> None:
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def reply(answer: Answer) -> None:

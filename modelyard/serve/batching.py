@@ -16,6 +16,7 @@ import numpy as np
 from modelyard.errors import EndpointUnavailable
 from modelyard.serve.limits import Limits
 from modelyard.serve.wire import Tensor
+from modelyard.transform import joined
 
 Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
 
@@ -55,7 +56,7 @@ class Batcher:
         self._running: set[asyncio.Task[None]] = set()
 
     def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
-        """Get answers for these rows (n, width).
+        """Get answers for these rows (n, width), or tokens of texts (n, t) int64.
 
         Raises:
             Overloaded: the queue is full.
@@ -91,7 +92,8 @@ class Batcher:
         num_rows, width = 0, self._queue[0][0].shape[1]
         while self._queue:
             rows, waiting = self._queue[0]
-            if batch and (num_rows + len(rows) > self._limits.max_batch_rows or rows.shape[1] != width):
+            fits = rows.shape[1] == width or rows.dtype.kind == "i"  # texts are of any length
+            if batch and (num_rows + len(rows) > self._limits.max_batch_rows or not fits):
                 break
             self._queue.popleft()
             self._queued_bytes -= rows.nbytes
@@ -104,8 +106,8 @@ class Batcher:
 
     async def _run(self, batch: list[tuple[np.ndarray, Waiting]]) -> None:
         try:
-            joined = batch[0][0] if len(batch) == 1 else np.concatenate([rows for rows, _ in batch])
-            answers = await self._infer(joined)
+            together = batch[0][0] if len(batch) == 1 else joined([rows for rows, _ in batch])
+            answers = await self._infer(together)
         except Exception as failure:  # noqa: BLE001 (whatever it is, those who wait shall hear it)
             self._settled(len(batch))
             for _, waiting in batch:

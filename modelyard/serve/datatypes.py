@@ -89,6 +89,27 @@ def to_binary(tensor: Tensor) -> bytes:
     return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
+def texts_from_binary(raw: bytes | memoryview) -> list[str]:
+    """Texts as `to_binary` writes them.
+
+    Raises:
+        BadRequestError: bytes are missing, or are not UTF-8.
+    """
+    texts: list[str] = []
+    at = 0
+    while at < len(raw):
+        begin = at + _LENGTH.size
+        end = begin + (_LENGTH.unpack_from(raw, at)[0] if begin <= len(raw) else 0)
+        if begin > len(raw) or end > len(raw):
+            raise BadRequestError("the binary data ends within a text")
+        try:
+            texts.append(bytes(raw[begin:end]).decode())
+        except UnicodeDecodeError as failure:
+            raise BadRequestError(f"text {len(texts)} is not UTF-8: {failure}") from None
+        at = end
+    return texts
+
+
 def _refuse_beyond(values: np.ndarray, datatype: Datatype) -> None:
     bounds = np.iinfo(datatype.raw)
     if values.dtype != datatype.raw and (int(values.min()) < bounds.min or int(values.max()) > bounds.max):

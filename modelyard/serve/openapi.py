@@ -18,6 +18,20 @@ _VALUE: Json = {"anyOf": [{"type": "number"}, {"type": "string"}, {"type": "null
 _VALUES: Json = {"type": "array", "items": _VALUE}
 _RAW_ROWS: Json = {"type": "array", "items": {"anyOf": [_VALUE, _VALUES]}}
 _RECORDS: Json = {"type": "array", "items": {"type": "object", "additionalProperties": _VALUE}}
+_TEXT: Json = {"type": "string", "minLength": 1}
+_TOKENS: Json = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+_EMBEDDING: Json = {
+    "type": "object",
+    "required": ["model", "input"],
+    "properties": {
+        "model": {"type": "string", "minLength": 1},
+        "input": {"anyOf": [_TEXT, {"type": "array", "minItems": 1, "items": _TEXT}, _TOKENS,
+                            {"type": "array", "minItems": 1, "items": _TOKENS}]},
+        "encoding_format": {"enum": ["float", "base64"]},
+        "dimensions": {"type": "integer", "minimum": 1},
+        "user": {"type": "string"},
+    },
+}  # fmt: skip
 _PARAMETERS: Json = {"type": "object"}
 _REFUSALS = {
     400: "something in the request does not fit; the sentence says what",
@@ -36,11 +50,12 @@ _READING = (401, 403, 404, 405, 503)
 _INFERRING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 503, 504)
 
 
-def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
+def document(version: str, models: Mapping[str, Iterable[str]], *, reads_text: bool = False) -> Json:
     """The whole document.
 
     Args:
         models: versions of each model served now; they become the admitted values of the paths' parameters.
+        reads_text: whether some model takes texts, or tokens as two tensors.
     """
     numbers = sorted({number for versions in models.values() for number in versions})
     name, number = _parameter("model", list(models)), _parameter("version", numbers)
@@ -66,31 +81,37 @@ def document(version: str, models: Mapping[str, Iterable[str]]) -> Json:
             "/invocations/{model}": _score("MLflow scoring", [name]),
             "/v1/models": _get("Models, as OpenAI's clients ask"),
             "/v1/models/{model}": _get("One of them", parameters=[name]),
+            "/v1/embeddings": _embed(),
             "/admin/status": _guarded("get", "Revision, versions, workers", 200),
             "/admin/notify": _guarded("post", "Look at the bucket now", 202),
         },
         "components": {
-            "schemas": _schemas(),
+            "schemas": _schemas(reads_text),
             "responses": {str(status): _refusal(meaning) for status, meaning in _REFUSALS.items()},
             "securitySchemes": {"admin": {"type": "http", "scheme": "bearer"}},
         },
     }
 
 
-def _schemas() -> Json:
+def _schemas(reads_text: bool) -> Json:
     error = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-    return {**_inference_schemas(), **_scoring_schemas(), "Error": error}
+    return {**_inference_schemas(reads_text), **_scoring_schemas(), "EmbeddingRequest": _EMBEDDING, "Error": error}
 
 
-def _inference_schemas() -> Json:
+def _inference_schemas(reads_text: bool) -> Json:
     tensor = {
         "type": "object",
         "required": ["name", "shape", "datatype"],
         "properties": {
-            "name": {"const": INPUT_NAME},
-            "shape": {"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 2},
-            "datatype": {"enum": list(DATATYPES)},
-            "data": _ROWS,
+            "name": {"type": "string"} if reads_text else {"const": INPUT_NAME},
+            "shape": {
+                "type": "array",
+                "items": {"type": "integer", "minimum": 1},
+                "minItems": 1 if reads_text else 2,
+                "maxItems": 2,
+            },
+            "datatype": {"enum": [*DATATYPES, *(["BYTES"] if reads_text else [])]},
+            "data": _RAW_ROWS if reads_text else _ROWS,
             "parameters": _PARAMETERS,
         },
     }
@@ -116,7 +137,7 @@ def _inference_schemas() -> Json:
             "required": ["inputs"],
             "properties": {
                 "id": {"type": "string"},
-                "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 1},
+                "inputs": {"type": "array", "items": tensor, "minItems": 1, "maxItems": 2 if reads_text else 1},
                 "outputs": {"type": "array", "items": asked},
                 "parameters": _PARAMETERS,
             },
@@ -168,6 +189,11 @@ def _infer(summary: str, parameters: Iterable[Json]) -> Json:
 def _score(summary: str, parameters: Iterable[Json]) -> Json:
     body = {"application/json": {"schema": _ref("ScoringRequest")}, "text/csv": {"schema": {"type": "string"}}}
     return _post(summary, body, {"application/json": {"schema": _ref("ScoringResponse")}}, parameters)
+
+
+def _embed() -> Json:
+    body = {"application/json": {"schema": _ref("EmbeddingRequest")}}
+    return _post("Embeddings, as OpenAI's clients ask", body, {"application/json": {}}, [])
 
 
 def _post(summary: str, body: Json, answer: Json, parameters: Iterable[Json]) -> Json:

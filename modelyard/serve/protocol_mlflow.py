@@ -20,7 +20,7 @@ from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import DATATYPES, BadRequestError, as_rows
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerInfo
-from modelyard.transform import FittedTransform
+from modelyard.transform import RowTransform
 
 CSV_KIND = b"text/csv"
 SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -29,7 +29,7 @@ _LISTED = 5  # missing columns that a sentence names
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """Raw rows (n, width), float64, in the model's order of columns."""
+    """Raw rows (n, width), float64, in the model's order of columns; or tokens of texts (n, t), int64."""
 
     rows: np.ndarray
 
@@ -47,7 +47,8 @@ class Scoring:
         refuse_kind(head, b"application/json", CSV_KIND)
         if info.transform:
             table = _csv_columns(body) if head.kind == CSV_KIND else _json_columns(body, info.columns)
-            return ScoringRequest(as_rows(_coded(table, info.transform), DATATYPES["FP64"]))
+            rows = _coded(table, info.transform)
+            return ScoringRequest(rows if info.reads_text else as_rows(rows, DATATYPES["FP64"]))
         values = _from_csv(body, info.columns) if head.kind == CSV_KIND else _from_json(body, info.columns)
         if not values.size:
             raise BadRequestError("there are no rows")
@@ -76,8 +77,8 @@ def _plain(tensor: Tensor) -> Sequence[Any]:
     return list(tensor)
 
 
-def _coded(table: Mapping[str, list[Any]], transform: FittedTransform) -> np.ndarray:
-    """Raw columns by name as the rows that the worker's transform takes: texts and dates as codes, gaps filled in."""
+def _coded(table: Mapping[str, list[Any]], transform: RowTransform) -> np.ndarray:
+    """Raw columns by name as the rows that the worker's transform takes: texts as tokens, categories and dates as codes, gaps filled in."""
     for name in transform.columns:
         if any(isinstance(value, list | dict) for value in table.get(name, ())):
             raise BadRequestError(f"column {name!r} holds a list or an object where a single value belongs")

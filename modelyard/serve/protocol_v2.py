@@ -28,6 +28,7 @@ from modelyard.serve.datatypes import (
 )
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo
+from modelyard.transform import TextTransform
 
 INPUT_NAME = "features"
 JSON_KIND = b"application/json"
@@ -66,6 +67,10 @@ class OpenInference:
         # Clients send binary data without a type, or with one of these two.
         if head.kind != JSON_KIND:
             refuse_kind(head, JSON_KIND, *([] if head.head_bytes is None else [BINARY[1]]))
+        if info.reads_text:
+            from modelyard.serve.protocol_v2_text import read_texts  # it builds on this module
+
+            return read_texts(body, head.head_bytes, model, info)
         request = parse_infer(body, head.head_bytes)
         check_fits(request, model, info)
         return request
@@ -120,6 +125,15 @@ def check_fits(request: InferRequest, model: str, info: WorkerInfo) -> None:
     width = request.rows.shape[1]
     if width != info.width:
         raise BadRequestError(f"model {model!r} takes rows of {info.width} values, these have {width}")
+    check_outputs(request, model, info)
+
+
+def check_outputs(request: InferRequest, model: str, info: WorkerInfo) -> None:
+    """Compare the outputs that a request asks for with those that the model gives.
+
+    Raises:
+        BadRequestError: there is no such output.
+    """
     if request.outputs is not None:
         known = [name for name, _, _ in info.outputs]
         for name in request.outputs:
@@ -128,18 +142,18 @@ def check_fits(request: InferRequest, model: str, info: WorkerInfo) -> None:
 
 
 def model_metadata(model: str, versions: Sequence[str], info: WorkerInfo) -> dict[str, Any]:
+    inputs: list[dict[str, Any]] = [
+        {"name": INPUT_NAME, "datatype": "FP32", "shape": [-1, info.width], "parameters": {"columns": info.columns}}
+    ]
+    if isinstance(info.transform, TextTransform):
+        from modelyard.serve.protocol_v2_text import text_inputs  # it builds on this module
+
+        inputs = text_inputs(info.transform)
     return {
         "name": model,
         "versions": list(versions),
         "platform": "modelyard",
-        "inputs": [
-            {
-                "name": INPUT_NAME,
-                "datatype": "FP32",
-                "shape": [-1, info.width],
-                "parameters": {"columns": info.columns},
-            }
-        ],
+        "inputs": inputs,
         "outputs": [
             {"name": name, "datatype": datatype, "shape": [-1, columns] if columns else [-1]}
             for name, datatype, columns in info.outputs
@@ -197,12 +211,12 @@ def _parse_any(head: bytes, raw: memoryview | None) -> InferRequest:
     inputs = document.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise BadRequestError(f"'inputs' must be a list of exactly one tensor, named {INPUT_NAME!r}")
-    binary = _flag(document, "binary_data_output", otherwise=False)
-    outputs = _parse_outputs(document.get("outputs"), binary)
+    binary = parse_flag(document, "binary_data_output", otherwise=False)
+    outputs = parse_outputs(document.get("outputs"), binary)
     return InferRequest(client_id, _parse_rows(inputs[0], raw), outputs, binary)
 
 
-def _parse_outputs(outputs: Any, binary: bool) -> dict[str, bool] | None:
+def parse_outputs(outputs: Any, binary: bool) -> dict[str, bool] | None:
     if outputs is None or outputs == []:
         return None
     if not isinstance(outputs, list):
@@ -211,19 +225,24 @@ def _parse_outputs(outputs: Any, binary: bool) -> dict[str, bool] | None:
     for output in outputs:
         if not isinstance(output, dict) or not isinstance(output.get("name"), str):
             raise BadRequestError("each of 'outputs' must be an object with a 'name'")
-        wanted[output["name"]] = _flag(output, "binary_data", otherwise=binary)
+        wanted[output["name"]] = parse_flag(output, "binary_data", otherwise=binary)
     return wanted
 
 
 def _parse_rows(tensor: dict[str, Any], raw: memoryview | None) -> np.ndarray:
-    name, datatype_name = tensor.get("name"), tensor.get("datatype")
-    if name != INPUT_NAME:
+    if (name := tensor.get("name")) != INPUT_NAME:
         raise BadRequestError(f"the input must be named {INPUT_NAME!r}, not {name!r}")
+    return parse_matrix(tensor, raw)
+
+
+def parse_matrix(tensor: dict[str, Any], raw: memoryview | None) -> np.ndarray:
+    """A tensor's numbers (n, width), from its JSON or from the binary data that is its own."""
+    datatype_name = tensor.get("datatype")
     if not isinstance(datatype_name, str) or datatype_name not in DATATYPES:
         raise BadRequestError(f"datatype {datatype_name!r} is not one of {', '.join(DATATYPES)}")
     datatype = DATATYPES[datatype_name]
     num_rows, width = _parse_shape(tensor.get("shape"))
-    size = _parameters(tensor).get("binary_data_size")
+    size = parse_parameters(tensor).get("binary_data_size")
     if size is not None:
         return as_rows(from_binary(_binary_data(tensor, size, raw), datatype, num_rows, width), datatype)
     if raw:
@@ -266,15 +285,15 @@ def _numbers(data: Any, datatype: Datatype) -> np.ndarray:
     return values
 
 
-def _parameters(document: dict[str, Any]) -> dict[str, Any]:
+def parse_parameters(document: dict[str, Any]) -> dict[str, Any]:
     parameters = document.get("parameters", {})
     if not isinstance(parameters, dict):
         raise BadRequestError("'parameters' must be an object")
     return parameters
 
 
-def _flag(document: dict[str, Any], name: str, *, otherwise: bool) -> bool:
-    value = _parameters(document).get(name, otherwise)
+def parse_flag(document: dict[str, Any], name: str, *, otherwise: bool) -> bool:
+    value = parse_parameters(document).get(name, otherwise)
     if not isinstance(value, bool):
         raise BadRequestError(f"parameter {name!r} must be true or false, not {value!r}")
     return value

@@ -127,8 +127,7 @@ def parquet(batch: Batch) -> bytes:
         "model": pa.array([schema.model] * sum(lengths)),
         "version": pa.array([schema.version] * sum(lengths)),
     }
-    inputs = np.concatenate([np.asarray(record[INPUTS], dtype=np.float64) for record in records])
-    columns |= {f"in.{name}": pa.array(inputs[:, place]) for place, name in enumerate(schema.columns)}
+    columns |= _inputs([np.asarray(record[INPUTS]) for record in records], schema.columns)
     outputs = [name for name in records[0] if not name.startswith("@")]
     columns |= {f"out.{name}": _column([record[name] for record in records]) for name in outputs}
     told = {f"modelyard.{name}": str(value) for name, value in schema.model_dump().items() if name != "columns"}
@@ -136,6 +135,16 @@ def parquet(batch: Batch) -> bytes:
     buffer = BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
+
+
+def _inputs(rows: Sequence[np.ndarray], names: Sequence[str]) -> dict[str, pa.Array]:
+    """One column for each raw one; of a text its tokens."""
+    import pyarrow as pa
+
+    if all(some.dtype.kind == "i" for some in rows):
+        return {f"in.{name}": pa.array([row[row >= 0] for some in rows for row in some]) for name in names}
+    whole = np.concatenate([some.astype(np.float64, copy=False) for some in rows])
+    return {f"in.{name}": pa.array(whole[:, place]) for place, name in enumerate(names)}
 
 
 def _column(tensors: Sequence[Tensor]) -> pa.Array:

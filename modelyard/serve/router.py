@@ -144,7 +144,7 @@ class Router:
             EndpointUnavailable: nobody could answer in time.
         """
         for _ in range(self._limits.max_tries - 1):
-            lost = await self._stand_in(lost, rows.shape[1], pinned)
+            lost = await self._stand_in(lost, lost.info.width, pinned)
             try:
                 return lost, await lost.infer(rows)
             except WorkerLost:

@@ -25,8 +25,10 @@ from modelyard.errors import TransientError
 from modelyard.model_package import ModelPackage
 from modelyard.runtime import preload
 from modelyard.serve.wire import HEADER, RAW_OUTPUTS, Kind, Tensor, frame, pack_tensors, unpack_tensors
+from modelyard.transform import TextTransform
 
 WARM_BATCHES = (1, 32)
+WARM_TOKENS = 32  # of a text
 _PR_SET_PDEATHSIG = 1
 
 
@@ -94,12 +96,13 @@ def _answer(package: ModelPackage, number: int, payload: bytes) -> bytes:
 def _warmed(package: ModelPackage) -> dict[str, object]:
     """Run the batch sizes that matter once, and describe what goes in and out (the fields of `WorkerInfo`)."""
     described: dict[str, Tensor] = {}
-    for num_rows in WARM_BATCHES:
-        described = answers(package, np.zeros((num_rows, len(package.transform.columns)), dtype=np.float32))
     transform = package.transform
+    width = min(WARM_TOKENS, transform.width) if isinstance(transform, TextTransform) else len(transform.columns)
+    for num_rows in WARM_BATCHES:
+        described = answers(package, np.zeros((num_rows, width), dtype=np.float32))
     return {
         "columns": transform.columns,
-        "transform": None if transform.takes_plain_numbers else transform.model_dump(mode="json"),
+        "transform": None if transform.takes_plain_numbers else transform.model_dump_json(),
         "outputs": [
             [name, _datatype(values), values.shape[1] if isinstance(values, np.ndarray) and values.ndim == 2 else 0]
             for name, values in described.items()

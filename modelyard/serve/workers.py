@@ -22,7 +22,7 @@ from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
 from modelyard.serve.starting import StartedProcess, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
-from modelyard.transform import FittedTransform
+from modelyard.transform import RowTransform, TextTransform, read_row_transform
 
 STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
 
@@ -38,16 +38,21 @@ class WorkerInfo:
     Attributes:
         columns: feature columns, in order.
         outputs: (name, datatype of the v2 protocol, columns; 0 for one value a row).
-        transform: reads raw columns that are no plain numbers (texts, dates, gaps); None where all are.
+        transform: reads raw columns that are no plain numbers (texts, categories, dates, gaps); None where all are.
     """
 
     columns: list[str]
     outputs: list[tuple[str, str, int]]
-    transform: FittedTransform | None = None
+    transform: RowTransform | None = None
 
     @property
     def width(self) -> int:
         return len(self.columns)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its rows are tokens of a text (n, t), of any t."""
+        return isinstance(self.transform, TextTransform)
 
 
 class WorkerHandle(Protocol):
@@ -212,7 +217,7 @@ def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:
     said = orjson.loads(payload)
     if kind is Kind.READY:
         outputs = [(name, datatype, columns) for name, datatype, columns in said["outputs"]]
-        transform = FittedTransform.model_validate(said["transform"]) if said["transform"] else None
+        transform = read_row_transform(said["transform"]) if said["transform"] else None
         waiting.set_result(WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform))
     elif said["transient"]:
         waiting.set_exception(EndpointUnavailable(said["error"]))

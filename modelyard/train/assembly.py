@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog
@@ -19,7 +20,7 @@ from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.datasets import Split as SplitName
 from modelyard.errors import ConfigError
 from modelyard.models.build import build_model, load_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TokenData
 from modelyard.train.checkpoints import Checkpoints
@@ -30,9 +31,9 @@ from modelyard.train.events import RankEvent
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import VALIDATION_ROWS, Objective, Trainer
 from modelyard.train.precision import Precision
-from modelyard.train.rows import Rows, Split, TokenSplit
+from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
-from modelyard.transform import FittedTransform
+from modelyard.transform import FittedTransform, TextTransform
 
 
 class RankSpec(Frozen):
@@ -43,6 +44,7 @@ class RankSpec(Frozen):
     checkpoints: str
     init: ArtifactRef | None = None
     teacher: ArtifactRef | None = None
+    pretrained: ArtifactRef | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +82,10 @@ def assemble(
         parent = Parent.read(catalog, spec.teacher, TEACHER_FIELD) if spec.teacher else None
         data = _data(spec, catalog, rows, parent, folder / "data")
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
-        network = _network(spec, catalog, data, folder / "init")
+        network = _network(spec, catalog, data, folder / "init", emit)
     kind = task_kind(data.target.task)
-    require_outputs(network, data.train, kind.output_width(data.target))
+    per_token = kind.loss == "next_token"
+    require_outputs(network, data.train, kind.output_width(data.target), per_token=per_token)
     costs = (
         measure_costs(network.to(device), _example(data.train).to(device), spec.config.precision)
         if counts_costs
@@ -98,7 +101,7 @@ def assemble(
             loss=kind.loss,
             metric=spec.config.stop.metric or kind.headline,
             new_metric=lambda: kind.metric(data.target),
-            validation_rows=1 if kind.loss == "next_token" else VALIDATION_ROWS,
+            validation_rows=VALIDATION_ROWS if isinstance(data.train, Split) else 1,
         ),
         checkpoints=Checkpoints(catalog.store, spec.checkpoints, spec.config.checkpoint),
         emit=emit,
@@ -116,10 +119,15 @@ def _example(rows: Rows) -> torch.Tensor:
 def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:
     target = Target.model_validate_json(catalog.read(spec.dataset, TARGET_FILE))
     if target.task == "language_modelling":
-        texts = _texts(catalog, spec.dataset, rows)
+        texts = _token_data(catalog, spec.dataset, rows)
         train, validation = (TokenSplit(texts.sequences(split)) for split in ("train", "validation"))
         return Data(train=train, validation=validation, target=target, width=texts.transform.width)
     dataset = Dataset.fetch(catalog, spec.dataset, folder, [])
+    if isinstance(dataset.transform, TextTransform):
+        train, validation = (
+            _texts(spec, catalog, dataset, dataset.transform, split) for split in ("train", "validation")
+        )
+        return Data(train=train, validation=validation, target=target, width=dataset.transform.width)
     return Data(
         train=_table(spec, catalog, dataset, rows, "train", teacher),
         validation=_table(spec, catalog, dataset, rows, "validation"),
@@ -128,12 +136,39 @@ def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | N
     )
 
 
-def _network(spec: RankSpec, catalog: Catalog, data: Data, folder: Path) -> nn.Module:
-    """The starting model's with its weights, or the configured one with random weights."""
+def _texts(spec: RankSpec, catalog: Catalog, dataset: Dataset, transform: TextTransform, split: SplitName) -> TextSplit:
+    parts = ((inputs, targets) for _, inputs, targets in _encoded(spec, catalog, dataset, split))
+    return TextSplit(parts, transform.width if transform.padding == "fixed" else None)
+
+
+def _encoded(
+    spec: RankSpec, catalog: Catalog, dataset: Dataset, split: SplitName
+) -> Iterator[tuple[pd.DataFrame, np.ndarray, np.ndarray]]:
+    """Rows of a split as they come from the bucket, their network input and their encoded targets."""
+    kind = task_kind(dataset.target.task)
+    for frame in dataset.fetched_frames(catalog, spec.dataset, split):
+        targets = kind.encode(dataset.target, frame[dataset.target.column])
+        yield frame, dataset.transform.apply(dataset.transform.rows(frame)), targets
+
+
+def _network(
+    spec: RankSpec, catalog: Catalog, data: Data, folder: Path, emit: Callable[[RankEvent], None]
+) -> nn.Module:
+    """The starting model's with its weights, or the configured one with those that it comes with, or random ones."""
     if spec.init:
         return _fetched(catalog, spec.init, folder)
+    width = task_kind(data.target.task).output_width(data.target)
     torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
-    return build_model(spec.config.model, data.width, task_kind(data.target.task).output_width(data.target))
+    if not spec.pretrained:
+        return build_model(spec.config.model, data.width, width)
+    from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra
+
+    assert isinstance(spec.config.model, HuggingFaceConfig)
+    catalog.fetch(spec.pretrained, folder)
+    network, fresh = load_pretrained(spec.config.model, width, folder)
+    if fresh and distributed.get_rank() == 0:
+        emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(fresh)}"))
+    return network
 
 
 def _teacher(
@@ -151,7 +186,7 @@ def _teacher(
     )
 
 
-def _texts(catalog: Catalog, dataset: ArtifactRef, rows: LocalRows) -> TokenData:
+def _token_data(catalog: Catalog, dataset: ArtifactRef, rows: LocalRows) -> TokenData:
     splits: list[SplitName] = ["train", "validation"]
     num_bytes = sum(entry.size for entry in catalog.manifest(dataset).content.files.values())
     return TokenData(
@@ -167,10 +202,7 @@ def _table(
     assert seen is None or isinstance(seen, FittedTransform), "checked before ranks were started"
 
     def parts() -> Iterator[tuple[np.ndarray, ...]]:
-        kind = task_kind(dataset.target.task)
-        for frame in dataset.fetched_frames(catalog, spec.dataset, split):
-            targets = kind.encode(dataset.target, frame[dataset.target.column])
-            inputs = dataset.transform.apply(dataset.transform.rows(frame))
+        for frame, inputs, targets in _encoded(spec, catalog, dataset, split):
             yield (inputs, targets, seen.apply_frame(frame)) if seen else (inputs, targets)
 
     # What the rows are made by is a part of the name: another version of it makes others.
@@ -186,7 +218,7 @@ def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
     return load_model(folder)
 
 
-def require_outputs(network: nn.Module, train: Rows, width: int) -> None:
+def require_outputs(network: nn.Module, train: Rows, width: int, *, per_token: bool = False) -> None:
     """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
 
     Raises:
@@ -199,7 +231,7 @@ def require_outputs(network: nn.Module, train: Rows, width: int) -> None:
     torch.set_rng_state(generators)
     network.train(was_training)
     # A row of tokens has an answer for each of them.
-    axes, sizes = (("n", "t"), tuple(example.shape[1:])) if example.dtype == torch.int64 else (("n",), ())
+    axes, sizes = (("n", "t"), tuple(example.shape[1:])) if per_token else (("n",), ())
     if shape[1:] != (*sizes, width):
         found = f"({', '.join(['n', *map(str, shape[1:])])})"
         raise ConfigError(

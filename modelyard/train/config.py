@@ -88,14 +88,14 @@ class StopConfig(Frozen):
         metric: the validation metric that ``target`` and ``patience`` look at and the best weights are chosen by; None:
             the task's headline.
         patience: validations in a row without a new best.
-        max_steps: optimizer steps.
+        max_steps: optimizer steps. 0: nothing is trained; a network that comes with weights is published as it is.
         max_seconds: of training, over all resumes together. The one rule that does not repeat to the bit.
         diverged_above: a mean training loss above this counts as diverged, as a NaN does; None: only NaN and infinity.
     """
 
     metric: str | None = None
     patience: int | None = Field(None, ge=1)
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(None, ge=0)
     max_seconds: float | None = Field(None, gt=0)
     diverged_above: float | None = None
 
@@ -216,7 +216,7 @@ OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence
 # Sections that speak of the strategy of their name alone.
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
-NAMES = {"init": {"model"}, "distill": {"teacher"}}
+NAMES = {"init": {"model"}, "distill": {"teacher"}, "model": {"source"}}
 
 
 class TrainConfig(Frozen):

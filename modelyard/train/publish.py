@@ -3,8 +3,8 @@
 model.json, model.safetensors    the network and its weights
 transform.json, target.json      what it takes and what its outputs mean
 history.json                     every validation
-of a language model also: tokenizer.json, config.json, tokenizer_config.json (so that `transformers` loads the folder),
-and samples.md, texts it has continued
+of a network of tokens also: tokenizer.json, config.json, tokenizer_config.json (so that `transformers` loads the folder),
+and of a language model samples.md, texts it has continued
 """
 
 from __future__ import annotations
@@ -20,9 +20,16 @@ from modelyard.catalog import Attempt, Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import NotFound
 from modelyard.models.build import load_model, save_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, GptConfig, ModelConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, GptConfig, HuggingFaceConfig, ModelConfig, ModelSpec
 from modelyard.models.generate import continued
-from modelyard.models.hugging import CONFIG_FILE, TOKENIZER_CONFIG_FILE, config_json, tokenizer_config_json
+from modelyard.models.hugging import (
+    CONFIG_FILE,
+    TOKENIZER_CONFIG_FILE,
+    config_json,
+    text_tokenizer_json,
+    tokenizer_config_json,
+    transformer_config_json,
+)
 from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TOKENS_FOLDER
 from modelyard.train.checkpoints import Checkpoints
@@ -31,6 +38,7 @@ from modelyard.train.progress import Progress
 from modelyard.train.snapshots import Tensors, published_weights
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE
 from modelyard.train.starting import read_transform
+from modelyard.transform import TextTransform
 from modelyard.transform.tokens import END, TOKENIZER_FILE, TokenTransform
 
 NUM_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 64
@@ -54,15 +62,29 @@ def publish(
     fitted, schema = read_transform(transform), Target.model_validate_json(target)
     kind = task_kind(schema.task)
     spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
-    save_model(spec, weights, attempt.scratch)
-    for name in (MODEL_FILE, WEIGHTS_FILE):
-        attempt.add(name, attempt.scratch / name)
+    add_network(attempt, spec, weights)
     attempt.add_bytes(TRANSFORM_FILE, transform)
     attempt.add_bytes(TARGET_FILE, target)
     attempt.add_json(HISTORY_FILE, progress.validations)
     if isinstance(fitted, TokenTransform):
         _add_language_files(catalog, attempt, dataset, spec, fitted)
+    if isinstance(fitted, TextTransform) and isinstance(spec.network, HuggingFaceConfig):
+        add_library_files(attempt, spec, fitted, schema)
     attempt.facts.update(_facts(progress, config.stop.metric or kind.headline, weights))
+
+
+def add_network(attempt: Attempt, spec: ModelSpec, weights: Tensors) -> None:
+    """The network and its weights."""
+    save_model(spec, weights, attempt.scratch)
+    for name in (MODEL_FILE, WEIGHTS_FILE):
+        attempt.add(name, attempt.scratch / name)
+
+
+def add_library_files(attempt: Attempt, spec: ModelSpec, transform: TextTransform, target: Target) -> None:
+    """What `transformers` needs besides to load the folder."""
+    attempt.add_bytes(TOKENIZER_FILE, transform.tokenizer.encode())
+    attempt.add_json(CONFIG_FILE, transformer_config_json(spec, target))
+    attempt.add_json(TOKENIZER_CONFIG_FILE, text_tokenizer_json(transform))
 
 
 def _best_weights(catalog: Catalog, scratch: Path, config: TrainConfig, checkpoints: str) -> tuple[Progress, Tensors]:

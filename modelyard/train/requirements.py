@@ -8,11 +8,13 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CustomConfig, ModelConfig
-from modelyard.task_kinds import Target, task_kind
+from modelyard.models.config import CustomConfig, HuggingFaceConfig, ModelConfig
+from modelyard.task_kinds import TAKEN_AS_IT_IS, Target, task_kind
 from modelyard.train.config import TrainConfig, nearest
 from modelyard.train.memory import free_memory, require_memory
-from modelyard.train.starting import Parents, read_transform
+from modelyard.train.pretrained_network import whole_network
+from modelyard.train.starting import Parents, Transform, read_transform
+from modelyard.transform import TextTransform
 from modelyard.transform.tokens import TokenTransform
 
 
@@ -33,22 +35,31 @@ def require_factory(config: TrainConfig) -> None:
         raise ConfigError("train.model.factory", f"no module {module!r} can be imported where flows run")
 
 
-def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, parents: Parents) -> None:
-    """Refuse a config that this data set cannot be trained with.
+def require_trainable(
+    catalog: Catalog,
+    dataset: ArtifactRef,
+    config: TrainConfig,
+    parents: Parents,
+    pretrained: ArtifactRef | None = None,
+) -> ModelConfig:
+    """Refuse a config that this data set cannot be trained with; the network that is trained, with nothing left open.
 
     Raises:
         DataError: the training or validation split is empty.
         ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
-            teacher for another task or other columns, or a strategy that this network cannot be spread by.
+            teacher for another task or other columns, a network that does not read such data, or a strategy that this
+            network cannot be spread by.
     """
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
+    if target.task == "embedding":
+        raise ConfigError("train.stop.max_steps", TAKEN_AS_IT_IS)
     known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
     if config.stop.metric is not None and config.stop.metric not in known:
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
     transform = read_transform(catalog.read(dataset, TRANSFORM_FILE))
-    _require_inputs(config, target, parents)
+    _require_inputs(config, transform, target, parents)
     if isinstance(transform, TokenTransform):
         # Sequences, not texts, are what is dealt out to ranks.
         sequences = {split: -(-tokens // transform.sequence_length) for split, tokens in facts["tokens"].items()}
@@ -56,16 +67,22 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
     for parent in parents.all:
         parent.require_fit(transform, target)
     network = parents.init.spec.model if parents.init else config.model
+    if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
+        network = whole_network(catalog, network, pretrained, transform, target)
     _require_network(config, network, transform.width, task_kind(target.task).output_width(target))
+    return network
 
 
-def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> None:
+def _require_inputs(config: TrainConfig, transform: Transform, target: Target, parents: Parents) -> None:
     """A network of numbers cannot read tokens, nor the other way round; a user's own may do either."""
-    kind = parents.init.spec.model.kind if parents.init else config.model.kind
-    reads_text = target.task == "language_modelling"
-    if kind != "custom" and reads_text != (kind == "gpt"):
-        right = "gpt" if reads_text else "mlp"
-        raise ConfigError("train.model.kind", f"{kind!r} is not for {target.task}; take {right}, or custom")
+    kind = parents.init.spec.network.kind if parents.init else config.model.kind
+    right, asked = "mlp", target.task
+    if isinstance(transform, TokenTransform):
+        right = "gpt"
+    elif isinstance(transform, TextTransform):
+        right, asked = "huggingface", f"{target.task} of texts"
+    if kind not in ("custom", right):
+        raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {right}, or custom")
 
 
 def _require_network(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:

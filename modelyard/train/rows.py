@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 
+from modelyard.errors import DataError
 from modelyard.token_data import Sequences
+from modelyard.transform.text import padded
 
 
 class Batch(NamedTuple):
@@ -47,6 +50,34 @@ class Split:
     @classmethod
     def of(cls, features: np.ndarray, targets: np.ndarray) -> Split:
         return cls(features=torch.from_numpy(features), targets=torch.from_numpy(targets))
+
+
+class TextSplit:
+    """Texts as tokens in memory, without what fills them up: features (n, t) int64, as wide as the longest of a batch.
+
+    Args:
+        parts: network input (n, t) with its encoded targets (n,), any number of times.
+        fixed: tokens that every batch is wide; None: as many as its longest text has.
+    """
+
+    def __init__(self, parts: Iterable[tuple[np.ndarray, np.ndarray]], fixed: int | None = None) -> None:
+        tokens, lengths, targets = [np.empty(0, np.int32)], [np.zeros(1, np.int64)], []
+        for rows, encoded in parts:
+            here = rows >= 0
+            tokens.append(rows[here].astype(np.int32))
+            lengths.append(here.sum(axis=1))
+            targets.append(encoded)
+        if not targets:
+            raise DataError("a split is empty; raise its share in preprocess.split, or add data")
+        self._tokens, self._ends = np.concatenate(tokens), np.cumsum(np.concatenate(lengths))
+        self._targets, self._fixed = torch.from_numpy(np.concatenate(targets)), fixed
+
+    def __len__(self) -> int:
+        return len(self._targets)
+
+    def batch(self, numbers: torch.Tensor) -> Batch:
+        rows = padded([self._tokens[self._ends[at] : self._ends[at + 1]] for at in numbers.tolist()], self._fixed)
+        return Batch(torch.from_numpy(rows), self._targets[numbers])
 
 
 class TokenSplit:

@@ -8,10 +8,11 @@ from typing import Any
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
-from modelyard.models.config import CustomConfig
+from modelyard.models.config import CustomConfig, HuggingFaceConfig
 from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent
 from modelyard.train.launch import RankGroup
+from modelyard.train.pretrained_network import pretrained_of
 from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parents
 
@@ -42,30 +43,47 @@ def train(
         RankLost: ranks died more often than ``max_restarts``, or went silent.
     """
     parents = Parents.read(catalog, config, init, teacher)
-    work = training_work(dataset, config, parents)
+    pretrained = None if parents.init else pretrained_of(catalog, config, origin)
+    work = training_work(dataset, config, parents, pretrained)
 
     def build(attempt: Attempt) -> None:
         from modelyard.train.publish import publish  # torch: two seconds that a found model need not wait for
 
-        require_trainable(catalog, dataset, config, parents)
+        if config.stop.max_steps == 0:
+            from modelyard.train.taking import take_as_it_is
+
+            take_as_it_is(catalog, attempt, dataset, config, pretrained)
+            return
+        network = require_trainable(catalog, dataset, config, parents, pretrained)
         checkpoints = f"{catalog.folder('model', work.key)}/checkpoints"
-        spec = {"dataset": dataset, "config": config, "checkpoints": checkpoints, "init": init, "teacher": teacher}
+        spec = {
+            "dataset": dataset,
+            "config": config.model_copy(update={"model": network}),
+            "checkpoints": checkpoints,
+            "init": init,
+            "teacher": teacher,
+            "pretrained": pretrained,
+        }
         _run_ranks(attempt, spec, config, on_event)
-        network = parents.init.spec.model if parents.init else config.model
         publish(catalog, attempt, dataset, config, checkpoints, network)
 
     return catalog.produce(work, build, origin)
 
 
-def training_work(dataset: ArtifactRef, config: TrainConfig, parents: Parents) -> Work:
+def training_work(
+    dataset: ArtifactRef, config: TrainConfig, parents: Parents, pretrained: ArtifactRef | None = None
+) -> Work:
     """What a trained model depends on."""
+    networks = [*([] if parents.init else [config.model]), *(parent.spec.network for parent in parents.all)]
+    library = ["transformers"] if any(isinstance(network, HuggingFaceConfig) for network in networks) else []
+    begins = {"pretrained": pretrained} if pretrained else {}
     own = [config.model.factory] if isinstance(config.model, CustomConfig) and not parents.init else []
     factories = {*own, *(factory for parent in parents.all for factory in parent.factories)}
     return Work(
         kind="model",
         config=config.identity(parents.unused),
-        inputs={"dataset": dataset, **parents.inputs},
-        code_version=code_version("modelyard.train", ["torch", "numpy"], sorted(factories)),
+        inputs={"dataset": dataset, **begins, **parents.inputs},
+        code_version=code_version("modelyard.train", ["torch", "numpy", *library], sorted(factories)),
     )
 
 

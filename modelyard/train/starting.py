@@ -14,10 +14,11 @@ from modelyard.errors import ConfigError
 from modelyard.models.config import MODEL_FILE, ModelSpec
 from modelyard.task_kinds import Target
 from modelyard.train.config import TrainConfig
-from modelyard.transform import FittedTransform
+from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
 
-Transform = FittedTransform | TokenTransform
+Transform = FittedTransform | TextTransform | TokenTransform
+TOKENISED = (TextTransform, TokenTransform)
 INIT_FIELD, TEACHER_FIELD = "train.init.model", "train.distill.teacher"
 
 
@@ -70,7 +71,7 @@ class Parent:
             self._refuse(f"has other classes: {_difference(self.target.classes, target.classes)}")
         if self.transform.columns != transform.columns:
             self._refuse(f"takes other columns: {_difference(self.transform.columns, transform.columns)}")
-        if isinstance(self.transform, TokenTransform) or isinstance(transform, TokenTransform):
+        if isinstance(self.transform, TOKENISED) or isinstance(transform, TOKENISED):
             self._require_tokenizer(transform)
         elif self.transform.width != transform.width:
             self._refuse(
@@ -131,7 +132,7 @@ class Parents:
 
 
 def read_transform(body: bytes) -> Transform:
-    """A fitted transform of either sort."""
+    """A fitted transform of any sort."""
     return TypeAdapter(Transform).validate_json(body)
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 
+PaddingName = Literal["longest", "fixed"]
 DatePart = Literal["elapsed", "month", "day", "weekday", "hour", "minute"]
 
 
@@ -29,6 +30,23 @@ class TokenConfig(Frozen):
     sequence_length: int = Field(256, ge=2, le=1_000_000, description="tokens a row of training has")
 
 
+class TextConfig(Frozen):
+    """How a column of type text becomes the tokens of a network that others trained."""
+
+    source: str = Field(
+        "", description="folder with the network's tokenizer.json: file:///..., s3://...; the one of train.model.source"
+    )
+    max_length: int | None = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        description="tokens of a text at most; empty: what the network was made for, up to 512",
+    )
+    padding: PaddingName = Field(
+        "longest", description="longest: a batch is as wide as its longest text; fixed: always max_length"
+    )
+
+
 class TransformConfig(Frozen):
     """How columns become the numbers that a network takes; everything is fitted on the training split alone."""
 
@@ -47,4 +65,5 @@ class TransformConfig(Frozen):
     )
     select: SelectConfig = SelectConfig()
     tokens: TokenConfig = TokenConfig()
+    text: TextConfig = TextConfig()
     components: int | None = Field(None, ge=1, description="inputs after an incremental PCA (Ross et al., 2008)")

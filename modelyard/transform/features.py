@@ -84,7 +84,7 @@ class Category(Frozen):
 
     def code(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         codes = self._codes
-        return np.fromiter((codes.get(_text(value), UNKNOWN) for value in values), np.float64, len(values))
+        return np.fromiter((codes.get(plain_text(value), UNKNOWN) for value in values), np.float64, len(values))
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
         if self.kind == "ordinal":
@@ -105,7 +105,7 @@ class HashedCategory(Frozen):
         return self.buckets
 
     def code(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
-        texts = (_text(value) or self.fill for value in values)
+        texts = (plain_text(value) or self.fill for value in values)
         buckets = (UNKNOWN if text is None else zlib.crc32(text.encode()) % self.buckets for text in texts)
         return np.fromiter(buckets, np.float64, len(values))
 
@@ -167,7 +167,7 @@ def _turn(codes: np.ndarray, part: DatePart) -> np.ndarray:
     return np.mod(seconds, cycle) / cycle
 
 
-def _text(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """As preprocessing stores it: nothing, NaN and the empty text are one; a whole number is written without a point."""
     if value is None or value != value:  # noqa: PLR0124 (NaN differs from itself)
         return ""

@@ -1,0 +1,141 @@
+"""Models that turn texts into vectors under judgement: the counterpart of `judge.py` and `evidence.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from modelyard.datasets import Dataset
+from modelyard.errors import ConfigError, DataError
+from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.evidence import CANDIDATE, FLOAT, Evidence
+from modelyard.evaluate.intervals import Interval
+from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.robustness import UNDISTURBED, Scores
+from modelyard.evaluate.text_disturbances import TEXT_DISTURBANCES
+from modelyard.evaluate.vectors import agreement, scores_of
+from modelyard.model_package import ModelPackage
+from modelyard.task_kinds import Target
+from modelyard.transform import TextTransform
+
+MAX_ROWS = 20_000  # each text is compared with all partners
+
+
+class JudgedVectors(Judged):
+    """A loaded form of a package, and the vectors that it gave for the test split."""
+
+    def __init__(self, role: str, package: ModelPackage) -> None:
+        self.role = role
+        self.package = package
+        self.target = package.spec.target
+        self.scores: dict[str, Interval] = {}
+        self.agreement: Mapping[str, float] = {}
+        self.texts = np.empty((0, 0))
+        self._finite_fraction = 0.0
+        self._num_rows = 0
+
+    def read(self, frame: pd.DataFrame, target: Target, config: EvaluateConfig) -> None:
+        """Answer the texts of a whole split, and score them against their partners as the data set's target says."""
+        self.target = target
+        self.texts, partners = self.vectors(list(frame[self._column])), self.vectors(list(frame[target.column]))
+        finite = np.isfinite(self.texts).all(axis=1) & np.isfinite(partners).all(axis=1)
+        self._num_rows, self._finite_fraction = len(frame), float(finite.mean())
+        self.scores = self._scored(self.texts, partners, frame, config)
+
+    def score_of_texts(self, texts: list[str], frame: pd.DataFrame, config: EvaluateConfig) -> float:
+        """The gated metric with other texts in the place of those of the frame."""
+        partners = self.vectors(list(frame[self.target.column]))
+        return self._scored(self.vectors(texts), partners, frame, config)[config.metric].value
+
+    def vectors(self, texts: list[str]) -> np.ndarray:
+        """Texts to vectors (n, d)."""
+        transform = self.package.transform
+        assert isinstance(transform, TextTransform)
+        return self.package.outputs(transform.tokens(texts))
+
+    def _scored(
+        self, texts: np.ndarray, partners: np.ndarray, frame: pd.DataFrame, config: EvaluateConfig
+    ) -> dict[str, Interval]:
+        column = self.target.similarity
+        said = frame[column].to_numpy(dtype=np.float64) if column else None
+        return scores_of(
+            texts, partners, said, resamples=config.resamples, confidence=config.confidence, seed=config.seed
+        )
+
+    @property
+    def _column(self) -> str:
+        return self.package.transform.columns[0]
+
+    @property
+    def is_classifier(self) -> bool:
+        return False
+
+    @property
+    def finite_fraction(self) -> float:
+        return self._finite_fraction
+
+    def headline(self) -> dict[str, float]:
+        found = {name: one.value for name, one in self.scores.items()} | dict(self.agreement)
+        return {name: value for name, value in found.items() if np.isfinite(value)}
+
+    def value(self, metric: str) -> float:
+        if metric not in self.scores:
+            raise ConfigError("evaluate.metric", f"embedding has no {metric} here; it has {', '.join(self.scores)}")
+        return self.scores[metric].value
+
+    def details(self) -> dict[str, Any]:
+        return {**self.headline(), "rows": self._num_rows}
+
+
+def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config: EvaluateConfig) -> Evidence:
+    """The evidence on models of vectors: scores with intervals, nearness to the float form, disturbed texts.
+
+    Raises:
+        DataError: the test split is empty.
+        ConfigError: slices, which need an answer for each row; or a metric that these pairs have not.
+    """
+    if config.slices:
+        raise ConfigError("evaluate.slices", "vectors are judged by all their neighbours: no slices")
+    frames = list(dataset.frames("test"))
+    if not frames:
+        raise DataError("the test split is empty")
+    frame = pd.concat(frames, ignore_index=True)
+    notes = []
+    if len(frame) > MAX_ROWS:
+        notes.append(f"judged on {MAX_ROWS:,} of {len(frame):,} test rows, spread evenly")
+        frame = frame.iloc[np.linspace(0, len(frame) - 1, MAX_ROWS).astype(np.int64)]
+    for one in judged.values():
+        one.read(frame, dataset.target, config)
+    for one in judged.values():
+        if one.texts.shape[1] == judged[FLOAT].texts.shape[1] and one.role in (CANDIDATE, FLOAT):
+            one.agreement = agreement(one.texts, judged[FLOAT].texts)
+    candidate = judged[CANDIDATE]
+    candidate.value(config.metric)  # a metric that these pairs have not is refused here, by name
+    chosen = np.unique(np.linspace(0, len(frame) - 1, min(config.golden_rows, len(frame))).astype(np.int64))
+    evidence = Evidence(judged=judged, golden=candidate.package.transform.rows(frame.iloc[chosen]), notes=notes)
+    evidence.scores = {role: one.scores[config.metric] for role, one in judged.items()}
+    evidence.intervals = {role: dict(one.scores) for role, one in judged.items()}
+    evidence.disturbed = _disturb(judged, frame.iloc[: config.robustness_rows], config)
+    return evidence
+
+
+def _disturb(judged: Mapping[str, JudgedVectors], frame: pd.DataFrame, config: EvaluateConfig) -> Scores:
+    """The score with disturbed texts that ask for partners as they are."""
+    found: Scores = {}
+    if frame.empty:
+        return found
+    for role, one in judged.items():
+        plain = list(frame[one.package.transform.columns[0]])
+        found.setdefault(UNDISTURBED, {})[role] = one.score_of_texts(plain, frame, config)
+        for number, (name, change) in enumerate(TEXT_DISTURBANCES.items()):
+            texts = change(plain, np.random.default_rng([config.seed, number]))
+            found.setdefault(name, {})[role] = one.score_of_texts(texts, frame, config)
+    return found
+
+
+def is_for_vectors(target: Target) -> bool:
+    """Whether a data set asks for vectors."""
+    return target.task == "embedding"

@@ -1,0 +1,115 @@
+"""How good the vectors of texts are, by pairs of texts: do they rank as people do, do they find what belongs together.
+
+With a column of similarities: correlation of cosines with them (semantic textual similarity; Cer et al. 2017, arXiv
+1708.00055). Without: each text asks for its own partner among all partners of the split (information retrieval; as the
+Massive Text Embedding Benchmark counts, Muennighoff et al. 2022, arXiv 2210.07316).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.stats import rankdata
+
+from modelyard.evaluate.intervals import Interval, percentiles
+
+ROWS_AT_A_TIME = 1024
+BOOTSTRAP_ROWS = 4096  # a correlation is resampled over so many rows at most, spread evenly
+NEAR = 10
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) brought to length 1, float64; one of length 0 stays."""
+    wide = vectors.astype(np.float64)
+    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+
+
+def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of pairs of vectors, two arrays (n, d); (n,)."""
+    return (unit(one) * unit(other)).sum(axis=1)
+
+
+def partner_ranks(texts: np.ndarray, partners: np.ndarray) -> np.ndarray:
+    """For each text how many partners lie nearer to it than its own, (n,); vectors are (n, d). What is as near as its own
+    (the same text again, say) is not held against it."""
+    near, far = unit(texts), unit(partners)
+    ranks = np.empty(len(near), dtype=np.int64)
+    for begin in range(0, len(near), ROWS_AT_A_TIME):
+        some = near[begin : begin + ROWS_AT_A_TIME]
+        found = some @ far.T
+        own = found[np.arange(len(some)), np.arange(begin, begin + len(some))]
+        ranks[begin : begin + len(some)] = (found > own[:, None] + 1e-12).sum(axis=1)
+    return ranks
+
+
+def retrieval_rows(ranks: np.ndarray) -> dict[str, np.ndarray]:
+    """What each row adds to the means that are the scores, (n,) each."""
+    gains = np.where(ranks < NEAR, 1.0 / np.log2(ranks + 2.0), 0.0)  # one partner is right, so the ideal gain is 1
+    return {
+        "recall_at_1": (ranks < 1).astype(np.float64),
+        "recall_at_10": (ranks < NEAR).astype(np.float64),
+        "ndcg_at_10": gains,
+        "mrr": 1.0 / (ranks + 1.0),
+    }
+
+
+def correlations(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    """Of resamples of pairs of numbers (b, n): by rank and by value, (b,) each; NaN where one side does not vary."""
+    return {
+        "spearman": _pearson(rankdata(one, axis=-1), rankdata(other, axis=-1)),
+        "pearson": _pearson(one, other),
+    }
+
+
+def scores_of(
+    texts: np.ndarray,
+    partners: np.ndarray,
+    similarity: np.ndarray | None,
+    *,
+    resamples: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, Interval]:
+    """Every score with its percentile bootstrap interval over rows.
+
+    Args:
+        texts, partners: vectors (n, d).
+        similarity: as people gave it, (n,), or None.
+    """
+    rng = np.random.default_rng(seed)
+    if similarity is None:
+        rows = retrieval_rows(partner_ranks(texts, partners))
+        weights = rng.multinomial(len(texts), np.full(len(texts), 1 / len(texts)), size=resamples) / len(texts)
+        return {name: percentiles(float(own.mean()), weights @ own, confidence) for name, own in rows.items()}
+    said = similarity.astype(np.float64)
+    found = cosines(texts, partners)
+    whole = correlations(found[None], said[None])
+    some = np.unique(np.linspace(0, len(said) - 1, min(len(said), BOOTSTRAP_ROWS)).astype(np.int64))
+    parts = [correlations(found[drawn], said[drawn]) for drawn in _draws(rng, some, resamples)]
+    drawn = {name: np.concatenate([part[name] for part in parts]) for name in whole}
+    return {name: _interval(float(value[0]), drawn[name], confidence) for name, value in whole.items()}
+
+
+def _draws(rng: np.random.Generator, rows: np.ndarray, resamples: int) -> list[np.ndarray]:
+    """Numbers of rows drawn with replacement (b, n), in portions that fit into memory."""
+    portion = max(1, 4_000_000 // len(rows))
+    sizes = [min(portion, resamples - start) for start in range(0, resamples, portion)]
+    return [rng.choice(rows, (size, len(rows))) for size in sizes]
+
+
+def _interval(value: float, resampled: np.ndarray, confidence: float) -> Interval:
+    varied = resampled[np.isfinite(resampled)]
+    return percentiles(value, varied if len(varied) else np.array([np.nan]), confidence)
+
+
+def _pearson(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    left, right = (side - side.mean(axis=-1, keepdims=True) for side in (one, other))
+    size = np.sqrt((left**2).sum(axis=-1) * (right**2).sum(axis=-1))
+    return np.where(size > 0, (left * right).sum(axis=-1) / np.where(size > 0, size, 1.0), np.nan)
+
+
+def agreement(own: np.ndarray, reference: np.ndarray) -> Mapping[str, float]:
+    """How near vectors (n, d) lie to those of another form of the model."""
+    found = cosines(own, reference)
+    return {"cosine_to_float": float(found.mean()), "smallest_cosine_to_float": float(found.min())}
