@@ -23,6 +23,7 @@ RETENTION: dict[ArtifactKind, timedelta] = {
     "partition": timedelta(days=14),
     "dataset": timedelta(days=14),
     "model": timedelta(days=30),
+    "trial": timedelta(days=30),
     "candidate": timedelta(days=14),
     "compressed": timedelta(days=30),
     "verdict": timedelta(days=90),

@@ -3,15 +3,17 @@
     config.py   which network, and the specification that a model artifact keeps of it
     build.py    from a config to a network, and back from an artifact   (imports torch: two seconds)
     mlp.py      a multilayer perceptron
+    cnn.py      convolutions over rows of pixels
     gpt.py      a decoder-only transformer
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
-    reshape.py  linear layers with other shapes than the config says
+    reshape.py  layers with other shapes than the config says
 
 Only configs can be imported from here: forms and presets are checked without torch.
 """
 
 from modelyard.models.config import (
+    CnnConfig,
     CustomConfig,
     GptConfig,
     LinearShape,
@@ -21,4 +23,13 @@ from modelyard.models.config import (
     ReshapedConfig,
 )
 
-__all__ = ["CustomConfig", "GptConfig", "LinearShape", "MlpConfig", "ModelConfig", "ModelSpec", "ReshapedConfig"]
+__all__ = [
+    "CnnConfig",
+    "CustomConfig",
+    "GptConfig",
+    "LinearShape",
+    "MlpConfig",
+    "ModelConfig",
+    "ModelSpec",
+    "ReshapedConfig",
+]

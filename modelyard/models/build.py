@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError
+from modelyard.models.cnn import Cnn
 from modelyard.models.config import (
     MODEL_FILE,
     WEIGHTS_FILE,
+    CnnConfig,
     CustomConfig,
     GptConfig,
     ModelConfig,
@@ -39,6 +41,8 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
         return _build_custom(config, input_width, output_width)
     if isinstance(config, GptConfig):
         return Gpt(config, output_width)
+    if isinstance(config, CnnConfig):
+        return Cnn(config, output_width)
     return Mlp(config, input_width, output_width)
 
 

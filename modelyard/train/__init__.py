@@ -36,8 +36,8 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train
-from modelyard.train.starting import trained_model
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train, training_work, validations_so_far
+from modelyard.train.starting import Parents, trained_model
 
 __all__ = [
     "HISTORY_FILE",
@@ -47,6 +47,7 @@ __all__ = [
     "FsdpConfig",
     "InitConfig",
     "OptimizerConfig",
+    "Parents",
     "RankEvent",
     "ScheduleConfig",
     "StopConfig",
@@ -54,4 +55,6 @@ __all__ = [
     "require_factory",
     "train",
     "trained_model",
+    "training_work",
+    "validations_so_far",
 ]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CustomConfig, ModelConfig
+from modelyard.models.config import CnnConfig, CustomConfig, ModelConfig, ReshapedConfig
+from modelyard.nearest import nearest
 from modelyard.task_kinds import Target, task_kind
-from modelyard.train.config import TrainConfig, nearest
+from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.starting import Parents, read_transform
+from modelyard.transform import FittedTransform
 from modelyard.transform.tokens import TokenTransform
+
+PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -56,6 +61,7 @@ def require_trainable(catalog: Catalog, dataset: ArtifactRef, config: TrainConfi
     for parent in parents.all:
         parent.require_fit(transform, target)
     network = parents.init.spec.model if parents.init else config.model
+    _require_image(network, transform)
     _require_memory(config, network, transform.width, task_kind(target.task).output_width(target))
 
 
@@ -66,6 +72,37 @@ def _require_inputs(config: TrainConfig, target: Target, parents: Parents) -> No
     if kind != "custom" and reads_text != (kind == "gpt"):
         right = "gpt" if reads_text else "mlp"
         raise ConfigError("train.model.kind", f"{kind!r} is not for {target.task}; take {right}, or custom")
+
+
+def _require_image(network: ModelConfig, transform: FittedTransform | TokenTransform) -> None:
+    """Convolutions need each pixel as one number, in its place."""
+    shape = network.base if isinstance(network, ReshapedConfig) else network
+    if not isinstance(shape, CnnConfig) or isinstance(transform, TokenTransform):
+        return
+    pixels = [tuple(map(int, found.groups())) for name in transform.columns if (found := PIXEL.search(name))]
+    height, width = shape.image
+    if transform.width != shape.input_width:
+        largest = [max(place) + 1 for place in zip(*pixels, strict=True)]
+        hint = (
+            f"; its columns say {largest[0]} x {largest[1]}"
+            if largest and len(pixels) == len(transform.columns)
+            else ""
+        )
+        raise ConfigError(
+            "train.model.image",
+            f"{height} x {width} pixels of {shape.image_channels} channels are {shape.input_width} inputs a row, the data"
+            f" set gives {transform.width}{hint}",
+        )
+    if transform.width != len(transform.columns) or transform.selected is not None or transform.projection is not None:
+        raise ConfigError(
+            "train.model.kind",
+            "'cnn' needs a row of pixels as they are: leave out transform.select, transform.components and columns that"
+            " are no numbers",
+        )
+    if pixels != sorted(pixels):
+        raise ConfigError(
+            "train.model.kind", "'cnn' needs the pixels line by line, and the columns are in another order"
+        )
 
 
 def _require_memory(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
