@@ -162,6 +162,18 @@ def test_of_texts_that_are_nearly_the_same_the_earliest_stays(catalog: Catalog, 
     assert "Nearly the same" in report_page("t", report)
 
 
+@pytest.mark.soak
+def test_near_texts_of_a_stratified_set(catalog: Catalog):
+    """Where splits are dealt out last, the same rows go, and the report finds their texts; leaks are found as well."""
+    stratified = CONFIG | {"split": {"method": "stratified"}}
+    product = run(catalog, stratified)
+    assert product.manifest.content.facts["duplicates"] == 4
+    near = json.loads(catalog.read(product.ref, "report.json"))["near_duplicates"]
+    assert changed(text(10), 5)[:200] in [line["later_text"] for line in near["examples"]]
+    with pytest.raises(DataError, match="nearly the same as one in another split"):
+        run(catalog, stratified | {"near_duplicates": {"column": "text", "action": "check"}})
+
+
 def test_another_threshold_reads_no_file_again(catalog: Catalog):
     """Signatures are kept; what is near is worked out from them."""
     run(catalog, CONFIG)
