@@ -35,7 +35,9 @@ def run(
     ] = None,
     deployment: Annotated[
         str,
-        typer.Option(help="The deployment to trigger: lifecycle/..., or train/... for a stage and those before it."),
+        typer.Option(
+            help="The deployment to trigger: lifecycle/..., tune/..., or train/... for a stage and those before it."
+        ),
     ] = "lifecycle/digits",
     timeout: Annotated[float, typer.Option(help="Seconds to follow the run; it goes on without us.", min=1)] = 3600,
 ) -> None:
@@ -59,7 +61,11 @@ def run(
         console.print(f"{report['stage']:12} {report['headline']}")
         console.print(f"flow run     {outcome.flow_run_url}\nMLflow run   {outcome.mlflow_run_url}")
         console.print(f"artifact     {report['ref']['uri']}")
-        return
+        if "preset_uri" in report:
+            console.print(f"preset       {report['preset_uri']}")
+        if not report.get("lifecycle"):
+            return
+        report = report["lifecycle"]  # a tuning that went on with what it found
     prediction = _predict(settings, store, report)
     _write_last_run(settings, {**report, "seconds": round(outcome.seconds, 2), "prediction": prediction.as_json()})
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)

@@ -22,7 +22,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 SCHEMA_VERSION = 1
 
-ArtifactKind = Literal["snapshot", "partition", "dataset", "pretrained", "model", "candidate", "compressed", "verdict"]
+ArtifactKind = Literal[
+    "snapshot", "partition", "dataset", "pretrained", "model", "trial", "candidate", "compressed", "verdict"
+]
 
 
 class Frozen(BaseModel):

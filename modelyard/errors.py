@@ -28,6 +28,8 @@
         │   ├── NonFiniteLoss
         │   ├── TargetNotReached
         │   └── TrainingTakenOver a newer group of ranks works on the same training
+        ├── TrialPruned           a trial of a tuning that falls behind the others; ended, not wrong
+        ├── TuningFailed          no trial of a tuning was finished; says why of each
         ├── ConversionFailed      a converted model that does not compute what its parent does
         ├── Refused               a gate said no; carries its table
         │   └── RolledBack        the gates of a rollout said no; the old version serves
@@ -182,6 +184,14 @@ class TargetNotReached(TrainingFailed):
 
 class TrainingTakenOver(TrainingFailed):
     """A newer group of ranks works on the same training, so this one must not publish."""
+
+
+class TrialPruned(PermanentError):
+    """A trial was ended because it falls behind the others, or because the time of its tuning is over."""
+
+
+class TuningFailed(PermanentError):
+    """No trial of a tuning was finished."""
 
 
 class ConversionFailed(PermanentError):

@@ -24,6 +24,7 @@ RETENTION: dict[ArtifactKind, timedelta] = {
     "dataset": timedelta(days=14),
     "pretrained": timedelta(days=30),
     "model": timedelta(days=30),
+    "trial": timedelta(days=30),
     "candidate": timedelta(days=14),
     "compressed": timedelta(days=30),
     "verdict": timedelta(days=90),

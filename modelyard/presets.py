@@ -6,7 +6,7 @@ A run names a preset and may override single keys: ``train.max_epochs=5``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,14 @@ from modelyard.artifacts import Frozen
 from modelyard.compress import CompressConfig
 from modelyard.errors import ConfigError
 from modelyard.evaluate import EvaluateConfig
+from modelyard.nearest import nearest
 from modelyard.preprocess import PreprocessConfig
 from modelyard.rollout import RolloutConfig
 from modelyard.storage import Store
+from modelyard.task_kinds import Target, task_kind
 from modelyard.train import TrainConfig
+from modelyard.tune import TuneConfig
+from modelyard.tune.space import Problems, changed, require_space, value_at, whole_numbers
 
 PRESETS = Path(modelyard.__file__).resolve().parent.parent / "deployments" / "presets"
 
@@ -41,6 +45,23 @@ class LifecycleConfig(Frozen):
     compress: CompressConfig = CompressConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     rollout: RolloutConfig = RolloutConfig()
+    tune: TuneConfig = TuneConfig()
+
+    @property
+    def tuned_metric(self) -> str:
+        """The metric of the validation split that trials are compared by."""
+        return self.tune.metric or self.train.stop.metric or task_kind(self.preprocess.task).headline
+
+    @property
+    def tuned_now(self) -> dict[str, Any]:
+        """What the configuration says of the keys that are tuned."""
+        tree = self.model_dump(mode="json")
+        return {key: value_at(tree, key) for key in self.tune.space}
+
+    @property
+    def tuned_whole_numbers(self) -> set[str]:
+        """Keys that are tuned and take whole numbers only."""
+        return whole_numbers(self.tune.space, _tunable_tree(self), _problems_of)
 
 
 def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> LifecycleConfig:
@@ -59,17 +80,66 @@ def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> Lifec
         _apply(tree, override)
     if isinstance(tree.get("dataset_uri"), str):
         tree["dataset_uri"] = tree["dataset_uri"].replace("{bucket}", store.root.removeprefix("s3://"))
-    try:
-        return LifecycleConfig.model_validate(tree)
-    except ValidationError as invalid:
-        first = invalid.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "preset"
-        raise ConfigError(field, f"{first['msg']} (got {first['input']!r}, preset {name!r})") from None
+    config = _validated(tree, f"preset {name!r}")
+    _require_tuning(config)
+    return config
+
+
+def trial_config(config: LifecycleConfig, parameters: Mapping[str, Any]) -> LifecycleConfig:
+    """A configuration as one trial of its tuning has it: trained to its limits, for the metric that is tuned for.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+    decided = {"train.target": None, "train.stop.metric": config.tuned_metric}
+    tree = changed(config.model_dump(mode="json", exclude_unset=True), {**parameters, **decided}, _tunable_tree(config))
+    tree.pop("tune", None)
+    return _validated(tree, "a trial")
+
+
+def preset_text(config: LifecycleConfig, comment: str) -> str:
+    """A configuration as a preset of its own: what it says, without what it leaves to defaults."""
+    tree = config.model_dump(mode="json", exclude_unset=True)
+    return "".join(f"# {line}\n" for line in comment.splitlines()) + yaml.safe_dump(tree, sort_keys=False)
 
 
 def preset_names() -> list[str]:
     """The presets that come with this installation."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _validated(tree: Mapping[str, Any], where: str) -> LifecycleConfig:
+    try:
+        return LifecycleConfig.model_validate(tree)
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "preset"
+        raise ConfigError(field, f"{first['msg']} (got {first['input']!r}, {where})") from None
+
+
+def _require_tuning(config: LifecycleConfig) -> None:
+    """Refuse a space or a metric that does not fit the rest, before anything runs."""
+    require_space(config.tune.space, _tunable_tree(config), _problems_of)
+    if config.tune.metric is None:
+        return
+    task = config.preprocess.task
+    example = Target(task=task, column="target", classes=[0, 1], token_bytes=[1])
+    known = list(task_kind(task).metric(example).compute())
+    if config.tune.metric not in known:
+        raise ConfigError("tune.metric", f"{nearest(config.tune.metric, known)} ({task}, on the validation split)")
+
+
+def _tunable_tree(config: LifecycleConfig) -> dict[str, Any]:
+    """Everything the configuration says, defaults included, without the tuning itself."""
+    return config.model_dump(mode="json", exclude={"tune"})
+
+
+def _problems_of(tree: Mapping[str, Any]) -> Problems:
+    try:
+        LifecycleConfig.model_validate(tree)
+    except ValidationError as invalid:
+        return [(tuple(map(str, one["loc"])), one["msg"], one["type"] == "extra_forbidden") for one in invalid.errors()]
+    return []
 
 
 def _read_tree(name: str, store: Store) -> dict[str, Any]:

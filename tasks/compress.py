@@ -24,7 +24,7 @@ from modelyard.compress.techniques import Distil, NetworkTechnique
 from modelyard.compress.workshop import shared_workshop
 from modelyard.errors import PermanentError
 from modelyard.model_package import FLOAT_FORM
-from modelyard.models.config import MlpConfig
+from modelyard.models.config import CnnConfig, MlpConfig
 from modelyard.tracking import Point
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
@@ -133,7 +133,7 @@ def shrink(subject: Subject, technique: NetworkTechnique, trail: Trail) -> State
     return Completed(data=product.ref, name="Cached" if product.reused else "Completed")
 
 
-def student(subject: Subject, technique: Distil) -> MlpConfig:
+def student(subject: Subject, technique: Distil) -> MlpConfig | CnnConfig:
     """The narrower network that is to learn from the trained one."""
     from modelyard.compress import candidates
 

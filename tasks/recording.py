@@ -87,14 +87,16 @@ class Record:
 
 
 @contextmanager
-def recording(stage: str, config: Mapping[str, Any], trail: Trail) -> Generator[Record]:
-    """An MLflow run around a stage, ended as failed when the stage raises."""
+def recording(stage: str, config: Mapping[str, Any], trail: Trail, name: str = "") -> Generator[Record]:
+    """An MLflow run around a stage, ended as failed when the stage raises; called as the stage unless named."""
     now = session()
     flow_run_id = trail.flow_run_id or flow_run.get_id() or ""
     tags = {"modelyard.stage": stage, "prefect.flow_run_id": flow_run_id}
     if now.commit:
         tags["modelyard.commit"] = now.commit
-    run_id = now.tracker.start_run(trail.model_name, stage, parent_run_id=trail.parent_run_id or None, tags=tags)
+    run_id = now.tracker.start_run(
+        trail.model_name, name or stage, parent_run_id=trail.parent_run_id or None, tags=tags
+    )
     now.tracker.log_params(run_id, {stage: dict(config)})
     record = Record(
         stage=stage,

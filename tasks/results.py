@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 
 from modelyard.artifacts import ArtifactRef, Frozen
@@ -85,3 +87,27 @@ class LifecycleResult(Frozen):
     artifacts: dict[str, ArtifactRef]
     metrics: dict[str, dict[str, float]] = Field(description="float and compressed model on the test split")
     stages: list[StageResult | RolloutResult]
+
+
+class TuneResult(Frozen):
+    """What a tuning found.
+
+    Attributes:
+        ref: the model of the best trial.
+        parameters: what was tuned, as the best trial has it.
+        preset_uri: the best configuration as a preset of its own.
+        lifecycle: of that preset, where it was asked for.
+    """
+
+    stage: str = "tune"
+    ref: ArtifactRef
+    headline: str
+    trial: int
+    num_trials: int
+    metric: str
+    value: float
+    parameters: dict[str, Any]
+    preset_uri: str
+    lifecycle: LifecycleResult | None = None
+    mlflow_run_id: str | None = None
+    usage: Usage = Usage()

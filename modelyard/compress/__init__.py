@@ -11,6 +11,7 @@
     quality.py     how much worse a candidate is, and how much worse it could be
 
     networks.py    techniques on the network; their maths in factorise.py and prune.py
+    chains.py      which units and channels can go
     forms.py       techniques that make files: export.py (ONNX), quantize.py (onnxruntime), openvino.py (OpenVINO, NNCF)
     check.py       a converted model must be valid and compute what its parent computes
     rows.py        network input of a data set

@@ -26,7 +26,7 @@ from modelyard.compress.workshop import Workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
 from modelyard.model_package import TRANSFORM_FILE
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, MlpConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CnnConfig, MlpConfig, ModelSpec
 from modelyard.runtime import RuntimeSpec
 
 MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE)
@@ -71,19 +71,23 @@ def shrink(bench: Bench, technique: NetworkTechnique, origin: Origin) -> Product
     return bench.catalog.produce(work, partial(_shrink, bench, technique), origin)
 
 
-def student(bench: Bench, technique: Distil) -> MlpConfig:
+def student(bench: Bench, technique: Distil) -> MlpConfig | CnnConfig:
     """The narrower network that learns from the trained one.
 
     Raises:
-        ConversionFailed: only networks of the kind ``mlp`` can be told narrower.
+        ConversionFailed: only networks of the kinds ``mlp`` and ``cnn`` can be told narrower.
     """
+
+    def narrower(width: int) -> int:
+        return max(1, round(width * technique.width_fraction))
+
     spec = ModelSpec.model_validate_json(bench.catalog.read(bench.model, MODEL_FILE))
-    if not isinstance(spec.model, MlpConfig):
-        raise ConversionFailed(
-            f"a network of the kind {spec.model.kind} has no narrower one that could be told from it"
-        )
-    narrow = tuple(max(1, round(width * technique.width_fraction)) for width in spec.model.hidden_sizes)
-    return spec.model.model_copy(update={"hidden_sizes": narrow})
+    if isinstance(spec.model, MlpConfig):
+        return spec.model.model_copy(update={"hidden_sizes": tuple(map(narrower, spec.model.hidden_sizes))})
+    if isinstance(spec.model, CnnConfig):
+        channels, hidden = tuple(map(narrower, spec.model.channels)), narrower(spec.model.hidden)
+        return spec.model.model_copy(update={"channels": channels, "hidden": hidden})
+    raise ConversionFailed(f"a network of the kind {spec.model.kind} has no narrower one that could be told from it")
 
 
 def build(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Collection
 
 import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, nn
 
 from modelyard.compress import factorise, prune
+from modelyard.compress.chains import Chain, Layer, layers_of, unit_chains
 from modelyard.compress.techniques import (
     Distil,
     LowRank,
@@ -22,17 +21,6 @@ from modelyard.errors import ConversionFailed
 from modelyard.models.config import LinearShape
 from modelyard.models.reshape import linear_of, replace_
 
-# What works on each unit alone, so that a unit can go without the others noticing.
-UNITWISE_MODULES = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardswish,
-    nn.Identity, nn.Dropout,
-)  # fmt: skip
-UNITWISE_FUNCTIONS: set[Callable[..., Tensor]] = {
-    torch.relu, torch.tanh, torch.sigmoid, functional.relu, functional.gelu, functional.silu, functional.leaky_relu,
-    functional.elu, functional.tanh, functional.sigmoid, functional.dropout,
-}  # fmt: skip
-UNITWISE_METHODS = {"relu", "tanh", "sigmoid"}
-
 Shapes = dict[str, LinearShape]
 
 
@@ -44,7 +32,7 @@ def shrink_(network: nn.Module, technique: NetworkTechnique, rows: Tensor) -> Sh
         rows: (n, width) network input of training rows.
 
     Returns:
-        Linear layers whose shape is another one now.
+        Layers whose shape is another one now.
 
     Raises:
         ConversionFailed: nothing in this network gets smaller by this technique.
@@ -58,7 +46,7 @@ def shrink_(network: nn.Module, technique: NetworkTechnique, rows: Tensor) -> Sh
             case PruneUnits():
                 return _prune_units_(network, technique, rows)
             case PruneWeights():
-                prune.prune_smallest_([layer.weight for layer in linears(network).values()], technique.fraction)
+                prune.prune_smallest_([layer.weight for layer in layers_of(network).values()], technique.fraction)
                 return {}
             case Distil():
                 raise AssertionError("a student is trained, not cut out of its teacher")
@@ -74,30 +62,6 @@ def linears(network: nn.Module) -> dict[str, nn.Linear]:
     if not found:
         raise ConversionFailed(f"{type(network).__name__} has no linear layers")
     return found
-
-
-def unit_chains(network: nn.Module) -> list[tuple[str, str]]:
-    """Pairs of linear layers (makes, reads) between which there are only operations on each unit alone.
-
-    Raises:
-        ConversionFailed: torch.fx cannot follow the network's `forward`, or there is no such pair.
-    """
-    try:
-        graph = fx.symbolic_trace(network).graph
-    except Exception as failure:  # tracing runs the user's code, which may raise anything
-        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-        raise ConversionFailed(f"{type(network).__name__} cannot be traced: {reason}") from failure
-    layers = linears(network)
-    uses = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
-    found = [
-        (str(node.target), reader)
-        for node in graph.nodes
-        if _is_linear(node, layers) and (reader := _reader_of(node, network, layers))
-    ]
-    chains = [(makes, reads) for makes, reads in found if uses[makes] == uses[reads] == 1]
-    if not chains:
-        raise ConversionFailed(f"{type(network).__name__} has no hidden layer between two linear ones")
-    return chains
 
 
 def parameters(network: nn.Module) -> int:
@@ -143,38 +107,71 @@ def _principal_components_(network: nn.Module, technique: PrincipalComponents, r
 
 
 def _prune_units_(network: nn.Module, technique: PruneUnits, rows: Tensor) -> Shapes:
-    layers, seen = linears(network), inputs_of(network, rows)
-    shapes: Shapes = {}
-    for makes, reads in unit_chains(network):
-        maker, reader, activations = layers[makes], layers[reads], seen[reads]
+    layers, chains = layers_of(network), unit_chains(network)
+    seen = seen_by(network, {chain.reads for chain in chains}, rows)
+    for chain in chains:
+        maker, reader = layers[chain.makes], layers[chain.reads]
+        activations, reading = _by_unit(seen[chain.reads], chain), _by_unit(reader.weight, chain)
         importance = (
-            prune.importance_by_activation(activations, reader.weight)
+            prune.importance_by_activation(activations, reading)
             if technique.importance == "activation"
-            else prune.importance_by_weight(maker.weight, reader.weight)
+            else prune.importance_by_weight(maker.weight.flatten(1), reading)
         )
         kept = prune.kept_units(importance, technique.fraction)
+        places = _places(kept, chain.positions)
         if reader.bias is not None:
-            reader.bias.data += prune.mean_contribution(reader.weight, activations.mean(dim=0), kept)
+            reader.bias.data += _mean_contribution(reader, seen[chain.reads], places)
         maker.weight = nn.Parameter(maker.weight[kept])
         if maker.bias is not None:
             maker.bias = nn.Parameter(maker.bias[kept])
-        reader.weight = nn.Parameter(reader.weight[:, kept])
-    for makes, reads in unit_chains(network):
-        for name in (makes, reads):
-            outputs, inputs = layers[name].weight.shape
-            layers[name].out_features, layers[name].in_features = outputs, inputs
-            shapes[name] = LinearShape(inputs=inputs, outputs=outputs)
-    return shapes
+        reader.weight = nn.Parameter(reader.weight[:, places])
+    return {name: _took_shape_(layers[name]) for chain in chains for name in (chain.makes, chain.reads)}
+
+
+def _by_unit(values: Tensor, chain: Chain) -> Tensor:
+    """What belongs to each unit as (anything, units): of weights (out, units, ...) or activations (n, units, ...), where
+    a channel that was flattened has ``positions`` numbers side by side."""
+    apart = values.unflatten(1, (-1, chain.positions)) if values.ndim == 2 else values.flatten(2)
+    return apart.transpose(1, 2).flatten(0, 1)
+
+
+def _places(units: Tensor, positions: int) -> Tensor:
+    """Inputs of a reading layer that units became."""
+    return (units[:, None] * positions + torch.arange(positions)).flatten()
+
+
+def _mean_contribution(reader: Layer, seen: Tensor, kept: Tensor) -> Tensor:
+    """For the bias of the reading layer. A convolution's edge, where it also reads padding, is not looked at apart."""
+    if isinstance(reader, nn.Linear):
+        return prune.mean_contribution(reader.weight, seen.mean(dim=0), kept)
+    return prune.mean_contribution(reader.weight.sum(dim=(2, 3)), seen.mean(dim=(0, 2, 3)), kept)
+
+
+def _took_shape_(layer: Layer) -> LinearShape:
+    """A layer told what its weights have become."""
+    outputs, inputs = layer.weight.shape[:2]
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = outputs, inputs
+    else:
+        layer.out_channels, layer.in_channels = outputs, inputs
+    return LinearShape(inputs=inputs, outputs=outputs)
 
 
 def inputs_of(network: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """What rows (n, width) put into each linear layer: name -> (m, in), m >= n where the layer reads sequences."""
+    return seen_by(network, linears(network), rows)
+
+
+def seen_by(network: nn.Module, names: Collection[str], rows: Tensor) -> dict[str, Tensor]:
+    """What rows (n, width) put into some layers: (m, in) for linear ones, (n, channels, height, width) for convolutions."""
     seen: dict[str, Tensor] = {}
+
+    def keep(name: str, given: Tensor) -> None:
+        seen[name] = given.detach().flatten(0, -2) if given.ndim != 4 else given.detach()
+
     hooks = [
-        layer.register_forward_pre_hook(
-            lambda _, inputs, name=name: seen.update({name: inputs[0].detach().flatten(0, -2)})
-        )
-        for name, layer in linears(network).items()
+        network.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: keep(name, inputs[0]))
+        for name in names
     ]
     try:
         network(rows)
@@ -209,31 +206,3 @@ def _required(shapes: Shapes, problem: str) -> Shapes:
     if not shapes:
         raise ConversionFailed(problem)
     return shapes
-
-
-def _reader_of(node: fx.Node, network: nn.Module, layers: dict[str, nn.Linear]) -> str:
-    """The linear layer that alone reads what a node makes, through unitwise operations; empty: there is none."""
-    for user in _only_users(node):
-        if _is_linear(user, layers):
-            return str(user.target)
-        if not _is_unitwise(user, network):
-            return ""
-    return ""
-
-
-def _only_users(node: fx.Node) -> Iterator[fx.Node]:
-    while len(node.users) == 1:
-        node = next(iter(node.users))
-        yield node
-
-
-def _is_linear(node: fx.Node, layers: dict[str, nn.Linear]) -> bool:
-    return node.op == "call_module" and str(node.target) in layers
-
-
-def _is_unitwise(node: fx.Node, network: nn.Module) -> bool:
-    if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), UNITWISE_MODULES)
-    if node.op == "call_function":
-        return node.target in UNITWISE_FUNCTIONS
-    return node.op == "call_method" and node.target in UNITWISE_METHODS

@@ -3,16 +3,18 @@
     config.py   which network, and the specification that a model artifact keeps of it
     build.py    from a config to a network, and back from an artifact   (imports torch: two seconds)
     mlp.py      a multilayer perceptron
+    cnn.py      convolutions over rows of pixels
     gpt.py      a decoder-only transformer
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
     transformer.py networks of `transformers`, with their weights
-    reshape.py  linear layers with other shapes than the config says
+    reshape.py  layers with other shapes than the config says
 
 Only configs can be imported from here: forms and presets are checked without torch.
 """
 
 from modelyard.models.config import (
+    CnnConfig,
     CustomConfig,
     GptConfig,
     HuggingFaceConfig,
@@ -24,6 +26,7 @@ from modelyard.models.config import (
 )
 
 __all__ = [
+    "CnnConfig",
     "CustomConfig",
     "GptConfig",
     "HuggingFaceConfig",

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError
+from modelyard.models.cnn import Cnn
 from modelyard.models.config import (
     MODEL_FILE,
     WEIGHTS_FILE,
+    CnnConfig,
     CustomConfig,
     GptConfig,
     HuggingFaceConfig,
@@ -45,6 +47,8 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
         from modelyard.models.transformer import build_transformer  # transformers: seconds, and an extra
 
         return build_transformer(config, output_width)
+    if isinstance(config, CnnConfig):
+        return Cnn(config, output_width)
     return Mlp(config, input_width, output_width)
 
 

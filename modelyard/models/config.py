@@ -23,6 +23,50 @@ class MlpConfig(Frozen):
     activation: Activation = "relu"
 
 
+class CnnConfig(Frozen):
+    """Convolutions, each followed by a pooling that halves the image, then a hidden layer, for rows of pixels.
+
+    Attributes:
+        image: height and width that a row of pixels stands for.
+        image_channels: numbers a pixel: 1 for grey, 3 for colours.
+        channels: of each convolution in turn.
+        kernel_size: side of each convolution's window, odd.
+        hidden: width of the layer between convolutions and outputs.
+        dropout: behind that layer.
+    """
+
+    kind: Literal["cnn"]
+    image: tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
+    image_channels: int = Field(1, ge=1, le=64)
+    channels: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field((16, 32), min_length=1)
+    kernel_size: int = Field(3, ge=1, le=31)
+    hidden: int = Field(128, ge=1, le=1_000_000)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    activation: Activation = "relu"
+
+    @model_validator(mode="after")
+    def _image_is_large_enough(self) -> Self:
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size {self.kernel_size} is even: a window needs a middle")
+        if not self.num_positions:
+            height, width = self.image
+            raise ValueError(
+                f"{len(self.channels)} convolutions halve {height} x {width} pixels to nothing: fewer channels"
+            )
+        return self
+
+    @property
+    def input_width(self) -> int:
+        """Numbers a row."""
+        return self.image[0] * self.image[1] * self.image_channels
+
+    @property
+    def num_positions(self) -> int:
+        """Pixels that are left of the image behind the last pooling."""
+        halved = 2 ** len(self.channels)
+        return (self.image[0] // halved) * (self.image[1] // halved)
+
+
 class GptConfig(Frozen):
     """A decoder-only transformer over tokens; its vocabulary and sequence length follow from the data set.
 
@@ -115,10 +159,11 @@ class HuggingFaceConfig(Frozen):
 
 
 class LinearShape(Frozen):
-    """A linear layer's own shape.
+    """The shape of a linear layer, or of a convolution.
 
     Attributes:
-        rank: it is two layers, (inputs -> rank) without a bias and (rank -> outputs); None: it is one.
+        inputs, outputs: of a convolution its channels.
+        rank: of a linear layer: it is two layers, (inputs -> rank) without a bias and (rank -> outputs); None: it is one.
     """
 
     inputs: int = Field(ge=1)
@@ -127,7 +172,7 @@ class LinearShape(Frozen):
 
 
 class ReshapedConfig(Frozen):
-    """A network some of whose linear layers have other shapes than its own config says: compression made it smaller.
+    """A network some of whose layers have other shapes than its own config says: compression made it smaller.
 
     Attributes:
         base: the network it was.
@@ -135,12 +180,12 @@ class ReshapedConfig(Frozen):
     """
 
     kind: Literal["reshaped"]
-    base: Annotated[MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig, Field(discriminator="kind")]
+    base: Annotated[MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig, Field(discriminator="kind")]
     linears: dict[str, LinearShape]
 
 
 ModelConfig = Annotated[
-    MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")
+    MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")
 ]
 
 
@@ -157,7 +202,7 @@ class ModelSpec(Frozen):
     output_width: int = Field(ge=1)
 
     @property
-    def network(self) -> MlpConfig | GptConfig | HuggingFaceConfig | CustomConfig:
+    def network(self) -> MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig:
         """What it was before compression gave some of its layers other shapes."""
         return self.model.base if isinstance(self.model, ReshapedConfig) else self.model
 

@@ -1,4 +1,4 @@
-"""Linear layers of a network replaced by ones of other shapes."""
+"""Layers of a network replaced by ones of other shapes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,33 @@ from modelyard.models.config import LinearShape
 
 
 def reshape_(network: nn.Module, shapes: Mapping[str, LinearShape]) -> nn.Module:
-    """Give the named linear layers new shapes, with untrained weights, in place.
+    """Give the named layers new shapes, with untrained weights, in place.
 
     Raises:
-        DataError: there is no linear layer of that name.
+        DataError: there is no linear or convolutional layer of that name.
     """
     for name, shape in shapes.items():
         old = dict(network.named_modules()).get(name)
-        if not isinstance(old, nn.Linear):
-            raise DataError(f"{type(network).__name__} has no linear layer {name!r} to reshape; did its code change?")
-        replace_(network, name, linear_of(shape, bias=old.bias is not None))
+        if isinstance(old, nn.Linear):
+            replace_(network, name, linear_of(shape, bias=old.bias is not None))
+        elif isinstance(old, nn.Conv2d) and shape.rank is None:
+            replace_(network, name, convolution_of(shape, old))
+        else:
+            raise DataError(f"{type(network).__name__} has no layer {name!r} to reshape; did its code change?")
     return network
+
+
+def convolution_of(shape: LinearShape, old: nn.Conv2d) -> nn.Conv2d:
+    """An untrained convolution like another, with other numbers of channels."""
+    return nn.Conv2d(
+        shape.inputs,
+        shape.outputs,
+        kernel_size=old.kernel_size,  # ty: ignore[invalid-argument-type] (torch keeps what it was given as tuples)
+        stride=old.stride,  # ty: ignore[invalid-argument-type]
+        padding=old.padding,  # ty: ignore[invalid-argument-type]
+        dilation=old.dilation,  # ty: ignore[invalid-argument-type]
+        bias=old.bias is not None,
+    )
 
 
 def linear_of(shape: LinearShape, *, bias: bool) -> nn.Module:

@@ -1,7 +1,7 @@
 """Preprocess: from the files a user has in object storage to clean, split, described rows.
 
     snapshot    names exactly which bytes a data set is made from
-    preprocess  schema check, cleaning, exact duplicates, split by hash, shards, fitted transform
+    preprocess  schema check, cleaning, exact and near duplicates, split by hash, shards, fitted transform
 
 Everything streams: rows are read in bounded batches, and what must wait until all were seen waits on the local disk.
 """

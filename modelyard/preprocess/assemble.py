@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -37,6 +37,7 @@ def assemble(
     parts: Sequence[Part],
     statistics: Statistics,
     rows_of: Callable[[Split], Iterator[pl.DataFrame]],
+    told: Mapping[str, Any],
     text: TextTransform | None = None,
 ) -> None:
     """Make the attempt a data set, laid out as `modelyard.datasets` says.
@@ -44,6 +45,7 @@ def assemble(
     Args:
         statistics: of all parts.
         rows_of: reads the rows of a split once more, for what needs them.
+        told: what else the report says.
         text: the transform of a column of texts, where that is the feature: nothing of it is fitted here.
 
     Raises:
@@ -69,7 +71,7 @@ def assemble(
         more = {}
     else:
         more = _write_transform(attempt, config, plan, statistics, rows_of)
-    attempt.add_json(REPORT_FILE, _report(plan, statistics) | more)
+    attempt.add_json(REPORT_FILE, _report(plan, statistics) | dict(told) | more)
 
 
 def _write_tokens(

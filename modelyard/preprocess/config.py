@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -117,6 +117,25 @@ class ColumnConfig(Frozen):
         return self
 
 
+class NearConfig(Frozen):
+    """Texts that are nearly the same: overlapping shingles, by MinHash signatures.
+
+    Attributes:
+        column: of texts; for language_modelling the target unless said otherwise.
+        threshold: share of shingles (Jaccard similarity) from which on two texts are nearly the same; estimated from 128
+            numbers a text, so within some 0.03 of it either may happen.
+        shingle_bytes: window of UTF-8 that slides over a text; shorter ones see likeness in the same words, longer ones in
+            the same phrases.
+        action: ``drop``: of rows that are nearly the same the earliest stays, the others count as duplicates; ``check``:
+            all stay, and two of them in different splits end the run.
+    """
+
+    column: str = ""
+    threshold: float = Field(0.8, ge=0.5, le=1)
+    shingle_bytes: int = Field(9, ge=3, le=16)
+    action: Literal["drop", "check"] = "drop"
+
+
 class PreprocessConfig(Frozen):
     """How rows become a data set.
 
@@ -153,6 +172,7 @@ class PreprocessConfig(Frozen):
     target_values: list[str | int] | None = Field(
         None, min_length=2, description="labels that may occur; rows with others are quarantined"
     )
+    near_duplicates: NearConfig | None = Field(None, description="what becomes of texts that are nearly the same")
     split: SplitConfig = SplitConfig()
     nulls: NullPolicy = Field("reject", description="what becomes of a null in a feature without a rule of its own")
     max_rejected_fraction: float = Field(0.05, ge=0, le=1, description="more quarantined rows than this: an error")
@@ -259,6 +279,27 @@ class PreprocessConfig(Frozen):
             raise ValueError(f"columns.{self.target}: the target is neither protected, filled nor clipped")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _near_texts_are_the_target(cls, said: Any) -> Any:
+        """Where nothing is said: those that a language model learns."""
+        near = said.get("near_duplicates") if isinstance(said, dict) else None
+        if isinstance(near, dict) and not near.get("column") and said.get("task") == "language_modelling":
+            return {**said, "near_duplicates": {**near, "column": said.get("target", "")}}
+        return said
+
+    @model_validator(mode="after")
+    def _near_texts_can_be_read(self) -> PreprocessConfig:
+        if self.near_duplicates is None:
+            return self
+        name = self.near_duplicates.column
+        if not name:
+            raise ValueError("near_duplicates: say the column of texts")
+        rule = self.columns.get(name, ColumnConfig())
+        if rule.sensitive or rule.type not in (None, "category"):
+            raise ValueError(f"near_duplicates: {name!r} must be text that is neither protected nor of another type")
+        return self
+
     @property
     def text_column(self) -> str | None:
         """The feature that becomes tokens, where there is one."""
@@ -279,7 +320,9 @@ class PreprocessConfig(Frozen):
         """Columns that must be there, each once."""
         features = [] if self.features == EVERY else list(self.features)
         others = [name for name in (self.split.time_column, self.similarity) if name]
-        return list(dict.fromkeys([*features, self.target, *self.identity, *self.split.disjoint, *others, *self.keep]))
+        near = [self.near_duplicates.column] if self.near_duplicates else []
+        keys = [*self.identity, *self.split.disjoint, *others, *self.keep, *near]
+        return list(dict.fromkeys([*features, self.target, *keys]))
 
 
 def _check_order(field: str, low: float | datetime | None, high: float | datetime | None) -> None:

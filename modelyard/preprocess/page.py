@@ -34,6 +34,8 @@ def report_page(title: str, report: dict[str, Any], changes: Sequence[dict[str, 
     ]
     if report.get("label_functions"):
         parts += ["<h2>Labelling functions</h2>", _votes(report["label_functions"])]
+    if "near_duplicates" in report:
+        parts += _near(report["near_duplicates"])
     if "label_suspects" in report:
         told = report["label_suspects"]
         said = (
@@ -47,6 +49,18 @@ def report_page(title: str, report: dict[str, Any], changes: Sequence[dict[str, 
         lines = ((line["what"], line["before"], line["now"]) for line in changes)
         parts += ["<h2>Since the data set before</h2>", _table(("what", "before", "now"), lines)]
     return f"<!doctype html><meta charset='utf-8'><title>{escape(title)}</title><style>{STYLE}</style>{''.join(parts)}"
+
+
+def _near(told: dict[str, Any]) -> list[str]:
+    became = "counted as duplicates" if told["action"] == "drop" else "kept: no two of them lie in different splits"
+    said = (
+        f"{told['rows']:,} texts of {told['column']} share {told['threshold']:.0%} of their shingles or more with an earlier"
+        f" one; {became}. Some of them:"
+    )
+    facts = ("similarity", "earlier_row", "earlier_text", "later_row", "later_text")
+    lines = ([line[fact] for fact in facts] for line in told["examples"])
+    head = ("similarity", "earlier row", "its text", "later row", "its text")
+    return ["<h2>Nearly the same</h2>", f"<p>{escape(said)}</p>", _table(head, lines)]
 
 
 def _classes(splits: dict[str, Any]) -> str:

@@ -25,6 +25,7 @@ from modelyard.preprocess.formats import detect, format_by_name
 from modelyard.preprocess.image_rows import image_columns
 from modelyard.preprocess.labels import Votes, labelled
 from modelyard.preprocess.loose_images import loose_images
+from modelyard.preprocess.near import SIGNATURES_FILE, SignatureWriter
 from modelyard.preprocess.partition_files import (
     ROWS_LEDGER,
     UNSPLIT,
@@ -77,6 +78,8 @@ class Preparation(Frozen):
         # Of the transform, what decides which statistics are taken.
         said["label"].pop("suspects")  # about the whole, too
         said["categories"] = self.config.transform.categories
+        if said["near_duplicates"]:  # only the signatures are the partition's
+            del said["near_duplicates"]["threshold"], said["near_duplicates"]["action"]
         files = self.partition.model_dump(mode="json")
         return Work(
             kind="partition",
@@ -129,6 +132,8 @@ class _Intake:
         self._files: PartitionFiles | None = None
         self._places = PlacesWriter(attempt)
         self._rows = LedgerWriter(attempt.scratch / "rows-ledger")
+        near, path = self._config.near_duplicates, attempt.scratch / SIGNATURES_FILE
+        self._signatures = SignatureWriter(path, near) if near else None
         self._recent = RecentRows()
         self._num_kept = 0
         self._num_read = 0
@@ -176,6 +181,8 @@ class _Intake:
         """Every file was read. Where none had a row, and no plan was given, there is nothing but the count."""
         self._places.finish()
         self._attempt.add(ROWS_LEDGER, self._rows.finish())
+        if self._signatures:
+            self._attempt.add(SIGNATURES_FILE, self._signatures.finish())
         for file, ledger in self._unique.values():
             self._attempt.add(file, ledger.finish())
         if self._plan:
@@ -190,6 +197,8 @@ class _Intake:
 
     def close(self) -> None:
         self._places.close()
+        if self._signatures:
+            self._signatures.close()
         if self._files:
             self._files.abandon()
 
@@ -258,6 +267,8 @@ class _Intake:
             files.statistics.num_duplicates += int(repeated.sum())
             hashes, rows, places = hashes[~repeated], rows.filter(pl.Series(~repeated)), places[~repeated]
         self._rows.add(hashes)
+        if self._signatures:
+            self._signatures.add(rows)
         self._take_unique(rows)
         identity = row_hashes(rows, plan.identity) if plan.identity else hashes
         codes = np.zeros(rows.height, dtype=np.int8)

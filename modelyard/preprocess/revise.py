@@ -36,7 +36,7 @@ class Revision:
     """What the whole data set means for one partition. Positions are those of its kept rows, ascending, uint32.
 
     Attributes:
-        repeated: rows that an earlier one equals.
+        repeated: rows that an earlier one equals, or nearly.
         taken: column -> rows whose value there occurred before.
         starts: label -> rows of it in the partitions before, for a stratified split; None for the others.
         limits: column -> values outside are outliers, and refused.

@@ -114,6 +114,7 @@ def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
     columns.append(_target(config, name, first[config.target]))
     keys = [key for key in config.named if key not in {*features, config.target}]
     columns += [_key(config, key) for key in keys]
+    _check_near(config, columns)
     used = {column.name for column in columns}
     return Plan(
         columns=columns,
@@ -247,6 +248,18 @@ def _check_rules(config: PreprocessConfig, features: Sequence[str], present: Seq
     if strangers:
         raise ConfigError(
             "preprocess.columns", f"{min(strangers)!r} is no column of the data; those are {_some(present)}"
+        )
+
+
+def _check_near(config: PreprocessConfig, columns: Sequence[Column]) -> None:
+    """Near duplicates are looked for among texts."""
+    if config.near_duplicates is None:
+        return
+    column = next(column for column in columns if column.name == config.near_duplicates.column)
+    if column.stored != pa.string():
+        raise ConfigError(
+            "preprocess.near_duplicates.column",
+            f"{column.name!r} holds {column.kind}s; texts that are nearly the same are looked for in a column of texts",
         )
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from modelyard.artifacts import ArtifactRef
@@ -27,6 +28,7 @@ from modelyard.code_version import code_version
 from modelyard.errors import DataError
 from modelyard.preprocess.assemble import assemble
 from modelyard.preprocess.config import PreprocessConfig
+from modelyard.preprocess.near_rows import NearRows, check_near_leaks, find_near, near_report
 from modelyard.preprocess.partitions import Partition, partitions
 from modelyard.preprocess.prepare import PLAN_FILE, Preparation, prepare
 from modelyard.preprocess.protect import Protector
@@ -136,11 +138,15 @@ class _Making:
         if plan is None:
             raise DataError(f"{folder}: no rows in {len(sources)} files; check the data set's URI")
         check_prepared(self.config, parts)
-        parts = self._revised(plan, parts, attempt.scratch)
+        near = self._near(parts, attempt.scratch)
+        parts = self._revised(plan, parts, near, attempt.scratch)
         check_leaks(self.catalog, self.config, parts, attempt.scratch)
+        if near and near.config.action == "check":
+            check_near_leaks(self.catalog, near, parts, attempt.scratch)
         statistics = merged(self.catalog, self.config, plan, parts)
         rows_of = partial(split_rows, self.catalog, parts, attempt.scratch)
-        assemble(attempt, self.config, plan, parts, statistics, rows_of, self.text)
+        told = {"near_duplicates": near_report(self.catalog, near, parts, attempt.scratch)} if near else {}
+        assemble(attempt, self.config, plan, parts, statistics, rows_of, told, self.text)
 
     def _prepared(self, folder: str, groups: Sequence[Partition]) -> tuple[Plan | None, list[Part]]:
         """All partitions. The first that has rows decides the plan; those before it are then looked at again."""
@@ -175,8 +181,17 @@ class _Making:
     def _prepare(self, preparation: Preparation) -> Product:
         return prepare(self.catalog, preparation, self.protector, self.origin)
 
-    def _revised(self, plan: Plan, parts: Sequence[Part], scratch: Path) -> list[Part]:
+    def _near(self, parts: Sequence[Part], scratch: Path) -> NearRows | None:
+        config = self.config.near_duplicates
+        return find_near(self.catalog, config, parts, scratch) if config else None
+
+    def _revised(self, plan: Plan, parts: Sequence[Part], near: NearRows | None, scratch: Path) -> list[Part]:
         revisions = find_repeated(self.catalog, self.config, parts, scratch)
+        if near and near.config.action == "drop":
+            revisions = [
+                replace(revision, repeated=np.union1d(revision.repeated, near.positions(at)))
+                for at, revision in enumerate(revisions)
+            ]
         if self.config.split.method == "stratified":
             parts = self._stratified(plan, parts, revisions)
         else:

@@ -41,8 +41,8 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train
-from modelyard.train.starting import trained_model
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train, training_work, validations_so_far
+from modelyard.train.starting import Parents, trained_model
 
 __all__ = [
     "HISTORY_FILE",
@@ -55,6 +55,7 @@ __all__ = [
     "InitConfig",
     "OptimizerConfig",
     "ParameterServerConfig",
+    "Parents",
     "RankEvent",
     "ScheduleConfig",
     "StopConfig",
@@ -63,4 +64,6 @@ __all__ = [
     "require_factory",
     "train",
     "trained_model",
+    "training_work",
+    "validations_so_far",
 ]

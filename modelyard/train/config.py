@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.models.config import MlpConfig, ModelConfig
+from modelyard.nearest import nearest
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
@@ -17,13 +17,6 @@ StrategyName = Literal["ddp", "fsdp", "hsdp", "tensor", "parameter_server", "dil
 SHARDED = {"fsdp", "hsdp", "tensor"}  # no rank has whole weights
 ServerMode = Literal["synchronous", "asynchronous"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The sentence a person who mistyped needs: the known name that is closest, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name!r} is not known; {hint}There are {', '.join(known)}"
 
 
 def _named(names: Any) -> BeforeValidator:

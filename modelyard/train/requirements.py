@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CustomConfig, HuggingFaceConfig, ModelConfig
+from modelyard.models.config import CnnConfig, CustomConfig, HuggingFaceConfig, ModelConfig, ReshapedConfig
+from modelyard.nearest import nearest
 from modelyard.task_kinds import TAKEN_AS_IT_IS, Target, task_kind
-from modelyard.train.config import TrainConfig, nearest
+from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.pretrained_network import whole_network
 from modelyard.train.starting import Parents, Transform, read_transform
-from modelyard.transform import TextTransform
+from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
+
+PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -69,6 +73,8 @@ def require_trainable(
     network = parents.init.spec.model if parents.init else config.model
     if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
         network = whole_network(catalog, network, pretrained, transform, target)
+    if isinstance(transform, FittedTransform):
+        _require_image(network, transform)
     _require_network(config, network, transform.width, task_kind(target.task).output_width(target))
     return network
 
@@ -76,13 +82,44 @@ def require_trainable(
 def _require_inputs(config: TrainConfig, transform: Transform, target: Target, parents: Parents) -> None:
     """A network of numbers cannot read tokens, nor the other way round; a user's own may do either."""
     kind = parents.init.spec.network.kind if parents.init else config.model.kind
-    right, asked = "mlp", target.task
+    right, asked = ["mlp", "cnn"], target.task
     if isinstance(transform, TokenTransform):
-        right = "gpt"
+        right = ["gpt"]
     elif isinstance(transform, TextTransform):
-        right, asked = "huggingface", f"{target.task} of texts"
-    if kind not in ("custom", right):
-        raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {right}, or custom")
+        right, asked = ["huggingface"], f"{target.task} of texts"
+    if kind not in ("custom", *right):
+        raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {', '.join(right)}, or custom")
+
+
+def _require_image(network: ModelConfig, transform: FittedTransform) -> None:
+    """Convolutions need each pixel as one number, in its place."""
+    shape = network.base if isinstance(network, ReshapedConfig) else network
+    if not isinstance(shape, CnnConfig):
+        return
+    pixels = [tuple(map(int, found.groups())) for name in transform.columns if (found := PIXEL.search(name))]
+    height, width = shape.image
+    if transform.width != shape.input_width:
+        largest = [max(place) + 1 for place in zip(*pixels, strict=True)]
+        hint = (
+            f"; its columns say {largest[0]} x {largest[1]}"
+            if largest and len(pixels) == len(transform.columns)
+            else ""
+        )
+        raise ConfigError(
+            "train.model.image",
+            f"{height} x {width} pixels of {shape.image_channels} channels are {shape.input_width} inputs a row, the data"
+            f" set gives {transform.width}{hint}",
+        )
+    if transform.width != len(transform.columns) or transform.selected is not None or transform.projection is not None:
+        raise ConfigError(
+            "train.model.kind",
+            "'cnn' needs a row of pixels as they are: leave out transform.select, transform.components and columns that"
+            " are no numbers",
+        )
+    if pixels != sorted(pixels):
+        raise ConfigError(
+            "train.model.kind", "'cnn' needs the pixels line by line, and the columns are in another order"
+        )
 
 
 def _require_network(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:

@@ -87,6 +87,15 @@ def training_work(
     )
 
 
+def validations_so_far(catalog: Catalog, work: Work, config: TrainConfig) -> list[dict[str, float]]:
+    """What a training that is not over has validated up to its newest checkpoint, where it goes on."""
+    from modelyard.train.checkpoints import Checkpoints
+
+    folder = f"{catalog.folder('model', work.key)}/checkpoints"
+    pointers = Checkpoints(catalog.store, folder, config.checkpoint).pointers()
+    return pointers[0].progress["validations"] if pointers else []
+
+
 def _run_ranks(
     attempt: Attempt, spec: Mapping[str, Any], config: TrainConfig, on_event: Callable[[RankEvent], None]
 ) -> None:

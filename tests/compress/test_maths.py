@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from modelyard.compress import LowRank, PrincipalComponents, PruneUnits, PruneWeights
+from modelyard.compress.chains import Chain, unit_chains
 from modelyard.compress.factorise import (
     principal_factors,
     rank_for_energy,
@@ -16,7 +17,7 @@ from modelyard.compress.factorise import (
     singular_values,
     truncated_svd,
 )
-from modelyard.compress.networks import multiply_accumulates, parameters, shrink_, unit_chains
+from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
 from modelyard.compress.prune import importance_by_activation, kept_units, mean_contribution, prune_smallest_
 from modelyard.compress.techniques import NetworkTechnique
 from modelyard.errors import ConversionFailed
@@ -188,4 +189,4 @@ def test_chains_are_followed_through_functions():
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             return self.second(torch.relu(self.first(features)).tanh())
 
-    assert unit_chains(Functional()) == [("first", "second")]
+    assert unit_chains(Functional()) == [Chain("first", "second")]

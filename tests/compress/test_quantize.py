@@ -19,7 +19,8 @@ from modelyard.compress.config import Technique
 from modelyard.compress.export import export_onnx
 from modelyard.compress.quantize import apply_technique
 from modelyard.errors import ConversionFailed
-from modelyard.models import MlpConfig
+from modelyard.models import CnnConfig, MlpConfig
+from modelyard.models.cnn import Cnn
 from modelyard.models.mlp import Mlp
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from tests.workbench import PROPERTY
@@ -43,8 +44,8 @@ class Attentive(nn.Module):
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     # Widths that no vector register divides, so that every kernel's remainder loop takes part.
     "relu": lambda: Mlp(MlpConfig(hidden_sizes=(67, 13)), WIDTH, 7),
-    "gelu": lambda: Mlp(MlpConfig(hidden_sizes=(67, 13), activation="gelu"), WIDTH, 7),
     "attentive": Attentive,
+    "cnn": lambda: Cnn(CnnConfig(kind="cnn", image=(5, 6), channels=(7,), hidden=13, activation="gelu"), 7),
 }
 
 
@@ -100,7 +101,7 @@ def test_sums_cannot_saturate(exported: Exported):
     weights = [
         numpy_helper.to_array(part).astype(int)
         for part in model.graph.initializer
-        if part.data_type == onnx.TensorProto.INT8 and len(part.dims) == 2
+        if part.data_type == onnx.TensorProto.INT8 and len(part.dims) >= 2
     ]
     assert weights
     assert all(2 * 255 * np.abs(weight).max() <= np.iinfo(np.int16).max for weight in weights)

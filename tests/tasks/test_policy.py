@@ -15,12 +15,14 @@ import tasks.preprocess
 import tasks.reconcile
 import tasks.rollout
 import tasks.train
+import tasks.tune
 from modelyard import errors
 from tasks.policy import is_transient
 
 MODULES = [
     tasks.preprocess,
     tasks.train,
+    tasks.tune,
     tasks.compress,
     tasks.evaluate,
     tasks.rollout,

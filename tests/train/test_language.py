@@ -198,7 +198,9 @@ def test_networks_for_numbers_and_for_texts_are_told_apart(catalog: Catalog, tex
         ConfigError, match=r"train\.model\.kind: 'mlp' is not for language_modelling; take gpt, or custom"
     ):
         train(catalog, texts, SMALL.model_copy(update={"model": MlpConfig()}), Origin(), _no_rank)
-    with pytest.raises(ConfigError, match=r"train\.model\.kind: 'gpt' is not for classification; take mlp, or custom"):
+    with pytest.raises(
+        ConfigError, match=r"train\.model\.kind: 'gpt' is not for classification; take mlp, cnn, or custom"
+    ):
         train(catalog, dataset, SMALL, Origin(), _no_rank)
     few = make_texts(catalog, with_tokens(sequence_length=20_000))
     with pytest.raises(ConfigError, match=r"train\.ranks: 16 ranks for \d training rows"):

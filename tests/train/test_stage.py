@@ -19,6 +19,7 @@ from torch import nn
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError, NonFiniteLoss, RankLost, TrainingFailed
+from modelyard.models import CnnConfig
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -112,6 +113,7 @@ def test_group_outlives_a_killed_rank(catalog: Catalog, dataset: ArtifactRef, co
 @pytest.mark.parametrize(("update", "words"), [
     ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
     ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
+    ({"model": CnnConfig(kind="cnn", image=(8, 8))}, r"train\.model\.image: 8 x 8 .* are 64 inputs a row, the data set gives 2"),
 ])  # fmt: skip
 def test_what_cannot_work_starts_no_rank(catalog: Catalog, config: TrainConfig, update: dict[str, object], words: str):
     """The stop metric must be one the task has, and there must be a row for each rank; said before a process starts."""
