@@ -217,6 +217,8 @@ class TrainConfig(Frozen):
 
     Attributes:
         batch_size: rows per optimizer step over all ranks together.
+        shuffle_window: about how many rows an epoch shuffles among each other, for a split that is more than memory
+            holds: its disk then reads neighbouring rows together. None: all rows.
         accumulate: forward and backward passes that each rank makes of its share of a step: less memory, same result.
         clip_norm: largest gradient norm; 0 turns it off.
         precision: of the arithmetic; weights and optimizer stay fp32. fp16 scales the loss.
@@ -238,6 +240,7 @@ class TrainConfig(Frozen):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch_size: int = Field(64, ge=1)
+    shuffle_window: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
     clip_norm: float = Field(0.0, ge=0)
     precision: Annotated[PrecisionName, _named(PrecisionName)] = "fp32"

@@ -99,7 +99,7 @@ class Trainer:
         self.agreement = Agreement(MEETING_TIMEOUT, at_least)
         self.progress.shapes = shapes(self.stepper.network)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        self._order = RowOrder(len(train), self._batch_size, config.seed)
+        self._order = RowOrder(len(train), self._batch_size, config.seed, config.shuffle_window)
         fence = self.agreement.shared(checkpoints.new_fence() if self.stepper.rank == 0 else None)
         self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved)
         self._origin: Origin | None = None
