@@ -150,8 +150,17 @@ def test_the_best_wins_and_everybody_is_shown():
     assert [row["trial"] for row in rows[:2]] == [11, 10]
     assert {row["outcome"] for row in rows} >= {"winner", "loser", "failed"}
     assert "the loss was lost" in rows[-1]["why"]
-    assert max(decision.importance, key=lambda key: decision.importance[key]) in (NAME, RATE)
+    assert set(decision.importance) == set(SPACE)
     assert study_png(decision).startswith(b"\x89PNG")
+
+
+def test_what_mattered_is_told_from_what_did_not():
+    """Of forty trials whose score falls with the distance from one rate, the rate is the most important key."""
+    study = study_of(trials=40)
+    asked_by(study, 40)
+    found = study.decide().importance
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert max(found, key=lambda key: found[key]) == RATE
 
 
 def test_lower_may_be_better():
