@@ -3,6 +3,7 @@
     stage.py          `train`: launch, follow, and publish the model artifact
     requirements.py   what is refused before a rank is started
     launch.py         one launched group of ranks, seen from the process that asked for it
+    nodes.py          how several machines find each other
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
     worker.py         one rank                                     (started by the launcher)
     assembly.py       from what a rank is told to its trainer

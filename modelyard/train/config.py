@@ -205,7 +205,7 @@ class DistillConfig(Frozen):
 
 
 # What only decides how the work is carried out, never what comes out of it.
-OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "max_restarts", "silence_seconds"}
+OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "rendezvous", "max_restarts", "silence_seconds"}
 # Sections that speak of the strategy of their name alone.
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
@@ -229,7 +229,10 @@ class TrainConfig(Frozen):
             themselves between rare averages.
         target: stop as soon as ``stop.metric`` on the validation split reaches this; None trains to a limit and keeps
             the best weights.
-        ranks: processes that share each step.
+        ranks: processes that share each step, on each node.
+        nodes: machines that share the training: a number, or ``least:most``, between which they may come and go.
+        rendezvous: ``host:port`` where nodes meet, an address of the one that runs the flow, free there; the others start
+            ``python -m modelyard.train.launch <job>``.
         max_restarts: how often the launcher restarts the group after a lost rank.
         silence_seconds: a group that says nothing for so long is taken for hung, ended and tried again.
     """
@@ -257,6 +260,8 @@ class TrainConfig(Frozen):
     stop: StopConfig = StopConfig()
     seed: int = Field(0, ge=0, lt=2**31)
     ranks: int = Field(2, ge=1, le=64)
+    nodes: str = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
+    rendezvous: str = Field("", pattern=r"^$|^[^:\s]+:\d{1,5}$")
     checkpoint_every_epochs: int = Field(1, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
     max_restarts: int = Field(6, ge=0, le=100)
@@ -271,8 +276,11 @@ class TrainConfig(Frozen):
         if self.strategy == "diloco" and self.ema_decay:
             raise ValueError("ema_decay averages over steps, diloco over ranks: leave it out, or take ddp")
         self._require_groups()
+        self._require_meeting_point()
         if self.optimizer.name != "gd" and self.batch_size < self.num_readers:
-            raise ValueError(f"batch_size {self.batch_size} is smaller than ranks {self.ranks}: some would have no row")
+            raise ValueError(
+                f"batch_size {self.batch_size} is smaller than ranks {self.most_ranks}: some would have no row"
+            )
         return self
 
     def _require_groups(self) -> None:
@@ -290,12 +298,35 @@ class TrainConfig(Frozen):
             right = f"{nearest_below} or {nearest_below + size}" if nearest_below else str(size)
             raise ValueError(f"ranks {self.ranks} cannot be split into groups of {name} {size}: take ranks {right}")
 
+    def _require_meeting_point(self) -> None:
+        least, most = self.node_range
+        if least > most:
+            raise ValueError(f"nodes {self.nodes} is least:most, and {least} is more than {most}: write {most}:{least}")
+        if most > 1 and not self.rendezvous:
+            raise ValueError(
+                f"nodes {self.nodes} need train.rendezvous: host:port of the machine that runs the flow, as the others"
+                " reach it"
+            )
+
     @property
     def num_readers(self) -> int:
-        """Ranks, or groups of them, that share the rows of a step."""
+        """Ranks, or groups of them, that share the rows of a step at most."""
         if self.strategy == "parameter_server":
-            return 1 if self.parameter_server.mode == "asynchronous" else self.ranks - self.parameter_server.servers
-        return self.ranks // self.tensor.size if self.strategy == "tensor" else self.ranks
+            return (
+                1 if self.parameter_server.mode == "asynchronous" else self.most_ranks - self.parameter_server.servers
+            )
+        return self.most_ranks // self.tensor.size if self.strategy == "tensor" else self.most_ranks
+
+    @property
+    def node_range(self) -> tuple[int, int]:
+        """Least and most nodes."""
+        least, _, most = self.nodes.partition(":")
+        return int(least), int(most or least)
+
+    @property
+    def most_ranks(self) -> int:
+        """Over all nodes, if all are there."""
+        return self.ranks * self.node_range[1]
 
     def identity(self, unused: Collection[str] = ()) -> dict[str, Any]:
         """The part of the config that the trained weights depend on, without keys that say nothing this time."""

@@ -1,4 +1,5 @@
-"""One launched group of ranks, seen from the process that asked for it.
+"""One launched group of ranks, seen from the process that asked for it; on another node of the same training that is
+``python -m modelyard.train.launch <job uri>``.
 
 Every wait here is bounded: a group that says nothing for ``silence_seconds`` is ended, whatever its processes are
 doing. Ending a group closes the pipe that its processes watch, then kills what is left.
@@ -6,11 +7,13 @@ doing. Ending a group closes the pipe that its processes watch, then kills what 
 
 from __future__ import annotations
 
+import hashlib
 import os
 import selectors
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -20,8 +23,10 @@ from types import TracebackType
 from typing import Self
 
 import modelyard.errors
-from modelyard.errors import ConfigError, PermanentError, RankLost, TrainingFailed
+from modelyard.errors import ConfigError, ModelyardError, PermanentError, RankLost, TrainingFailed
+from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent, parse_event
+from modelyard.train.nodes import launcher_options, rank_variables
 
 GRACE_SECONDS = 5.0
 LOG_TAIL_LINES = 200
@@ -30,16 +35,16 @@ LOG_TAIL_LINES = 200
 class RankGroup:
     """A running launcher and its ranks; a context manager that leaves nothing behind."""
 
-    def __init__(self, spec_file: Path, ranks: int, max_restarts: int, silence_seconds: float) -> None:
-        self._silence_seconds = silence_seconds
+    def __init__(self, spec_file: Path, config: TrainConfig, group: str = "") -> None:
+        self._silence_seconds = config.silence_seconds
         self._process = subprocess.Popen(
-            launch_command(spec_file, ranks, max_restarts),
+            launch_command(spec_file, config, group),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             # A group of its own: a Ctrl-C in the terminal reaches us first, and we end it in order.
             process_group=0,
-            env=_rank_environment(),
+            env=_rank_environment(config),
         )
         self._log: deque[str] = deque(maxlen=LOG_TAIL_LINES)
         self._log_thread = threading.Thread(target=self._drain_log, daemon=True)
@@ -127,22 +132,23 @@ class RankGroup:
         return None
 
 
-def launch_command(spec_file: Path, ranks: int, max_restarts: int) -> list[str]:
-    """torch's launcher for a group on this machine: c10d rendezvous on a free port, restarts included."""
+def launch_command(spec_file: Path, config: TrainConfig, group: str = "") -> list[str]:
+    """torch's launcher for this node's part of a group, restarts included."""
     return [
         *(sys.executable, "-m", "modelyard.train.launcher"),
-        # The static rendezvous lost four of six groups after a killed rank; c10d recovers them.
-        *("--standalone", "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
+        *launcher_options(config, group),
+        *("--nproc-per-node", str(config.ranks), "--max-restarts", str(config.max_restarts)),
         *("--monitor-interval", "0.3"),
         *("-m", "modelyard.train.worker", "--", str(spec_file)),
     ]
 
 
-def _rank_environment() -> dict[str, str]:
+def _rank_environment(config: TrainConfig) -> dict[str, str]:
     """Ours, plus what the launcher needs."""
     return {
         "OMP_NUM_THREADS": "1",
         **os.environ,
+        **rank_variables(config),
         "PYTHONUNBUFFERED": "1",
         # torch 2.13's launcher keeps one key-value store over restarts, and gloo its ranks' addresses there without a
         # prefix: a restarted rank that reads a dead one's address waits for it (one restart in four hung). A store for
@@ -161,3 +167,36 @@ def _rank_error(event: RankEvent) -> PermanentError:
         field, _, problem = event.message.partition(": ")
         return ConfigError(field, problem)
     return TrainingFailed(f"rank {event.rank}: {event.error}: {event.message}")
+
+
+def main() -> None:
+    """Take part in a training that another node leads, until it ends; its events are printed here as well.
+
+    Ends with status 1 and a sentence where this node cannot go on.
+    """
+    from modelyard.settings import load_settings
+    from modelyard.storage import Store
+    from modelyard.train.assembly import RankSpec
+
+    if len(sys.argv) != 2:
+        sys.exit("usage: python -m modelyard.train.launch <job uri>, as the node that leads the training prints it")
+    job = sys.argv[1]
+    try:
+        spec = RankSpec.model_validate_json(Store(load_settings()).get(job))
+        with tempfile.TemporaryDirectory(prefix="modelyard-job-") as scratch:
+            spec_file = Path(scratch) / "spec.json"
+            spec_file.write_text(spec.model_dump_json())
+            with RankGroup(spec_file, spec.config, group_name(job)) as group:
+                for event in group.events():
+                    print(event.model_dump_json(), flush=True)
+    except ModelyardError as failure:
+        sys.exit(f"{type(failure).__name__}: {failure}")
+
+
+def group_name(job: str) -> str:
+    """What the nodes of one training call it."""
+    return hashlib.sha256(job.encode()).hexdigest()[:16]
+
+
+if __name__ == "__main__":
+    main()

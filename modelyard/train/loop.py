@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import random
 import time
 from collections.abc import Callable
@@ -85,6 +86,8 @@ class Trainer:
         self.train, self.validation = train, validation
         self.progress = Progress(world_size=distributed.get_world_size())
         self.costs: Costs | None = None  # measured where it is worth a tenth of a second
+        # One rank of each node: after another has come or gone, rank 0 may be on any.
+        self.tells = int(os.environ.get("LOCAL_RANK", str(distributed.get_rank()))) == 0
         self.terminate = False  # set by a signal handler; the group saves and ends at its next meeting
         self._objective = objective
         self._checkpoints = checkpoints
@@ -381,12 +384,13 @@ class Trainer:
             self._say("progress", {})
 
     def _say_saved(self, progress: Progress, uri: str) -> None:
-        epoch = progress.samples // len(self.train)
-        self._emit(RankEvent(kind="checkpoint", step=progress.step, epoch=epoch, message=uri))
+        if self.tells:
+            epoch = progress.samples // len(self.train)
+            self._emit(RankEvent(kind="checkpoint", step=progress.step, epoch=epoch, message=uri))
 
     def _say(self, kind: EventKind, values: dict[str, float], message: str = "") -> None:
         self._spoke_at = time.monotonic()
-        if distributed.get_rank() == 0:
+        if self.tells:
             epoch = self._epoch
             self._emit(RankEvent(kind=kind, step=self.progress.step, epoch=epoch, values=values, message=message))
 

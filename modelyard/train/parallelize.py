@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import distributed, nn
@@ -26,14 +27,14 @@ def parallelize(
     network: nn.Module,
     config: TrainConfig,
     device: torch.device,
-    trial: Callable[[], None],
+    trial: Callable[[nn.Module], None],
     note: Callable[[str], None],
 ) -> nn.Module:
     """The module that training calls: the same network, spread as ``config.strategy`` says.
 
     Args:
         network: on ``device``, with the same weights on every rank; those that shard do so in place.
-        trial: one forward and backward pass of ``network``, to see whether it compiles.
+        trial: one forward and backward pass of a module that takes what ``network`` takes.
         note: is told what was given up.
     """
     mesh = device_mesh(config, device)
@@ -43,13 +44,28 @@ def parallelize(
     if config.fsdp.checkpoint_activations:
         _checkpoint_activations_(network)
     if config.compile:
-        _compile_(layers_of(network) if mesh else [network], trial, note)
+        _compile_(layers_of(network) if mesh else [network], partial(trial, network), note)
         network.zero_grad(set_to_none=True)
     if mesh:
         return _shard_(network, config, mesh["data"] if config.strategy == "tensor" else mesh)
     # Alone there is nobody to average with, and DDP's buckets would cost a tenth of a small network's step.
     averages = config.strategy == "ddp" and distributed.get_world_size() > 1
-    return DistributedDataParallel(network) if averages else network
+    return _with_settled_buckets(DistributedDataParallel(network), trial) if averages else network
+
+
+def _with_settled_buckets(parallel: DistributedDataParallel, trial: Callable[[nn.Module], None]) -> nn.Module:
+    """DDP sorts gradients into other buckets after the first pass of its life, and with more than two ranks the order of a
+    sum depends on the place in a bucket. That pass is made here and leaves nothing behind, so that the first step after a
+    resume has the bits it has in the midst of a training."""
+    generators = torch.get_rng_state()
+    buffers = [(buffer, buffer.clone()) for buffer in parallel.module.buffers()]
+    trial(parallel)
+    parallel.zero_grad(set_to_none=True)
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    torch.set_rng_state(generators)
+    return parallel
 
 
 @contextmanager

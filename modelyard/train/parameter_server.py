@@ -270,8 +270,10 @@ class ServerStepper(ServedStepper):
 
     def _take(self, message: Message, rate: float) -> None:
         gradient = self._messages.values(message.peer, self.holding.size)
-        self.stalest = max(self.stalest, self.version - message.version)
-        self._move(gradient, message.number, rate)
+        late = self.version - message.version
+        self.stalest = max(self.stalest, late)
+        # Of a gradient that comes late the rate is divided by how late: Zhang et al. 2016, arXiv 1511.05950.
+        self._move(gradient, message.number, rate / max(late, 1))
         self._messages.answer(Message(message.peer, Kind.TAKEN, message.number, self.version))
 
     def _send_weights(self, asked: Message) -> None:

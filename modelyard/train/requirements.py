@@ -148,5 +148,5 @@ def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:
         if splits.get(split) == 0:
             raise DataError(f"the {split} split is empty; raise preprocess.split.{split} or add data")
     rows = splits.get("train")
-    if rows is not None and rows < config.ranks:
-        raise ConfigError("train.ranks", f"{config.ranks} ranks for {rows} training rows; at most one rank a row")
+    if rows is not None and rows < config.most_ranks:
+        raise ConfigError("train.ranks", f"{config.most_ranks} ranks for {rows} training rows; at most one rank a row")

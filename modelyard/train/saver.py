@@ -108,11 +108,12 @@ class Saver:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         files = self._of_all_ranks(mine)
+        uri = [""]
         if distributed.get_rank() == 0:
-            uri = self._checkpoints.publish(pointer.model_copy(update={"files": files}))
-            self._on_saved(progress, uri)
+            uri = [self._checkpoints.publish(pointer.model_copy(update={"files": files}))]
         # Nobody counts a checkpoint as saved before its pointer is.
-        distributed.barrier(group=self._group)
+        distributed.broadcast_object_list(uri, src=0, group=self._group)
+        self._on_saved(progress, uri[0])
 
     def _of_all_ranks(self, mine: dict[str, FileEntry]) -> dict[str, FileEntry]:
         parts: list[dict[str, FileEntry] | None] = [None] * distributed.get_world_size()

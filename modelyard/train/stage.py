@@ -11,11 +11,12 @@ from modelyard.code_version import code_version
 from modelyard.models.config import CustomConfig, HuggingFaceConfig
 from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent
-from modelyard.train.launch import RankGroup
+from modelyard.train.launch import RankGroup, group_name
 from modelyard.train.pretrained_network import pretrained_of
 from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parents
 
+JOB_FILE = "job"  # beside checkpoints: what other nodes are told
 HISTORY_FILE, SAMPLES_FILE = "history.json", "samples.md"
 
 
@@ -64,7 +65,7 @@ def train(
             "teacher": teacher,
             "pretrained": pretrained,
         }
-        _run_ranks(attempt, spec, config, on_event)
+        _run_ranks(catalog, attempt, spec, config, on_event)
         publish(catalog, attempt, dataset, config, checkpoints, network)
 
     return catalog.produce(work, build, origin)
@@ -97,12 +98,20 @@ def validations_so_far(catalog: Catalog, work: Work, config: TrainConfig) -> lis
 
 
 def _run_ranks(
-    attempt: Attempt, spec: Mapping[str, Any], config: TrainConfig, on_event: Callable[[RankEvent], None]
+    catalog: Catalog,
+    attempt: Attempt,
+    spec: Mapping[str, Any],
+    config: TrainConfig,
+    on_event: Callable[[RankEvent], None],
 ) -> None:
     from modelyard.train.assembly import RankSpec
 
     spec_file = attempt.scratch / "spec.json"
     spec_file.write_text(RankSpec.model_validate(spec).model_dump_json())
-    with RankGroup(spec_file, config.ranks, config.max_restarts, config.silence_seconds) as group:
+    job = f"{spec['checkpoints']}/{JOB_FILE}"
+    if config.node_range[1] > 1:
+        catalog.store.put(job, spec_file.read_bytes())
+        on_event(RankEvent(kind="warning", message=f"other nodes: python -m modelyard.train.launch {job}"))
+    with RankGroup(spec_file, config, group_name(job)) as group:
         for event in group.events():
             on_event(event)

@@ -107,8 +107,10 @@ class Stepper:
         self.network = network.to(device)
         self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy in SHARDED)
 
-        def trial() -> None:
-            self.outputs(example).sum().backward()
+        def trial(module: nn.Module) -> None:
+            with self.precision.autocast():
+                outputs = module(example.to(device))
+            outputs.float().sum().backward()
 
         self.parallel = parallelize(self.network, config, device, trial, note)
         self.optimizers = self._build_optimizers()

@@ -54,7 +54,7 @@ def _train(spec: RankSpec, events: EventWriter) -> None:
     trainer = assemble(spec, Catalog(Store(settings)), device, events.emit, rows, counts_costs=True)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminate", True))
     progress = trainer.fit()
-    if trainer.stepper.rank == 0:
+    if trainer.tells:
         best, stopped_by = progress.best_validation, progress.stopped_by
         events.emit(RankEvent(kind="finished", step=progress.step, values=best, message=stopped_by))
     distributed.barrier()

@@ -18,9 +18,11 @@ from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError
 from modelyard.models import MlpConfig
 from modelyard.settings import Settings
+from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, ParameterServerConfig, RankEvent, TrainConfig, train
 from modelyard.train.parameter_server import ServerStepper, StepQueue, deal
 from tests.train import runs
+from tests.train.conftest import make_dataset
 from tests.train.ranks import Ranks
 from tests.train.test_parallelize import PLAIN, STEPS
 from tests.train.test_resume import FULL, assert_same, interrupted
@@ -167,29 +169,36 @@ def test_parameters_are_dealt_out_evenly():
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mode", ["synchronous", "asynchronous"])
-@pytest.mark.parametrize("victim", ["server", "worker"])
 def test_training_outlives_a_killed_server_and_a_killed_worker(
-    catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, victim: str, mode: str
+    settings: Settings, catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, mode: str
 ):
-    """The launcher restarts the group and it goes on from the newest checkpoint; synchronously to the bits of an
-    undisturbed run, which the digest of the model says."""
+    """The launcher restarts the group each time and it goes on from the newest checkpoint; synchronously to the very digest
+    that an undisturbed run publishes in another bucket."""
     seeded = config.model_copy(update={"seed": 11, "batch_size": 16, "max_epochs": 4})
-    started, killed = 0, False
+    work = served(seeded, mode=mode)
+    victims, num_started = ["2", "1"], 0  # ranks: the server, then a worker
 
-    def kill_once(event: RankEvent) -> None:
-        nonlocal started, killed
-        started += event.kind == "started"
-        if event.kind == "checkpoint" and not killed:
+    def kill_each_once(event: RankEvent) -> None:
+        nonlocal num_started
+        num_started += event.kind == "started"
+        if event.kind == "checkpoint" and victims and num_started + len(victims) == 3:
             ranks = [child for child in psutil.Process().children(recursive=True) if is_rank(child)]
-            number = {"server": "2", "worker": "1"}[victim]
-            chosen = next(rank for rank in ranks if rank.environ()["RANK"] == number)
+            chosen = next(rank for rank in ranks if rank.environ()["RANK"] == victims[0])
             os.kill(chosen.pid, signal.SIGKILL)
-            killed = True
+            victims.pop(0)
 
-    product = train(catalog, dataset, served(seeded, mode=mode), Origin(), kill_once)
-    assert started >= 2
+    product = train(catalog, dataset, work, Origin(), kill_each_once)
+    assert (num_started, victims) == (3, [])
     assert product.manifest.content.facts["epochs"] == 4
     assert product.manifest.content.facts["metrics"]["accuracy"] > 0.85
+    if mode == "synchronous":
+        elsewhere = Catalog(Store(settings.model_copy(update={"bucket": "modelyard-undisturbed"})))
+        elsewhere.store.control.create_bucket()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MODELYARD_BUCKET", "modelyard-undisturbed")
+            calm = train(elsewhere, make_dataset(elsewhere), work, Origin())
+        assert not calm.reused
+        assert calm.ref.digest == product.ref.digest
 
 
 # -- what is refused ----------------------------------------------------------------------------------
