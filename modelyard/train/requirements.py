@@ -65,10 +65,19 @@ def require_trainable(
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
+    if config.init.trains_a_part and parents.init is None and pretrained is None:
+        raise ConfigError(
+            "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
+            " train.init.model, or a source in train.model"
+        )  # fmt: skip
     network = parents.init.spec.model if parents.init else config.model
     if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
         network = whole_network(catalog, network, pretrained, transform, target)
-    _require_memory(config, network, transform.width, task_kind(target.task).output_width(target))
+    output_width = task_kind(target.task).output_width(target)
+    if config.init.trains_a_part:
+        _require_parts(config, network, transform.width, output_width)
+    else:  # what is held for a part that is trained is far less than the reckoning says
+        _require_memory(config, network, transform.width, output_width)
     return network
 
 
@@ -82,6 +91,19 @@ def _require_inputs(config: TrainConfig, transform: Transform, target: Target, p
         right, asked = "huggingface", f"{target.task} of texts"
     if kind not in ("custom", right):
         raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {right}, or custom")
+
+
+def _require_parts(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+    """The parts that are trained, or are not, exist. A user's own network cannot be looked at without building it."""
+    import torch
+
+    from modelyard.models.build import build_model
+    from modelyard.train.adapters import require_names
+
+    if isinstance(network, CustomConfig):
+        return
+    with torch.device("meta"):
+        require_names(build_model(network, input_width, output_width), config.init)
 
 
 def _require_memory(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:

@@ -34,12 +34,13 @@ from modelyard.train.stepper import Stepper
 SHARDS, LOCAL = "shards", "local"
 MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 Tensors = dict[str, torch.Tensor]
 
 
 def model_tensors(network: nn.Module) -> Tensors:
-    """Views on weights and buffers, under the names of the plain network."""
-    return cast("Tensors", get_model_state_dict(network))
+    """Views on weights and buffers, under the names of the plain network; without weights that are not trained."""
+    return cast("Tensors", get_model_state_dict(network, options=TRAINED))
 
 
 def shared_tensors(network: nn.Module, optimizers: Sequence[Optimizer], average: WeightAverage | None) -> Tensors:
@@ -74,7 +75,7 @@ def restore_(network: nn.Module, optimizers: Sequence[Optimizer], average: Weigh
     wanted = shared_tensors(network, optimizers, average)
     fresh = {name: torch.empty_like(value) for name, value in wanted.items()}
     dcp.load(_with_dimensions(fresh), storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)))
-    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model})
+    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model}, options=TRAINED)
     # Rates and the like are not restored: the config and the schedule say them.
     loaded: dict[str, Any] = {name: fresh.get(OPTIMIZER + name, value) for name, value in state.items()}
     set_optimizer_state_dict(network, list(optimizers), loaded, options=FLAT)

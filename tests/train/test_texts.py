@@ -121,6 +121,7 @@ def _spec(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, checkpoin
     return RankSpec(dataset=dataset, config=whole, checkpoints=checkpoints, pretrained=pretrained)
 
 
+@pytest.mark.soak
 def test_ranks_and_strategies_follow_one_loss_curve(
     catalog: Catalog,
     settings: Settings,
@@ -147,11 +148,20 @@ def test_ranks_and_strategies_follow_one_loss_curve(
     np.testing.assert_allclose(alone.run(curve, settings, spec, 4)[0][0], curves[0][0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("ranks", ["alone", pytest.param("pair", marks=pytest.mark.soak)])
 def test_it_resumes_to_the_bit(
-    catalog: Catalog, settings: Settings, store: Store, pair: Ranks, texts: ArtifactRef, source: Path, folder: str
+    catalog: Catalog,
+    settings: Settings,
+    store: Store,
+    request: pytest.FixtureRequest,
+    texts: ArtifactRef,
+    source: Path,
+    folder: str,
+    ranks: str,
 ):
-    """Stopped in mid-epoch and gone on with: the same bits, dropout and all. The last batch gives one rank no row."""
+    """Stopped in mid-epoch and gone on with: the same bits, dropout and all. The last batch gives one of two ranks no row."""
     config = settings_of(source).model_copy(update={"max_epochs": 2, "batch_size": 11})
+    pair: Ranks = request.getfixturevalue(ranks)
 
     def spec(name: str) -> RankSpec:
         return _spec(catalog, texts, config, f"{store.root}/tests/{folder}/{name}")
