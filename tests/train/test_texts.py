@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Product
@@ -24,7 +25,7 @@ from modelyard.train import OptimizerConfig, RankEvent, StopConfig, TrainConfig,
 from modelyard.train.assembly import RankSpec
 from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parents
-from tests.textbench import BERT, network_folder, text_config, text_dataset
+from tests.textbench import BERT, network_folder, quick_text_model, text_config, text_dataset
 from tests.train.ranks import Ranks
 from tests.train.test_language import curve
 from tests.train.test_resume import assert_same
@@ -94,8 +95,6 @@ def test_training_begins_with_the_weights_of_the_folder(
     catalog: Catalog, settings: Settings, store: Store, alone: Ranks, texts: ArtifactRef, source: Path, folder: str
 ):
     """All of them but the head's, whichever rank asks; without a source they are random."""
-    from safetensors.torch import load_file
-
     given = load_file(source / "model.safetensors")
     for config, wanted in ((settings_of(source), True), (settings_of(None, **BERT), False)):
         spec = _spec(catalog, texts, config, f"{store.root}/tests/{folder}/{wanted}")
@@ -170,6 +169,24 @@ def test_it_resumes_to_the_bit(
     resumed, unbroken = pair.run(assembled, settings, spec("a"))[0], pair.run(assembled, settings, spec("b"))[0]
     assert unbroken[0][-1]["step"] > 5
     assert_same(resumed, unbroken)
+
+
+def test_a_trained_classifier_begins_and_teaches_another(
+    catalog: Catalog, settings: Settings, store: Store, alone: Ranks, texts: ArtifactRef, source: Path, folder: str,
+    tmp_path: Path,
+):  # fmt: skip
+    """Its network and weights, head and all; and its answers, learned beside the labels."""
+    parent = quick_text_model(catalog, texts, source, epochs=2)
+    config = settings_of(source).model_copy(update={"ranks": 1, "max_epochs": 1})
+    spec = RankSpec(
+        dataset=texts, config=config, checkpoints=f"{store.root}/tests/{folder}", init=parent, teacher=parent
+    )
+    (found,) = alone.run(_first_weights, settings, spec)
+    catalog.fetch(parent, tmp_path, ["model.safetensors"])
+    given = load_file(tmp_path / "model.safetensors")
+    assert all(np.array_equal(found[f"network.{name}"], value.numpy()) for name, value in given.items())
+    ((validations, _),) = alone.run(assembled, settings, spec)
+    assert np.isfinite(validations[-1]["loss"])
 
 
 # -- what is refused ----------------------------------------------------------------------------------
