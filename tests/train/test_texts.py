@@ -197,8 +197,7 @@ def _no_rank(event: RankEvent) -> None:
 
 
 def test_a_folder_of_pickles_is_refused_by_name(catalog: Catalog, texts: ArtifactRef, source: Path, tmp_path: Path):
-    """Beside safetensors a pickle is left where it is; alone it is refused, and so are a folder without weights, one that is not there, and a
-    hub."""
+    """Beside safetensors a pickle is left where it is; alone it is refused, and so is a folder without weights."""
     (source / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     config = settings_of(source)
     assert "pytorch_model.bin" not in catalog.manifest(_spec(catalog, texts, config, "s3://x").pretrained).content.files
@@ -210,9 +209,6 @@ def test_a_folder_of_pickles_is_refused_by_name(catalog: Catalog, texts: Artifac
     (bad / "pytorch_model.bin").unlink()
     with pytest.raises(DataError, match=r"has no model\.safetensors"):
         train(catalog, texts, settings_of(bad), Origin(), _no_rank)
-    hub = settings_of(source).model_copy(update={"model": HuggingFaceConfig(kind="huggingface", source="hub:a/b")})
-    with pytest.raises(ConfigError, match="downloads from a hub are off"):
-        train(catalog, texts, hub, Origin(), _no_rank)
 
 
 def test_what_does_not_fit_is_said_before_a_rank_starts(
