@@ -112,7 +112,7 @@ def text_dataset(catalog: Catalog, config: PreprocessConfig, frame: pd.DataFrame
     return preprocess(catalog, snapshot(catalog, folder, Origin()).ref, config, Origin()).ref
 
 
-def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, epochs: int = 40) -> ArtifactRef:
+def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, epochs: int = 25) -> ArtifactRef:
     """A model artifact as training publishes it, of the network in a folder, after some steps in this process."""
     import torch
 

@@ -44,6 +44,17 @@ def test_rows_are_what_the_networks_own_tokenizer_makes_of_texts(catalog: Catalo
     assert rows.shape[1] == max(map(len, expected))
 
 
+def test_the_end_of_a_very_long_text_is_not_looked_at(catalog: Catalog, source: Path):
+    """Sixty-four characters for every token that is read, and not the megabytes behind them."""
+    transform = read_row_transform(
+        catalog.read(text_dataset(catalog, text_config(f"file://{source}"), reviews(60)), "transform.json")
+    )
+    assert isinstance(transform, TextTransform)
+    spaces = " " * 24 * 64
+    assert transform.tokens([spaces + "lovely"]).tolist() == transform.tokens([""]).tolist()
+    assert transform.tokens([spaces[:-7] + "lovely"]).tolist() == transform.tokens(["lovely"]).tolist()
+
+
 def test_the_data_set_depends_on_the_tokenizer_and_not_on_its_place(catalog: Catalog, source: Path, tmp_path: Path):
     """In the bucket or on the disk: one data set. Another length: another one."""
     frame = reviews(60)

