@@ -11,6 +11,7 @@ import tasks.evaluate as tasks
 from flows.compress import compress
 from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_name, explained, load_config, trail_of
 from flows.preprocess import preprocess
+from flows.train import train
 from tasks.recording import resolve
 from tasks.results import StageResult
 
@@ -19,7 +20,7 @@ from tasks.results import StageResult
 def evaluate(
     preset: Preset = "digits",
     dataset_uri: DatasetUri = "",
-    candidate: Annotated[str, artifact_name("a compressed model")] = "",
+    candidate: Annotated[str, artifact_name("a compressed model, or a trained language model")] = "",
     dataset: Annotated[str, artifact_name("the data set whose test split judges it")] = "",
     overrides: Overrides = [],
     parent_run: ParentRun = "",
@@ -33,7 +34,11 @@ def evaluate(
     if not dataset:
         dataset = preprocess(preset, dataset_uri, overrides, parent_run).ref.digest
     if not candidate:
-        candidate = compress(preset, dataset_uri, "", dataset, overrides, parent_run).ref.digest
+        is_language = config.preprocess.task == "language_modelling"  # which nobody compresses
+        made = train(preset, dataset_uri, dataset, overrides, parent_run) if is_language else compress(
+            preset, dataset_uri, "", dataset, overrides, parent_run
+        )  # fmt: skip
+        candidate = made.ref.digest
     subject = resolve(candidate)
     rival = resolve(champion) if champion else tasks.find_champion(config.model_name, subject)
     verdict = tasks.evaluate(subject, resolve(dataset), rival, config.evaluate, trail_of(config, parent_run))

@@ -6,6 +6,7 @@
     │   ├── ObjectChanged         an object was replaced while it was read
     │   ├── TrackerUnavailable    the same for MLflow
     │   ├── EndpointUnavailable   the same for the serving endpoint
+    │   ├── HubUnavailable        the same for a hub of networks, where one is named
     │   ├── RankLost              a training process died or hung without saying why
     │   ├── CheckpointFailed      a checkpoint could not be saved within its time
     │   ├── Preempted             the machine asked a rank to end; its state is saved
@@ -72,6 +73,10 @@ class TrackerUnavailable(TransientError):
 
 class EndpointUnavailable(TransientError):
     """The serving endpoint did not answer in time."""
+
+
+class HubUnavailable(TransientError):
+    """The hub that networks may be downloaded from did not answer."""
 
 
 class RankLost(TransientError):

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modelyard import hub
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work, file_sha256
 from modelyard.errors import ConfigError, DataError, NotFound
 from modelyard.storage import Store
@@ -27,7 +28,8 @@ SETTINGS = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_
             MODULES_FILE, SENTENCE_FILE, POOLING_FILE)  # fmt: skip
 WEIGHTS = re.compile(r"^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
-LOCAL, BUCKET, HUB = "file://", "s3://", "hub:"
+LOCAL, BUCKET = "file://", "s3://"
+WANTED_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 
 
 class Folder:
@@ -43,10 +45,10 @@ class Folder:
 
     def __init__(self, store: Store, address: str, field: str) -> None:
         self._store, self.address, self.field = store, address.rstrip("/"), field
-        if address.startswith(HUB):
-            raise ConfigError(field, f"{address}: downloads from a hub are off; fetch the folder yourself and name it")
         if not address.startswith((LOCAL, BUCKET)):
-            raise ConfigError(field, f"{address!r} is no folder: write file:///..., or s3://bucket/folder")
+            raise ConfigError(
+                field, f"{address!r} is no folder: write file:///..., s3://bucket/folder, or hub:owner/name@revision"
+            )
         if not self.names:
             raise NotFound(f"{field}: there is nothing in {address}")
 
@@ -125,15 +127,33 @@ class Folder:
             yield {name: Path(scratch) / name for name in names}
 
 
+@contextmanager
+def opened(store: Store, address: str, field: str, *, weights: bool) -> Generator[Folder]:
+    """The folder, for as long as the block runs; one on a hub is downloaded for so long.
+
+    Args:
+        weights: of a hub: the weights too, or what says how to use them alone.
+
+    Raises:
+        ConfigError, NotFound, HubUnavailable: as `Folder` and `modelyard.hub.download`.
+    """
+    if not address.startswith(hub.PREFIX):
+        yield Folder(store, address, field)
+        return
+    with tempfile.TemporaryDirectory(prefix="modelyard-hub-") as scratch:
+        patterns = [*SETTINGS, *(WANTED_WEIGHTS if weights else ())]
+        hub.download(address, field, store.settings.hub_url, Path(scratch), patterns)
+        yield Folder(store, f"{LOCAL}{scratch}", field)
+
+
 def take_in(catalog: Catalog, address: str, field: str, origin: Origin) -> Product:
     """The folder as a ``pretrained`` artifact: the same bytes are the same artifact, wherever they lay.
 
     Raises:
         ConfigError, DataError, NotFound: as `Folder`; weights are pickles alone, or there is no `config.json`.
     """
-    folder = Folder(catalog.store, address, field)
-    settings = folder.read_json(CONFIG_FILE)
-    with folder.files(folder.taken) as files:
+    with opened(catalog.store, address, field, weights=True) as folder, folder.files(folder.taken) as files:
+        settings = folder.read_json(CONFIG_FILE)
         digests = {name: file_sha256(path) for name, path in files.items()}
 
         def build(attempt: Attempt) -> None:

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")
     endpoint_redact: str = Field("", description="columns and outputs kept out of it, separated by commas")
 
+    # Networks that others trained
+    hub_url: str | None = Field(
+        None, description="a hub that networks may be downloaded from, by its URL; empty: nothing is ever downloaded"
+    )
+
     # Signatures
     signing_key: Path | None = Field(
         None, description="private key with which rollout signs; empty: <home>/secrets/signing-key.pem"

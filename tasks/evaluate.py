@@ -89,7 +89,7 @@ def _show_details(record: Record, product: Product, refused: Refused | None) -> 
     candidate = json.loads(catalog.read(ref, "metrics.json"))["candidate"]
     checks = json.loads(catalog.read(ref, "verdict.json"))["checks"]
     tracker = record.session.tracker
-    for file in (REPORT_FILE, CARD_FILE):
+    for file in (name for name in (REPORT_FILE, CARD_FILE) if name in product.manifest.content.files):
         tracker.log_text(record.run_id, catalog.read(ref, file).decode(), file)
     create_link_artifact(
         key="evaluate-report",

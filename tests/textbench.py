@@ -57,11 +57,9 @@ def reviews(num_rows: int = 240, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame({"text": texts, "mood": moods})
 
 
-def network_folder(folder: Path, seed: int = 7, **changes: Any) -> Path:
-    """A tiny BERT with its tokenizer, saved as such folders are: with padding and cutting off that must not stay."""
-    import torch
+def tokenizer_folder(folder: Path) -> Path:
+    """A tokenizer and its network's settings, saved as such folders are: with padding and cutting off that must not stay."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *NOISE, *(word for mood in MOODS.values() for word in mood)]
     words += [
@@ -77,12 +75,22 @@ def network_folder(folder: Path, seed: int = 7, **changes: Any) -> Path:
     tokenizer.enable_padding(length=9)
     tokenizer.enable_truncation(9)
     folder.mkdir(parents=True, exist_ok=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        network = BertModel(BertConfig(**{**BERT, "vocab_size": len(words), **changes}))
-    network.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "model_max_length": 24}))
+    (folder / "config.json").write_text(json.dumps({**BERT, "vocab_size": len(words)}))
+    return folder
+
+
+def network_folder(folder: Path, seed: int = 7) -> Path:
+    """A tiny BERT with its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    settings = json.loads((tokenizer_folder(folder) / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = BertModel(BertConfig(**settings))
+    network.save_pretrained(folder)
     return folder
 
 
@@ -104,7 +112,7 @@ def text_dataset(catalog: Catalog, config: PreprocessConfig, frame: pd.DataFrame
     return preprocess(catalog, snapshot(catalog, folder, Origin()).ref, config, Origin()).ref
 
 
-def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, epochs: int = 40) -> ArtifactRef:
+def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, epochs: int = 25) -> ArtifactRef:
     """A model artifact as training publishes it, of the network in a folder, after some steps in this process."""
     import torch
 

@@ -5,8 +5,7 @@ A refusal is a result like any other, and committed as one; `refusal` turns it i
 
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.explain_figure import explanation_figure
-from modelyard.evaluate.plots import confusion_figure
-from modelyard.evaluate.stage import (
+from modelyard.evaluate.files import (
     CARD_FILE,
     EXPLANATIONS_FILE,
     EXPLANATIONS_PICTURE,
@@ -14,9 +13,9 @@ from modelyard.evaluate.stage import (
     METRICS_FILE,
     REPORT_FILE,
     VERDICT_FILE,
-    evaluate,
-    refusal,
 )
+from modelyard.evaluate.plots import confusion_figure
+from modelyard.evaluate.stage import evaluate, refusal
 
 __all__ = [
     "CARD_FILE",

@@ -9,8 +9,10 @@ from pydantic import Field, model_validator
 from modelyard.artifacts import Frozen
 
 MetricName = Literal[
-    "accuracy", "macro_f1", "r2", "spearman", "pearson", "recall_at_1", "recall_at_10", "ndcg_at_10", "mrr"
-]
+    "accuracy", "macro_f1", "r2", "spearman", "pearson", "recall_at_1", "recall_at_10", "ndcg_at_10", "mrr",
+    "bits_per_byte", "perplexity",
+]  # fmt: skip
+LANGUAGE_METRICS = ("bits_per_byte", "perplexity")  # less is better
 # Fewer rows prove nothing about a slice: it is shown with its interval, and no gate looks at it.
 MIN_SLICE_ROWS = 30
 
@@ -20,8 +22,10 @@ class EvaluateConfig(Frozen):
 
     Attributes:
         metric: what the gates look at; more is better. A regression has ``r2``; vectors of texts have ``spearman`` and
-            ``pearson`` where pairs have a similarity, else ``recall_at_1``, ``recall_at_10``, ``ndcg_at_10``, ``mrr``.
+            ``pearson`` where pairs have a similarity, else ``recall_at_1``, ``recall_at_10``, ``ndcg_at_10``, ``mrr``. A
+            language model has ``bits_per_byte`` and ``perplexity``, of which less is better.
         floor: what the candidate must reach.
+        ceiling: in its place for a language model: what the metric may reach at most.
         allowed_drop_against_float: how far it may lie below its own float form.
         allowed_drop_against_champion: how far it may lie below what serves now.
         probability_better: how likely it must be, by the paired bootstrap, that the candidate beats what serves now;
@@ -58,6 +62,7 @@ class EvaluateConfig(Frozen):
 
     metric: MetricName = "accuracy"
     floor: float = Field(0.9, ge=0, le=1)
+    ceiling: float | None = Field(None, gt=0)
     allowed_drop_against_float: float = Field(0.01, ge=0, le=1)
     allowed_drop_against_champion: float = Field(0.01, ge=0, le=1)
     probability_better: float | None = Field(None, gt=0, lt=1)
@@ -84,6 +89,14 @@ class EvaluateConfig(Frozen):
     golden_rows: int = Field(16, ge=1, le=1024)
     golden_tolerance: float = Field(0.005, gt=0, lt=1)
     threads: int = Field(1, ge=1, le=1024)
+
+    @model_validator(mode="after")
+    def _language_has_a_ceiling(self) -> EvaluateConfig:
+        if (self.metric in LANGUAGE_METRICS) != (self.ceiling is not None):
+            raise ValueError(
+                f"ceiling goes with {' or '.join(LANGUAGE_METRICS)}, and they need it: less is better there"
+            )
+        return self
 
     @model_validator(mode="after")
     def _override_is_whole(self) -> EvaluateConfig:

@@ -21,6 +21,15 @@ from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
 from modelyard.evaluate.explain_figure import explanation_png
+from modelyard.evaluate.files import (
+    CARD_FILE,
+    EXPLANATIONS_FILE,
+    EXPLANATIONS_PICTURE,
+    GOLDEN_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    VERDICT_FILE,
+)
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_vectors import JudgedVectors, gather_vectors, is_for_vectors
 from modelyard.evaluate.parents import Parent, find_parent
@@ -31,13 +40,6 @@ from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_fil
 # The picture of the explanations is part of a verdict, so matplotlib is too.
 LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
 OPTIONAL_LIBRARIES = ("tokenizers", "transformers")  # of models that read texts
-VERDICT_FILE = "verdict.json"
-METRICS_FILE = "metrics.json"
-GOLDEN_FILE = "golden.json"
-REPORT_FILE = "report.html"
-CARD_FILE = "model-card.md"
-EXPLANATIONS_FILE = "explanations.json"
-EXPLANATIONS_PICTURE = "explanations.png"
 GOLDEN_DECIMALS = 6
 
 
@@ -53,7 +55,8 @@ def evaluate(
 
     Args:
         catalog: holds the packages and the data set; takes the verdict.
-        compressed_ref: the candidate, a ``compressed`` artifact.
+        compressed_ref: the candidate, a ``compressed`` artifact; or a ``model`` for language, which
+            `modelyard.evaluate.language` judges.
         dataset_ref: the ``dataset`` whose test split is read, once.
         champion_ref: what serves now, a ``compressed`` artifact judged with its own transform and default form;
             None where nothing serves yet.
@@ -79,6 +82,10 @@ def evaluate(
             not plain data, or a network that is not whole or not its own.
         NotFound: the candidate has no such form.
     """
+    if compressed_ref.kind == "model":
+        from modelyard.evaluate.language import evaluate_language  # torch, and models that nobody compresses
+
+        return evaluate_language(catalog, compressed_ref, dataset_ref, champion_ref, config, origin)
     inputs = {"candidate": compressed_ref, "dataset": dataset_ref}
     work = Work(
         kind="verdict",

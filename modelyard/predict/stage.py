@@ -32,7 +32,7 @@ from modelyard.predict.shards import Shard, fetch, frames, shards_of_dataset, sh
 
 log = logging.getLogger(__name__)
 
-LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow")
+LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow", "tokenizers")
 BATCH_BYTES = 32 * 2**20
 
 

@@ -13,11 +13,12 @@ from modelyard.pretrained import (
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     Folder,
+    opened,
     own_length,
     plain_tokenizer,
 )
 from modelyard.storage import Store
-from modelyard.transform import TextTransform
+from modelyard.transform import TextConfig, TextTransform
 
 FIELD = "preprocess.transform.text.source"
 DEFAULT_LENGTH = 512  # what attention costs grows with the square
@@ -32,8 +33,11 @@ def text_transform(store: Store, config: PreprocessConfig) -> TextTransform | No
     """
     if config.text_column is None:
         return None
-    wanted = config.transform.text
-    folder = Folder(store, wanted.source, FIELD)
+    with opened(store, config.transform.text.source, FIELD, weights=False) as folder:
+        return _of(folder, config.text_column, config.transform.text)
+
+
+def _of(folder: Folder, column: str, wanted: TextConfig) -> TextTransform:
     body = plain_tokenizer(folder.read(TOKENIZER_FILE), f"{FIELD}: {folder.address}/{TOKENIZER_FILE}")
     longest = own_length(folder)
     if wanted.max_length and wanted.max_length > longest:
@@ -43,7 +47,7 @@ def text_transform(store: Store, config: PreprocessConfig) -> TextTransform | No
         )  # fmt: skip
     tokenizer = Tokenizer.from_str(body)
     return TextTransform(
-        column=config.text_column,
+        column=column,
         max_length=wanted.max_length or min(longest, DEFAULT_LENGTH),
         padding=wanted.padding,
         pad=_pad(tokenizer, folder.read_json(TOKENIZER_CONFIG_FILE, {}), folder.read_json(CONFIG_FILE, {})),

@@ -18,9 +18,10 @@ from modelyard.errors import DataError
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import DATATYPES, BadRequestError, as_rows
+from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerInfo
-from modelyard.transform import RowTransform
+from modelyard.transform import RowTransform, TextTransform
 
 CSV_KIND = b"text/csv"
 SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -83,12 +84,18 @@ def _coded(table: Mapping[str, list[Any]], transform: RowTransform) -> np.ndarra
         if any(isinstance(value, list | dict) for value in table.get(name, ())):
             raise BadRequestError(f"column {name!r} holds a list or an object where a single value belongs")
     try:
-        rows = transform.rows(table)
+        rows = _rows(table, transform)
     except DataError as failure:
         raise BadRequestError(str(failure)) from None
     if not rows.size:
         raise BadRequestError("there are no rows")
     return rows
+
+
+def _rows(table: Mapping[str, list[Any]], transform: RowTransform) -> np.ndarray:
+    if isinstance(transform, TextTransform) and transform.column in table:
+        return tokens_of(transform, table[transform.column])
+    return transform.rows(table)
 
 
 def _csv_columns(body: bytes) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ from modelyard.revisions import Revision
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import BadRequestError
+from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo
 from modelyard.transform import TextTransform
@@ -120,7 +121,7 @@ def _tokens(given: Any, transform: TextTransform) -> np.ndarray:
     if all(isinstance(text, str) for text in inputs):
         if "" in inputs:
             raise BadRequestError(f"text {inputs.index('')} of 'input' is empty")
-        return transform.tokens(inputs)
+        return tokens_of(transform, inputs)
     if all(_are_numbers(numbers) for numbers in inputs):
         return transform.apply(_filled(inputs))
     raise BadRequestError("'input' must hold texts alone, or lists of tokens alone")

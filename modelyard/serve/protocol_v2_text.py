@@ -26,6 +26,7 @@ from modelyard.serve.protocol_v2 import (
     parse_outputs,
     parse_parameters,
 )
+from modelyard.serve.texts import tokens_of
 from modelyard.serve.workers import WorkerInfo
 from modelyard.transform import TextTransform
 
@@ -101,7 +102,7 @@ def _rows(tensors: Mapping[str, tuple[dict[str, Any], memoryview | None]], trans
     names = set(tensors)
     try:
         if names == {transform.column}:
-            return transform.tokens(_texts(*tensors[transform.column]))
+            return tokens_of(transform, _texts(*tensors[transform.column]))
         if names == {INPUT_NAME}:
             return transform.apply(parse_matrix(*tensors[INPUT_NAME]))
         if names in ({IDS}, {IDS, MASK}):

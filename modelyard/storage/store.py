@@ -61,6 +61,11 @@ class Store:
         self.control = ControlPlane(settings)
 
     @property
+    def settings(self) -> Settings:
+        """Of this installation."""
+        return self._settings
+
+    @property
     def root(self) -> str:
         """URI of the installation's own bucket, without a trailing slash."""
         return f"s3://{self._settings.bucket}"

@@ -9,6 +9,8 @@
     assembly.py       from what a rank is told to its trainer
     publish.py        the model artifact of a finished training
     rows.py           the rows it draws from
+    pretrained_network.py  taking.py  adapters.py
+                      networks of `transformers`: made whole; published as they come; trained in part
     starting.py       other models it begins from or learns from
     loop.py           the course: steps, validations, checkpoints, the way back, the end
     stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
@@ -33,6 +35,7 @@ from modelyard.train.config import (
     FsdpConfig,
     HsdpConfig,
     InitConfig,
+    LoraConfig,
     OptimizerConfig,
     ParameterServerConfig,
     ScheduleConfig,
@@ -54,6 +57,7 @@ __all__ = [
     "FsdpConfig",
     "HsdpConfig",
     "InitConfig",
+    "LoraConfig",
     "OptimizerConfig",
     "ParameterServerConfig",
     "Parents",

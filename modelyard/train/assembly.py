@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TokenData
+from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.costs import measure_costs
@@ -151,24 +153,43 @@ def _encoded(
         yield frame, dataset.transform.apply(dataset.transform.rows(frame)), targets
 
 
+class Beginning(NamedTuple):
+    """A network before its first step, and the names of the weights that nobody trained before, where others did."""
+
+    network: nn.Module
+    fresh: list[str]
+
+
+def starting_network(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    """The starting model's with its weights, or the configured one with those that it comes with, or random ones; with
+    adapters, and frozen, as the config says. The same in every process."""
+    torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
+    began = _beginning(spec, catalog, input_width, output_width, folder)
+    if spec.config.init.trains_a_part:
+        prepare_(began.network, spec.config.init, [f"network.{name}" for name in began.fresh])
+    return began
+
+
 def _network(
     spec: RankSpec, catalog: Catalog, data: Data, folder: Path, emit: Callable[[RankEvent], None]
 ) -> nn.Module:
-    """The starting model's with its weights, or the configured one with those that it comes with, or random ones."""
-    if spec.init:
-        return _fetched(catalog, spec.init, folder)
     width = task_kind(data.target.task).output_width(data.target)
-    torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
+    began = starting_network(spec, catalog, data.width, width, folder)
+    if began.fresh and distributed.get_rank() == 0:
+        emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(began.fresh)}"))
+    return began.network
+
+
+def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    if spec.init:
+        return Beginning(_fetched(catalog, spec.init, folder), [])
     if not spec.pretrained:
-        return build_model(spec.config.model, data.width, width)
+        return Beginning(build_model(spec.config.model, input_width, output_width), [])
     from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra
 
     assert isinstance(spec.config.model, HuggingFaceConfig)
     catalog.fetch(spec.pretrained, folder)
-    network, fresh = load_pretrained(spec.config.model, width, folder)
-    if fresh and distributed.get_rank() == 0:
-        emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(fresh)}"))
-    return network
+    return Beginning(*load_pretrained(spec.config.model, output_width, folder))
 
 
 def _teacher(

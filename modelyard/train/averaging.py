@@ -17,7 +17,7 @@ class WeightAverage:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self._decay = decay
-        self._parameters = dict(network.named_parameters())
+        self._parameters = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.weights = {name: value.detach().clone() for name, value in self._parameters.items()}
 

@@ -177,17 +177,49 @@ class ParameterServerConfig(Frozen):
     staleness: int = Field(4, ge=0)
 
 
+class LoraConfig(Frozen):
+    """Low-rank adapters beside linear layers; the layers themselves stay as they are.
+
+    Attributes:
+        rank: of what is added to a layer's weights.
+        alpha: what is added is scaled by alpha / rank.
+        targets: ends of the names of the layers (``query``, ``layer.0.attention.self.value``); empty: every linear layer
+            that is not new.
+        dropout: of what an adapter reads.
+    """
+
+    rank: int = Field(8, ge=1, le=4096)
+    alpha: int = Field(16, ge=1)
+    targets: list[str] = Field(default_factory=list)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
 class InitConfig(Frozen):
-    """Which weights training begins with.
+    """Which weights training begins with, and which of them it moves.
 
     Attributes:
         model: a trained model by digest, URI, ``model@alias`` or ``model/version``; its network is taken over with its
             shapes, whatever ``model`` says. Empty: random weights, by ``seed``.
         keep_zeros: weights (of two dimensions or more) that are zero in it stay zero.
+        lora: train adapters, and whatever is new, instead of the weights.
+        freeze: ends of the names of parts that are not trained (``embeddings``, ``layer.0``).
     """
 
     model: str = ""
     keep_zeros: bool = False
+    lora: LoraConfig | None = None
+    freeze: list[str] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _masks_and_adapters(self) -> Self:
+        if self.lora and self.keep_zeros:
+            raise ValueError("keep_zeros holds weights at zero, and lora adds to them: choose one")
+        return self
+
+    @property
+    def trains_a_part(self) -> bool:
+        """Whether some weights stay as they are."""
+        return self.lora is not None or bool(self.freeze)
 
 
 class DistillConfig(Frozen):

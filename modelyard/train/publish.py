@@ -32,6 +32,8 @@ from modelyard.models.hugging import (
 )
 from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TOKENS_FOLDER
+from modelyard.train.adapters import merge_
+from modelyard.train.assembly import RankSpec, starting_network
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.progress import Progress
@@ -44,24 +46,23 @@ from modelyard.transform.tokens import END, TOKENIZER_FILE, TokenTransform
 NUM_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 64
 
 
-def publish(
-    catalog: Catalog,
-    attempt: Attempt,
-    dataset: ArtifactRef,
-    config: TrainConfig,
-    checkpoints: str,
-    network: ModelConfig,
-) -> None:
+def publish(catalog: Catalog, attempt: Attempt, told: RankSpec, network: ModelConfig) -> None:
     """Fill an attempt with the best checkpoint's weights, and what is needed to use them.
 
     Raises:
         NotFound: the best checkpoint is gone.
     """
-    progress, weights = _best_weights(catalog, attempt.scratch, config, checkpoints)
+    dataset, config = told.dataset, told.config
+    progress, weights = _best_weights(catalog, attempt.scratch, config, told.checkpoints)
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
     fitted, schema = read_transform(transform), Target.model_validate_json(target)
     kind = task_kind(schema.task)
     spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
+    if config.init.trains_a_part:
+        attempt.facts["trained_parameters"] = sum(tensor.numel() for tensor in weights.values())
+        # As ranks began: what did not move is not in the checkpoint.
+        began = starting_network(told, catalog, fitted.width, spec.output_width, attempt.scratch / "began")
+        weights = merge_(began.network, weights)
     add_network(attempt, spec, weights)
     attempt.add_bytes(TRANSFORM_FILE, transform)
     attempt.add_bytes(TARGET_FILE, target)

@@ -70,12 +70,20 @@ def require_trainable(
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
+    if config.init.trains_a_part and parents.init is None and pretrained is None:
+        raise ConfigError(
+            "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
+            " train.init.model, or a source in train.model"
+        )  # fmt: skip
     network = parents.init.spec.model if parents.init else config.model
     if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
         network = whole_network(catalog, network, pretrained, transform, target)
+    output_width = task_kind(target.task).output_width(target)
     if isinstance(transform, FittedTransform):
         _require_image(network, transform)
-    _require_network(config, network, transform.width, task_kind(target.task).output_width(target))
+    if config.init.trains_a_part:
+        _require_parts(config, network, transform.width, output_width)
+    _require_network(config, network, transform.width, output_width)
     return network
 
 
@@ -89,6 +97,19 @@ def _require_inputs(config: TrainConfig, transform: Transform, target: Target, p
         right, asked = ["huggingface"], f"{target.task} of texts"
     if kind not in ("custom", *right):
         raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {', '.join(right)}, or custom")
+
+
+def _require_parts(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+    """The parts that are trained, or are not, exist. A user's own network cannot be looked at without building it."""
+    import torch
+
+    from modelyard.models.build import build_model
+    from modelyard.train.adapters import require_names
+
+    if isinstance(network, CustomConfig):
+        return
+    with torch.device("meta"):
+        require_names(build_model(network, input_width, output_width), config.init)
 
 
 def _require_image(network: ModelConfig, transform: FittedTransform) -> None:
@@ -139,7 +160,8 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
         sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
     if config.strategy == "parameter_server":
         deal(sizes, config.parameter_server.servers)
-    if not torch.accelerator.is_available():
+    # What is held for a part that is trained is far less than the reckoning says.
+    if not (torch.accelerator.is_available() or config.init.trains_a_part):
         require_memory(config, sum(sizes), free_memory())
 
 

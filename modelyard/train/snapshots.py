@@ -33,12 +33,13 @@ from modelyard.train.stepper import Stepper
 SHARDS, LOCAL = "shards", "local"
 MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 Tensors = dict[str, torch.Tensor]
 
 
 def model_tensors(network: nn.Module) -> Tensors:
-    """Views on weights and buffers, under the names of the plain network."""
-    return cast("Tensors", get_model_state_dict(network))
+    """Views on weights and buffers, under the names of the plain network; without weights that are not trained."""
+    return cast("Tensors", get_model_state_dict(network, options=TRAINED))
 
 
 def optimizer_tensors(network: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def restore_(stepper: Stepper, folder: Path) -> None:
     wanted = shared_tensors(stepper)
     fresh = {name: torch.empty_like(value) for name, value in wanted.items()}
     dcp.load(_with_dimensions(fresh), storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)))
-    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model_tensors(network)})
+    set_model_state_dict(network, {name: fresh[MODEL + name] for name in model_tensors(network)}, options=TRAINED)
     found = {name.removeprefix(OPTIMIZER): value for name, value in fresh.items() if name.startswith(OPTIMIZER)}
     load_optimizers_(network, stepper.optimizers, found)
     if average:

@@ -48,6 +48,7 @@ def train(
     work = training_work(dataset, config, parents, pretrained)
 
     def build(attempt: Attempt) -> None:
+        from modelyard.train.assembly import RankSpec
         from modelyard.train.publish import publish  # torch: two seconds that a found model need not wait for
 
         if config.stop.max_steps == 0:
@@ -66,7 +67,7 @@ def train(
             "pretrained": pretrained,
         }
         _run_ranks(catalog, attempt, spec, config, on_event)
-        publish(catalog, attempt, dataset, config, checkpoints, network)
+        publish(catalog, attempt, RankSpec.model_validate(spec), network)
 
     return catalog.produce(work, build, origin)
 
@@ -76,13 +77,14 @@ def training_work(
 ) -> Work:
     """What a trained model depends on."""
     networks = [*([] if parents.init else [config.model]), *(parent.spec.network for parent in parents.all)]
-    library = ["transformers"] if any(isinstance(network, HuggingFaceConfig) for network in networks) else []
+    library = ["peft"] if config.init.lora else []
+    library += ["transformers"] if any(isinstance(network, HuggingFaceConfig) for network in networks) else []
     begins = {"pretrained": pretrained} if pretrained else {}
     own = [config.model.factory] if isinstance(config.model, CustomConfig) and not parents.init else []
     factories = {*own, *(factory for parent in parents.all for factory in parent.factories)}
     return Work(
         kind="model",
-        config=config.identity(parents.unused),
+        config=config.identity(parents.unused - ({"init"} if config.init.trains_a_part else set())),
         inputs={"dataset": dataset, **begins, **parents.inputs},
         code_version=code_version("modelyard.train", ["torch", "numpy", *library], sorted(factories)),
     )

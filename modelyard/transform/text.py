@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 NO_TOKEN = -1
 PORTION_TOKENS = 16_384  # computed at once: some 200 MB in a network like MiniLM
+TOKEN_CHARACTERS = (
+    64  # of a token, spaces around it included: few languages have such words, and runs of spaces end there
+)
 ALIKE_TOKENS = 16  # texts up to this length are computed together, longer ones with those up to twice as long
 
 
@@ -60,6 +63,11 @@ class TextTransform(Frozen):
     def takes_plain_numbers(self) -> bool:
         return False
 
+    @property
+    def max_characters(self) -> int:
+        """Of a text, at most, before it is told into tokens: nobody shall wait for the end of a text that is cut off."""
+        return self.max_length * TOKEN_CHARACTERS
+
     @cached_property
     def tokenizer_sha256(self) -> str:
         return hashlib.sha256(self.tokenizer.encode()).hexdigest()
@@ -86,7 +94,7 @@ class TextTransform(Frozen):
 
     def tokens(self, texts: Sequence[Any]) -> np.ndarray:
         """Texts to rows of tokens, as `rows`."""
-        plain = [plain_text(text) for text in texts]
+        plain = [plain_text(text)[: self.max_characters] for text in texts]
         missing = [number for number, text in enumerate(texts) if text is None or text != text]  # noqa: PLR0124 (NaN)
         if missing:
             raise DataError(f"column {self.column!r} has no text in row {missing[0]}")
@@ -127,7 +135,7 @@ class TextTransform(Frozen):
 
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Each text's tokens with the places in the text where they stand."""
-        return self.reader.encode_batch(list(texts))
+        return self.reader.encode_batch([text[: self.max_characters] for text in texts])
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
         return self.reader.encode_batch_fast(texts)

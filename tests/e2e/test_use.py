@@ -93,7 +93,7 @@ def test_a_data_set_is_answered_without_the_endpoint(
 @pytest.mark.soak
 def test_run_of_one_stage_trains_a_language_model(stack: Installation):
     """`modelyard run text --deployment train/text` places the sample texts, preprocesses and trains, and says where the
-    model is; what it has written is there to read."""
+    model is; what it has written is there to read. `--deployment evaluate/text` finds that model and judges it."""
     tiny = ["train.model.layers=1", "train.model.width=24", "train.stop.max_steps=4", "train.ranks=1",
             "preprocess.transform.tokens.vocabulary=300"]  # fmt: skip
     sets = [word for key in tiny for word in ("--set", key)]
@@ -107,3 +107,6 @@ def test_run_of_one_stage_trains_a_language_model(stack: Installation):
     client = MlflowClient()
     written = client.list_artifacts(re.search(r"/runs/(\w+)", ran.stdout[ran.stdout.index("MLflow run") :])[1])
     assert {"samples.md", "training.png"} <= {file.path for file in written}
+    judged = modelyard("run", "text", "--deployment", "evaluate/text", *sets, "--set", "evaluate.ceiling=9")
+    assert judged.returncode == 0, judged.stdout + judged.stderr
+    assert re.search(r"evaluate .*bits_per_byte \d\.\d{4} \(.* to .*\), passed", judged.stdout), judged.stdout

@@ -16,18 +16,18 @@ from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess import PreprocessConfig
 from modelyard.transform import TextTransform, read_row_transform
-from tests.textbench import network_folder, reviews, text_config, text_dataset
+from tests.textbench import reviews, text_config, text_dataset, tokenizer_folder
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return network_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
+    return tokenizer_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
 
 
 def test_rows_are_what_the_networks_own_tokenizer_makes_of_texts(catalog: Catalog, source: Path, tmp_path: Path):
-    """The same numbers as `transformers` gives, cut off where the network ends and not where the file says; nothing
+    """The same numbers, cut off where the network ends and not where the file says; nothing
     stands behind a text; the data set holds the texts as they were, and its transform alone reads them."""
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer
 
     ref = text_dataset(catalog, text_config(f"file://{source}"))
     dataset = Dataset.fetch(catalog, ref, tmp_path, ["test"])
@@ -35,11 +35,24 @@ def test_rows_are_what_the_networks_own_tokenizer_makes_of_texts(catalog: Catalo
     assert isinstance(transform, TextTransform)
     assert transform.max_length == 24  # of tokenizer_config.json, not the 9 of tokenizer.json
     texts = [*next(dataset.frames("test"))["text"], " ".join(["lovely"] * 50), ""]
-    reader = PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json"))
-    expected = reader(texts, truncation=True, max_length=24)["input_ids"]
+    reader = Tokenizer.from_file(str(source / "tokenizer.json"))
+    reader.no_padding()
+    reader.enable_truncation(24)
+    expected = [reader.encode(text).ids for text in texts]
     rows = transform.rows({"text": texts})
     assert [[int(token) for token in row if token >= 0] for row in rows] == expected
     assert rows.shape[1] == max(map(len, expected))
+
+
+def test_the_end_of_a_very_long_text_is_not_looked_at(catalog: Catalog, source: Path):
+    """Sixty-four characters for every token that is read, and not the megabytes behind them."""
+    transform = read_row_transform(
+        catalog.read(text_dataset(catalog, text_config(f"file://{source}"), reviews(60)), "transform.json")
+    )
+    assert isinstance(transform, TextTransform)
+    spaces = " " * 24 * 64
+    assert transform.tokens([spaces + "lovely"]).tolist() == transform.tokens([""]).tolist()
+    assert transform.tokens([spaces[:-7] + "lovely"]).tolist() == transform.tokens(["lovely"]).tolist()
 
 
 def test_the_data_set_depends_on_the_tokenizer_and_not_on_its_place(catalog: Catalog, source: Path, tmp_path: Path):

@@ -30,6 +30,8 @@ from tests.serve.inprocess import Inside, endpoint
 from tests.serve.packages import publish_version, roll_out
 from tests.textbench import pair_config, pairs, sentence_folder, text_config, text_dataset
 
+pytestmark = pytest.mark.soak  # test_openai.py asks a hand-made model for embeddings
+
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,19 @@ from modelyard.compress import CompressConfig, DynamicInt8, MeasureConfig, compr
 from modelyard.datasets import Dataset
 from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.model_package import ModelPackage
+from modelyard.predict import PredictConfig, predict
 from modelyard.revisions import ServedVersion
+from modelyard.serve.batching import Batcher
+from modelyard.serve.limits import Limits
+from modelyard.serve.recorder import Batch, parquet
+from modelyard.serve.recording import INPUTS, MOMENT, REQUEST_ID, Schema
+from modelyard.serve.running import _Awaited
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
 from tests.serve.inprocess import Inside, endpoint
 from tests.textbench import network_folder, quick_text_model, text_config, text_dataset
+from tests.workbench import csv_bytes, upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +102,58 @@ def test_a_verdict_shows_what_texts_do_to_the_model(chain: Chain):
     page = chain.catalog.read(chain.verdict, "report.html").decode()
     assert "A slip of the fingers" in page
     assert "spoke for (red)" in page
+
+
+def test_a_data_set_of_texts_is_answered_without_the_endpoint(chain: Chain):
+    """Batch prediction gives the package's own labels, shard by shard; raw files with a column of texts are as good."""
+    done = predict(
+        chain.catalog, chain.package, chain.dataset, PredictConfig(batch_rows=7), Origin(), model_name="moods"
+    )
+    table = pd.read_parquet(BytesIO(chain.catalog.store.get(f"{done.uri}/part-000000.parquet")))
+    labels, _ = chain.expected(chain.texts)
+    assert np.mean(table["label"].to_numpy() == np.array(labels)) > 0.95  # int8 ranges are those of what comes together
+    raw = upload(
+        chain.catalog.store, {"rows.csv": csv_bytes(pd.DataFrame({"text": ["007", "lovely"], "more": [1, 2]}))}
+    )
+    asked = predict(chain.catalog, chain.package, raw, PredictConfig(form="float"), Origin(), model_name="moods")
+    table = pd.read_parquet(BytesIO(chain.catalog.store.get(f"{asked.uri}/part-000000.parquet")))
+    assert table["label"].tolist() == chain.expected(["007", "lovely"], "float")[0]
+
+
+async def test_texts_of_any_length_are_one_call():
+    """Rows of tokens that wait together are filled up and asked together; rows of numbers of another width are not."""
+    asked: list[np.ndarray] = []
+
+    async def infer(rows: np.ndarray) -> dict[str, Any]:
+        asked.append(rows)
+        return {"sum": rows.sum(axis=1)}
+
+    batcher = Batcher(infer, Limits())
+    texts = [_Awaited(), _Awaited()]
+    batcher.submit(texts[0], np.array([[2, 3]]))
+    batcher.submit(texts[1], np.array([[2, 5, 6, 3]]))
+    await asyncio.gather(*(one.answer for one in texts))
+    assert [rows.tolist() for rows in asked] == [[[2, 3, -1, -1], [2, 5, 6, 3]]]
+    numbers = [_Awaited(), _Awaited()]
+    batcher.submit(numbers[0], np.ones((1, 2)))
+    batcher.submit(numbers[1], np.ones((1, 3)))
+    await asyncio.gather(*(one.answer for one in numbers))
+    assert [rows.shape for rows in asked[1:]] == [(1, 2), (1, 3)]
+
+
+def test_the_prediction_log_keeps_tokens():
+    """A row of a text is as long as the text; what is redacted has not come."""
+    schema = Schema(
+        endpoint="e", replica="r", model="m", version="1", digest="d", form="f", columns=["text"], redacted=[]
+    )
+    moment = np.array([0.0, 0.001])
+    records: list[dict[str, Any]] = [
+        {REQUEST_ID: ["a"], MOMENT: moment, INPUTS: np.array([[2, 5, 3], [2, 3, -1]]), "label": ["good", "bad"]},
+        {REQUEST_ID: ["b"], MOMENT: moment, INPUTS: np.array([[2, 3]]), "label": ["odd"]},
+    ]
+    table = pd.read_parquet(BytesIO(parquet(Batch(schema, records))))
+    assert [list(tokens) for tokens in table["in.text"]] == [[2, 5, 3], [2, 3], [2, 3]]
+    assert table["out.label"].tolist() == ["good", "bad", "odd"]
 
 
 def _served(chain: Chain, settings: Settings) -> ServedVersion:
@@ -183,6 +243,7 @@ async def _refused(inside: Inside) -> None:
         (infer(ids, {**ids, "name": "attention_mask", "shape": [1, 1], "data": [1]}), "has the shape"),
         (infer(ids, {**ids, "name": "attention_mask", "data": [0, 0]}), "a row has no token"),
         (infer({**ids, "name": "words"}), "the inputs must be 'text' (BYTES), or 'input_ids'"),
+        (invoke({"inputs": {"text": ["dull " * 2_000] * 800}}), "the texts have 1,228,800 characters"),
         (infer({"name": "text", "datatype": "FP32", "shape": [1], "data": [1.5]}), "of datatype BYTES"),
         (infer({"name": "text", "datatype": "BYTES", "shape": [2], "data": ["one"]}), "does not fit 1 texts"),
     ]:

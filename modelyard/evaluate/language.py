@@ -1,0 +1,240 @@
+"""A trained language model under judgement: how well it foretells the texts of the test split, held against bounds.
+
+It is judged as it was trained, by torch: there is no smaller form of it. Its answers are counted sequence by sequence, so
+intervals are those of drawing sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelyard import gates
+from modelyard.artifacts import ArtifactRef
+from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
+from modelyard.code_version import code_version
+from modelyard.datasets import TARGET_FILE
+from modelyard.errors import ConfigError, DataError
+from modelyard.evaluate.config import LANGUAGE_METRICS, EvaluateConfig
+from modelyard.evaluate.files import METRICS_FILE, REPORT_FILE, VERDICT_FILE
+from modelyard.evaluate.grouped import GroupedSums, SumStatistic, resample
+from modelyard.evaluate.intervals import Comparison, Interval, comparison, percentiles
+from modelyard.evaluate.report import report
+from modelyard.metrics import LARGEST_EXPONENT
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.task_kinds import Target
+from modelyard.token_data import Sequences, TokenData
+
+LIBRARIES = ("numpy", "scipy", "torch")
+CANDIDATE, CHAMPION = "candidate", "champion"
+FORM = "trained"
+SCORES_AT_A_TIME = 2**24  # raw scores of tokens in memory: 64 MB
+
+# Of sums (b, 3): nats, tokens, bytes.
+STATISTICS: Mapping[str, SumStatistic] = {
+    "bits_per_byte": lambda sums: sums[:, 0] / math.log(2) / np.maximum(sums[:, 2], 1),
+    "perplexity": lambda sums: np.exp(np.minimum(sums[:, 0] / np.maximum(sums[:, 1], 1), LARGEST_EXPONENT)),
+    "loss": lambda sums: sums[:, 0] / np.maximum(sums[:, 1], 1),
+}
+
+
+def evaluate_language(
+    catalog: Catalog,
+    model_ref: ArtifactRef,
+    dataset_ref: ArtifactRef,
+    champion_ref: ArtifactRef | None,
+    config: EvaluateConfig,
+    origin: Origin,
+) -> Product:
+    """Judge a trained language model on the test split.
+
+    Args:
+        model_ref: the candidate, a ``model`` artifact.
+        champion_ref: another one with the same tokenizer, to be held against.
+
+    Returns:
+        A ``verdict`` artifact with ``verdict.json``, ``metrics.json`` (role -> bits_per_byte, perplexity, loss in nats a token, and
+        their ``intervals``) and ``report.html``.
+
+    Raises:
+        ConfigError: a metric of another task.
+        DataError: a model that is none of language, or has another tokenizer than the data set.
+    """
+    inputs = {CANDIDATE: model_ref, "dataset": dataset_ref} | ({CHAMPION: champion_ref} if champion_ref else {})
+    work = Work(
+        kind="verdict",
+        config=config.model_dump(mode="json"),
+        inputs=inputs,
+        code_version=code_version("modelyard.evaluate", LIBRARIES),
+    )
+    return catalog.produce(work, partial(_build, catalog, work, config), origin)
+
+
+def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attempt) -> None:
+    data = TokenData.fetch(catalog, work.inputs["dataset"], attempt.scratch / "dataset", ["test"])
+    if config.metric not in LANGUAGE_METRICS:
+        raise ConfigError(
+            "evaluate.metric", f"language_modelling has no {config.metric}; it has {', '.join(LANGUAGE_METRICS)}"
+        )
+    if config.slices:
+        raise ConfigError("evaluate.slices", "sequences of tokens run over the borders of texts: no slices")
+    read = {role: _read(catalog, work.inputs[role], role, data, attempt.scratch / role) for role in (CANDIDATE, CHAMPION) if role in work.inputs}  # fmt: skip
+    found = _intervals(read, config)
+    compared = _compared(read, config)
+    size = sum(path.stat().st_size for path in (attempt.scratch / CANDIDATE).glob(WEIGHTS_FILE))
+    verdict = gates.Verdict(subject=str(work.inputs[CANDIDATE]), checks=_checks(read, found, compared, size, config))
+    metrics = {role: _metrics(one, found[role]) for role, one in read.items()}
+    document = _document(verdict, found, compared, work, config)
+    attempt.add_json(VERDICT_FILE, document)
+    attempt.add_json(METRICS_FILE, metrics)
+    attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
+    attempt.facts.update(
+        subject=verdict.subject,
+        passed=document["passed"] or bool(document["override"]),
+        reasons=verdict.reasons,
+        checks=verdict.table(),
+        form=FORM,
+        metrics={role: {name: one[name] for name in STATISTICS} for role, one in metrics.items()},
+        interval=document["scores"][CANDIDATE],
+        override=document["override"],
+    )
+
+
+class _Read:
+    """What one model made of every sequence: nats, tokens and bytes in `sums`, nats a token in `losses` (n,)."""
+
+    def __init__(self) -> None:
+        self.sums = GroupedSums(3)
+        self.losses: list[np.ndarray] = []
+        self.num_finite = self.num_rows = 0
+
+
+def _read(catalog: Catalog, ref: ArtifactRef, role: str, data: TokenData, folder: Path) -> _Read:
+    from modelyard.models.build import load_model  # torch: seconds
+
+    target = Target.model_validate_json(catalog.read(ref, TARGET_FILE))
+    if target.question != data.target.question:
+        raise DataError(
+            f"the {role} {ref} cannot be judged on this data set: "
+            + ("it has another tokenizer" if target.task == data.target.task else f"it is for {target.task}")
+        )
+    catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+    return _counted(load_model(folder), data.sequences("test"), np.asarray(target.token_bytes, dtype=np.float64))
+
+
+def _counted(network: Any, sequences: Sequences, token_bytes: np.ndarray) -> _Read:
+    import torch
+    from torch.nn import functional
+
+    found = _Read()
+    length = len(sequences.read(np.arange(1))[0][0])
+    some = max(1, SCORES_AT_A_TIME // (length * len(token_bytes)))
+    for start in range(0, len(sequences), some):
+        tokens, following = sequences.read(np.arange(start, min(start + some, len(sequences))))
+        with torch.inference_mode():
+            scores = network(torch.from_numpy(tokens)).float()
+            lost = functional.cross_entropy(
+                scores.flatten(0, 1), torch.from_numpy(following).flatten(), reduction="none"
+            )
+        nats, here = lost.view(following.shape).double().numpy(), following >= 0
+        sums = np.column_stack(
+            [
+                np.where(here, nats, 0.0).sum(axis=1),
+                here.sum(axis=1),
+                np.where(here, token_bytes[following], 0.0).sum(axis=1),
+            ]
+        )
+        found.sums.add(sums)
+        found.losses.append(sums[:, 0] / np.maximum(sums[:, 1], 1))
+        found.num_finite += int(np.isfinite(sums[:, 0]).sum())
+        found.num_rows += len(tokens)
+    return found
+
+
+def _drawn(read: Mapping[str, _Read], config: EvaluateConfig) -> dict[str, np.ndarray]:
+    """Sums over the same resamples of sequences for each role, (b, 3)."""
+    parts = resample([one.sums for one in read.values()], np.random.default_rng(config.seed), config.resamples)
+    return dict(zip(read, parts, strict=True))
+
+
+def _intervals(read: Mapping[str, _Read], config: EvaluateConfig) -> dict[str, dict[str, Interval]]:
+    drawn = _drawn(read, config)
+    return {
+        role: {
+            name: percentiles(float(statistic(one.sums.total[None])[0]), statistic(drawn[role]), config.confidence)
+            for name, statistic in STATISTICS.items()
+        }
+        for role, one in read.items()
+    }
+
+
+def _compared(read: Mapping[str, _Read], config: EvaluateConfig) -> Comparison | None:
+    """The candidate against the champion, the difference turned so that more is better."""
+    if CHAMPION not in read:
+        return None
+    statistic, drawn = STATISTICS[config.metric], _drawn(read, config)
+    own, other = (float(statistic(read[role].sums.total[None])[0]) for role in (CANDIDATE, CHAMPION))
+    one, two = (np.concatenate(read[role].losses) for role in (CANDIDATE, CHAMPION))
+    better = statistic(drawn[CHAMPION]) - statistic(drawn[CANDIDATE])
+    return comparison(other - own, better, int((one < two).sum()), int((two < one).sum()), config.confidence)
+
+
+def _checks(
+    read: Mapping[str, _Read],
+    found: Mapping[str, Mapping[str, Interval]],
+    compared: Comparison | None,
+    size_bytes: int,
+    config: EvaluateConfig,
+) -> list[gates.Check]:
+    value, one = found[CANDIDATE][config.metric].value, read[CANDIDATE]
+    assert config.ceiling is not None, "the config holds it"
+    checks = [
+        gates.floor("fraction of sequences with finite losses", one.num_finite / max(one.num_rows, 1), 1.0),
+        gates.ceiling(config.metric, value, config.ceiling),
+    ]
+    if CHAMPION in found:
+        allowed = found[CHAMPION][config.metric].value + config.allowed_drop_against_champion
+        checks.append(gates.ceiling(f"{config.metric} against champion", value, allowed))
+        if config.probability_better is not None and compared:
+            likely = compared.probability_better
+            checks.append(
+                gates.floor("probability of being better than the champion", likely, config.probability_better)
+            )
+    if config.max_size_bytes is not None:
+        checks.append(gates.ceiling("size in bytes", size_bytes, config.max_size_bytes))
+    return checks
+
+
+def _metrics(one: _Read, found: Mapping[str, Interval]) -> dict[str, Any]:
+    values = {name: interval.value for name, interval in found.items()}
+    return {**values, "rows": one.num_rows, "intervals": {name: {"low": at.low, "high": at.high} for name, at in found.items()}}  # fmt: skip
+
+
+def _document(
+    verdict: gates.Verdict,
+    found: Mapping[str, Mapping[str, Interval]],
+    compared: Comparison | None,
+    work: Work,
+    config: EvaluateConfig,
+) -> dict[str, Any]:
+    return {
+        **verdict.model_dump(mode="json"),
+        "passed": verdict.passed,
+        "override": {"by": config.override_by, "reason": config.override_reason} if config.override_by else None,
+        "reasons": verdict.reasons,
+        "metric": config.metric,
+        "form": FORM,
+        "scores": {role: one[config.metric].model_dump() for role, one in found.items()},
+        "comparison": compared.model_dump() if compared else None,
+        "slices": [],
+        "disturbed": {},
+        "attacked": {},
+        "attack_strength": 0.0,
+        "notes": ["judged as it was trained: language models have no smaller form, and are not served"],
+        "inputs": {role: ref.digest for role, ref in work.inputs.items()},
+    }
