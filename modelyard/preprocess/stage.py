@@ -88,9 +88,7 @@ def preprocess(
         code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
-    making = _Making(
-        catalog, config, origin, protector, code_version("modelyard.preprocess", reading_libraries(config))
-    )
+    making = _Making(catalog, config, origin, protector, partition_code(config))
     return catalog.produce(work, partial(making.build, snapshot_ref), origin)
 
 
@@ -99,11 +97,15 @@ def _libraries(config: PreprocessConfig) -> list[str]:
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
     learns = reduces or config.label.suspects > 0
     reads = config.task == "language_modelling"
-    return [*reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
+    return [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
 
 
-def reading_libraries(config: PreprocessConfig) -> list[str]:
-    """Those that show in what a partition's rows become."""
+def partition_code(config: PreprocessConfig) -> str:
+    """The code version of a partition: the user's own steps and labels make its rows too."""
+    return code_version("modelyard.preprocess", _reading_libraries(config), config.functions)
+
+
+def _reading_libraries(config: PreprocessConfig) -> list[str]:
     return [*LIBRARIES, *(["pillow"] if config.read.image_size else [])]
 
 

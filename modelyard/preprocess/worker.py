@@ -20,11 +20,10 @@ from functools import cache
 from typing import Any
 
 from modelyard.catalog import Catalog, Origin
-from modelyard.code_version import code_version
 from modelyard.errors import ConfigError, ModelyardError
 from modelyard.preprocess.prepare import Preparation, prepare
 from modelyard.preprocess.protect import Protector
-from modelyard.preprocess.stage import reading_libraries
+from modelyard.preprocess.stage import partition_code
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
 
@@ -54,10 +53,11 @@ def _prepare(preparation: Preparation, origin: Origin) -> None:
     protector = Protector(config, key.get_secret_value().encode() if key else None)
     if protector.fingerprint() != preparation.key_fingerprint:
         raise ConfigError("MODELYARD_SENSITIVE_KEY", "is another one where partitions are prepared; give all the same")
-    if code_version("modelyard.preprocess", reading_libraries(config)) != preparation.code_version:
+    if partition_code(config) != preparation.code_version:
         raise ConfigError(
             "preprocess.workers",
-            "a worker runs other code, or other releases of numpy, polars or pyarrow: install the same",
+            "a worker runs other code, of Modelyard or of yours, or other releases of numpy, polars or pyarrow: install the"
+            " same",
         )
     prepare(catalog, preparation, protector, origin)
 
