@@ -12,6 +12,7 @@
     │   ├── Preempted             the machine asked a rank to end; its state is saved
     │   ├── MachineBusy           others build or measure on this machine for too long
     │   ├── HelperLost            the process that carries out compression's jobs went away
+    │   ├── WorkerLost            processes that prepare partitions kept going away, or took too long
     │   └── LostRace              another writer moved what this one was about to move
     └── PermanentError            trying again gives the same answer: said at once
         ├── ConfigError           a setting, preset key or flow parameter; names the field
@@ -97,6 +98,10 @@ class MachineBusy(TransientError):
 
 class HelperLost(TransientError):
     """The process that carries out compression's jobs went away; the next job starts another one."""
+
+
+class WorkerLost(TransientError):
+    """A process that prepares a partition of a data set went away, or took too long, several times."""
 
 
 class LostRace(TransientError):
@@ -247,3 +252,19 @@ class ApprovalNeeded(RolloutWaits):
 
 class RolloutFailed(PermanentError):
     """The endpoint did not take the new version; what served before serves on."""
+
+
+def as_told(kind: str, message: str) -> ModelyardError | None:
+    """An error that another process told of, by the name of its class; None where it is none of these.
+
+    Args:
+        message: its sentence.
+    """
+    found = globals().get(kind)
+    if found is ConfigError:
+        field, _, problem = message.partition(": ")
+        return ConfigError(field, problem)
+    if not (isinstance(found, type) and issubclass(found, TransientError | PermanentError)):
+        return None
+    is_simple = found.__init__ in (TransientError.__init__, PermanentError.__init__)
+    return found(message) if is_simple else PermanentError(message)

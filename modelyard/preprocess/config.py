@@ -117,6 +117,32 @@ class ColumnConfig(Frozen):
         return self
 
 
+class WorkersConfig(Frozen):
+    """Who prepares the partitions. What comes out is the same.
+
+    Attributes:
+        kind: ``inline``: one after the other, in the process that asks; ``processes``: ``count`` processes on this machine;
+            ``dask``: a Dask cluster.
+        count: at most so many at a time; no more than have ``memory_bytes`` each of the memory that is free. They share the
+            cores. Of a cluster elsewhere its own size counts.
+        memory_bytes: what a worker may need; a local Dask worker that takes more is started anew.
+        address: of the cluster's scheduler, ``tcp://host:8786``; empty: one on this machine, for the run.
+        partition_seconds: a worker that takes longer for one partition is given up, and another one tries.
+    """
+
+    kind: Literal["inline", "processes", "dask"] = "inline"
+    count: int = Field(2, ge=1, le=1024)
+    memory_bytes: int = Field(2**30, ge=2**28)
+    address: str = Field("", pattern=r"^$|^(tcp|tls|ucx|ws|wss)://.+:\d+$")
+    partition_seconds: float = Field(3600, gt=0)
+
+    @model_validator(mode="after")
+    def _address_is_dasks(self) -> WorkersConfig:
+        if self.address and self.kind != "dask":
+            raise ValueError("workers.address is that of a Dask scheduler: kind must be dask")
+        return self
+
+
 class NearConfig(Frozen):
     """Texts that are nearly the same: overlapping shingles, by MinHash signatures.
 
@@ -180,6 +206,7 @@ class PreprocessConfig(Frozen):
     partition_bytes: int = Field(
         8 * 2**20, ge=1, description="files are processed and kept together until they have about so many bytes"
     )
+    workers: WorkersConfig = WorkersConfig()
     read: ReadConfig = ReadConfig()
     steps: list[str] = Field(
         default_factory=list,
@@ -299,6 +326,10 @@ class PreprocessConfig(Frozen):
         if rule.sensitive or rule.type not in (None, "category"):
             raise ValueError(f"near_duplicates: {name!r} must be text that is neither protected nor of another type")
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """The part of the config that the data set depends on."""
+        return self.model_dump(mode="json", exclude={"workers"})
 
     @property
     def text_column(self) -> str | None:

@@ -45,8 +45,8 @@ from modelyard.preprocess.splits import assigner
 from modelyard.preprocess.steps import apply_step
 
 PLAN_FILE = "plan.json"
-# What these say is about the whole data set, and changes nothing in a partition.
-ABOUT_THE_WHOLE = {"max_rejected_fraction", "transform", "partition_bytes"}
+# What these say is about the whole data set or about who works, and changes nothing in a partition.
+ABOUT_THE_WHOLE = {"max_rejected_fraction", "transform", "partition_bytes", "workers"}
 
 
 class Preparation(Frozen):

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,11 @@ from modelyard.code_version import code_version
 from modelyard.errors import DataError
 from modelyard.preprocess.assemble import assemble
 from modelyard.preprocess.config import PreprocessConfig
+from modelyard.preprocess.dask_workers import by_dask, require_dask
 from modelyard.preprocess.near_rows import NearRows, check_near_leaks, find_near, near_report
 from modelyard.preprocess.partitions import Partition, partitions
 from modelyard.preprocess.prepare import PLAN_FILE, Preparation, prepare
+from modelyard.preprocess.processes import by_processes, division
 from modelyard.preprocess.protect import Protector
 from modelyard.preprocess.revise import Revising, Revision, revise
 from modelyard.preprocess.schema import Plan
@@ -74,7 +76,10 @@ def preprocess(
     Raises:
         DataError: the data cannot be used as it is: file, column and what to do are in the sentence.
         ConfigError: the config speaks of a column that plays no such part.
+        MissingExtra, WorkerLost: of `config.workers`.
     """
+    if config.workers.kind == "dask":
+        require_dask()
     protector = Protector(config, sensitive_key)
     text = _text_transform(catalog, config)
     fingerprint = protector.fingerprint()
@@ -85,9 +90,7 @@ def preprocess(
         code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
-    making = _Making(
-        catalog, config, origin, protector, code_version("modelyard.preprocess", _reading_libraries(config)), text
-    )
+    making = _Making(catalog, config, origin, protector, partition_code(config), text)
     return catalog.produce(work, partial(making.build, snapshot_ref), origin)
 
 
@@ -101,7 +104,7 @@ def _text_transform(catalog: Catalog, config: PreprocessConfig) -> TextTransform
 
 def _identity(config: PreprocessConfig, text: TextTransform | None) -> dict[str, Any]:
     """What the data set depends on: of a tokenizer what it is, not where it lies."""
-    said = config.model_dump(mode="json")
+    said = config.decisive()
     if text is not None:
         known = text.model_dump(mode="json", exclude={"tokenizer"})
         said["transform"]["text"] = known | {"tokenizer": text.tokenizer_sha256}
@@ -114,6 +117,11 @@ def _libraries(config: PreprocessConfig) -> list[str]:
     learns = reduces or config.label.suspects > 0
     reads = config.task == "language_modelling" or config.text_column is not None
     return [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
+
+
+def partition_code(config: PreprocessConfig) -> str:
+    """The code version of a partition: the user's own steps and labels make its rows too."""
+    return code_version("modelyard.preprocess", _reading_libraries(config), config.functions)
 
 
 def _reading_libraries(config: PreprocessConfig) -> list[str]:
@@ -176,7 +184,19 @@ class _Making:
         works = [preparation.work for preparation in preparations]
         with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
             found = list(pool.map(lambda work: self.catalog.find(work.kind, work.key), works))
+        missing = [preparation for product, preparation in zip(found, preparations, strict=True) if product is None]
+        if missing and self.config.workers.kind != "inline":
+            self._prepare_elsewhere(missing)
+            made = {preparation.work.key: replace(self._prepare(preparation), reused=False) for preparation in missing}
+            return [product or made[work.key] for product, work in zip(found, works, strict=True)]
         return [product or self._prepare(preparation) for product, preparation in zip(found, preparations, strict=True)]
+
+    def _prepare_elsewhere(self, preparations: Sequence[Preparation]) -> None:
+        """Have partitions prepared by other processes; what they commit is found here."""
+        workers, origin = self.config.workers, asdict(self.origin)
+        orders = [{"preparation": one.model_dump(mode="json"), "origin": origin} for one in preparations]
+        carry_out = by_dask if workers.kind == "dask" else by_processes
+        carry_out(orders, workers, *division(workers, len(orders)))
 
     def _prepare(self, preparation: Preparation) -> Product:
         return prepare(self.catalog, preparation, self.protector, self.origin)

@@ -82,7 +82,11 @@ def test_steps_change_columns_and_leave_rows_out(catalog: Catalog, tmp_path: Pat
     assert facts["read"] == 350 == facts["kept"] + facts["rejected"]
     assert run(catalog, files, steps=steps).reused
     own_code.write_text(CODE.replace("0.3048", "0.9144"))
-    assert not run(catalog, files, steps=steps).reused
+    sys.modules.pop("own_code")
+    changed = run(catalog, files, steps=steps)
+    assert not changed.reused
+    yards = rows_of(catalog, changed, tmp_path / "yards")
+    assert sorted(yards["metres"]) == pytest.approx(sorted(rows["metres"] * 3))
 
 
 def test_functions_vote(catalog: Catalog, tmp_path: Path):
