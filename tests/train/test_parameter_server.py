@@ -20,7 +20,9 @@ from modelyard.models import MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, ParameterServerConfig, RankEvent, TrainConfig, train
-from modelyard.train.parameter_server import ServerStepper, StepQueue, deal
+from modelyard.train.holdings import deal
+from modelyard.train.parameter_server import ServerStepper
+from modelyard.train.step_queue import StepQueue
 from tests.train import runs
 from tests.train.conftest import make_dataset
 from tests.train.ranks import Ranks
