@@ -1,5 +1,5 @@
 """`modelyard.train` against a bare torch loop over the same rows, and two ranks against one: perceptrons here, a decoder
-in `train_gpt.py`. One thread a process.
+in `train_gpt.py`, that decoder by every strategy in `train_strategies.py`. One thread a process.
 
 Each sample is a fresh group of processes; measured is what lies between the first step and the last, so neither
 imports nor the start of a group count, and reports, meetings of the ranks and one small validation do.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks import train_gpt
+from benchmarks import train_gpt, train_strategies
 from benchmarks.figures import Findings, compare, take_turns
 from benchmarks.installation import Installation
 from commands.parts import STORE
@@ -72,19 +72,14 @@ def run(installation: Installation, quick: bool) -> Findings:
         },
         counts.rounds,
     )
-    decoder = train_gpt.measure(
-        lambda config, work: _sample(
-            settings,
-            config,
-            train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch),
-            work,
-            installation.scratch,
-            train_gpt.tokens,
-        ),
-        steps=counts.decoder_steps,
-        batch=counts.decoder_batch,
-        rounds=counts.rounds,
-    )
+
+    def decoders(config: TrainConfig, work: Work) -> dict[str, float]:
+        rows = train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch)
+        return _sample(settings, config, rows, work, installation.scratch, train_gpt.tokens)
+
+    size: dict[str, int] = {"steps": counts.decoder_steps, "batch": counts.decoder_batch, "rounds": counts.rounds}
+    decoder = train_gpt.measure(decoders, **size)
+    strategies = train_strategies.measure(decoders, **size)
     for samples in (overhead, scaling):
         losses = [sample["loss"] for each in samples.values() for sample in each]
         assert max(losses) - min(losses) < 0.02 * abs(max(losses)), "they did not train the same"
@@ -99,6 +94,7 @@ def run(installation: Installation, quick: bool) -> Findings:
                 for name, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
             ),
             *decoder.figures,
+            *strategies.figures,
         ],
         notes=[
             (
@@ -106,6 +102,7 @@ def run(installation: Installation, quick: bool) -> Findings:
                 f" same order, {counts.rounds} rounds. The ranks: {counts.large_steps} steps over gloo on the loopback."
             ),
             *decoder.notes,
+            *strategies.notes,
             "Checkpoints are saved in neither: they are written beside training, at intervals of the user's choice.",
         ],
     )  # fmt: skip

@@ -15,7 +15,8 @@
     loop.py           the course: steps, validations, checkpoints, the way back, the end
     stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
                       averaging.py, parallelize.py, tensor_plans.py
-    strategies.py     which stepper a rank gets: stepper.py's, or that of parameter_server.py (over messages.py), diloco.py
+    strategies.py     which stepper a rank gets: stepper.py's, or that of parameter_server.py (with holdings.py,
+                      step_queue.py, messages.py), diloco.py
     order.py          which rows come when
     agreement.py      what all ranks decide alike
     stop.py           when it ends

@@ -318,10 +318,10 @@ class TrainConfig(Frozen):
     def _require_groups(self) -> None:
         """Ranks must fall into the groups that the strategy needs."""
         servers = self.parameter_server.servers
-        if self.strategy == "parameter_server" and servers >= self.ranks:
+        fewest = self.ranks * self.node_range[0]
+        if self.strategy == "parameter_server" and servers >= fewest:
             raise ValueError(
-                f"parameter_server.servers {servers} of ranks {self.ranks} leave no worker: take more ranks or fewer"
-                " servers"
+                f"parameter_server.servers {servers} of ranks {fewest} leave no worker: take more ranks or fewer servers"
             )
         name = {"hsdp": "hsdp.shards", "tensor": "tensor.size"}.get(self.strategy)
         size = self.hsdp.shards if self.strategy == "hsdp" else self.tensor.size

@@ -16,7 +16,6 @@ has counted, all servers have taken in, so the bound holds on each of them.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from functools import cached_property
@@ -26,44 +25,15 @@ import torch
 from torch import distributed, nn
 from torch.optim import Optimizer
 
-from modelyard.errors import ConfigError
+from modelyard.train.holdings import Holding, deal
 from modelyard.train.messages import Kind, Message, Messages
 from modelyard.train.optimizers import build_optimizers
 from modelyard.train.rows import Rows
+from modelyard.train.step_queue import StepQueue
 from modelyard.train.stepper import Part, Step, Stepper, Tally
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 TIMEOUT = timedelta(seconds=60)
-
-
-class Holding:
-    """The parameters of one server, as a vector (size,) where they travel."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        self._sizes = [parameter.numel() for parameter in parameters]
-        self.size = sum(self._sizes)
-        self._members = {id(parameter) for parameter in parameters}
-
-    def __contains__(self, parameter: nn.Parameter) -> bool:
-        return id(parameter) in self._members
-
-    def gathered(self, tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Tensors of the parameters' shapes, one after the other."""
-        return torch.cat([tensor.detach().flatten() for tensor in tensors])
-
-    def spread_(self, vector: torch.Tensor, tensors: Sequence[torch.Tensor]) -> None:
-        """The way back."""
-        for tensor, values in zip(tensors, vector.split(self._sizes), strict=True):
-            tensor.detach().copy_(values.view(tensor.shape))
-
-    def gradient(self) -> torch.Tensor:
-        """Of every parameter; zeros where it played no part."""
-        return self.gathered([torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters])
-
-    def take_gradient_(self, vector: torch.Tensor) -> None:
-        for parameter, values in zip(self.parameters, vector.split(self._sizes), strict=True):
-            parameter.grad = values.view(parameter.shape).to(parameter.device)
 
 
 class ServedStepper(Stepper):
@@ -294,63 +264,3 @@ class ServerStepper(ServedStepper):
         distributed.all_reduce(square, group=self._among_servers)
         norm = square.sqrt().to(self.device, torch.float32)
         nn.utils.clip_grads_with_norm_(self.holding.parameters, self.config.clip_norm, norm)
-
-
-class StepQueue:
-    """Which worker makes which step, and when it may begin: the first server's part, without any message.
-
-    Args:
-        numbers: of the steps until ranks meet.
-        staleness: the most updates that may come between a worker's beginning and its update.
-        version: updates made so far.
-    """
-
-    def __init__(self, numbers: Sequence[int], staleness: int, version: int) -> None:
-        self._left = deque(numbers)
-        self._staleness = staleness
-        self._version = version
-        self._under_way: dict[int, int] = {}  # worker -> version when it began
-        self._waiting: deque[int] = deque()
-
-    def ask(self, worker: int) -> None:
-        """A worker is free."""
-        self._waiting.append(worker)
-
-    def done(self, worker: int, version: int) -> None:
-        """A worker's update is in."""
-        self._under_way.pop(worker, None)
-        self._version = version
-
-    def granted(self) -> list[tuple[int, int | None]]:
-        """Workers that need wait no longer, each with its step; None: none is left."""
-        found: list[tuple[int, int | None]] = []
-        while self._waiting and (not self._left or self._may_begin()):
-            worker = self._waiting.popleft()
-            if self._left:
-                self._under_way[worker] = self._version
-            found.append((worker, self._left.popleft() if self._left else None))
-        return found
-
-    def _may_begin(self) -> bool:
-        """Whether everybody stays within the bound if the one that begins and all others finish before them."""
-        others = len(self._under_way)
-        oldest = min(self._under_way.values(), default=self._version)
-        return others <= self._staleness and self._version - oldest + others <= self._staleness
-
-
-def deal(sizes: Sequence[int], count: int) -> list[list[int]]:
-    """Numbers of things of these sizes for each of ``count`` holders: the largest first, each to whom has least.
-
-    Raises:
-        ConfigError: somebody would have none.
-    """
-    if count > len(sizes):
-        raise ConfigError(
-            "train.parameter_server.servers",
-            f"{count} servers for a network of {len(sizes)} parameters; at most one each",
-        )
-    dealt: list[list[int]] = [[] for _ in range(count)]
-    for number in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
-        least = min(range(count), key=lambda holder: (sum(sizes[one] for one in dealt[holder]), holder))
-        dealt[least].append(number)
-    return [sorted(numbers) for numbers in dealt]

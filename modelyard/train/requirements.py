@@ -149,7 +149,7 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
     import torch
 
     from modelyard.models.build import build_model
-    from modelyard.train.parameter_server import deal
+    from modelyard.train.holdings import deal
     from modelyard.train.tensor_plans import require_plan
 
     if config.strategy == "tensor":

@@ -101,6 +101,16 @@ def test_what_ranks_cannot_do_by_themselves_is_refused(update: dict[str, Any], w
         TrainConfig.model_validate({"strategy": "diloco", **update})
 
 
+def test_options_of_other_strategies_are_no_part_of_the_work():
+    """What they say does not matter, so the same work is found; of one's own they do, and where nodes meet never does."""
+    plain, changed = TrainConfig(), TrainConfig(diloco=DilocoConfig(every_steps=7), rendezvous="here:1")
+    assert plain.identity() == changed.identity()
+    assert (
+        plain.model_copy(update={"strategy": "diloco"}).identity()
+        != changed.model_copy(update={"strategy": "diloco"}).identity()
+    )
+
+
 def test_stepper_is_the_one_of_the_strategy(pair: Ranks, settings: Settings, folder: str):
     """Or the tests above would hold of another."""
     assert pair.run(stepper_name, settings, folder, apart(EVEN)) == [DilocoStepper.__name__] * 2

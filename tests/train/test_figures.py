@@ -15,7 +15,7 @@ from modelyard.models import GptConfig, MlpConfig
 from modelyard.models.build import build_model
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import OptimizerConfig, RankEvent, TrainConfig, train
+from modelyard.train import HsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.costs import Costs, measure_costs
 from modelyard.train.memory import GB, estimate_memory, free_memory
@@ -112,11 +112,16 @@ def test_a_rank_reports_utilisation_and_memory(
 @pytest.mark.parametrize(("update", "gigabytes"), [
     ({}, {"weights": 8, "gradients": 8, "optimizer": 16, "average": 0, "checkpoint": 24}),
     ({"strategy": "fsdp"}, {"weights": 8, "gradients": 4, "optimizer": 8, "average": 0, "checkpoint": 12}),
+    ({"strategy": "hsdp", "hsdp": HsdpConfig(shards=1)},
+     {"weights": 8, "gradients": 8, "optimizer": 16, "average": 0, "checkpoint": 24}),
+    ({"strategy": "parameter_server"}, {"weights": 8, "gradients": 8, "optimizer": 8, "average": 0, "checkpoint": 16}),
+    ({"strategy": "diloco"}, {"weights": 8, "gradients": 8, "optimizer": 32, "average": 0, "checkpoint": 40}),
     ({"optimizer": OptimizerConfig(name="sgd"), "ema_decay": 0.9},
      {"weights": 8, "gradients": 8, "optimizer": 0, "average": 8, "checkpoint": 16}),
 ])  # fmt: skip
 def test_memory_is_estimated_part_by_part(update: dict, gigabytes: dict[str, float]):
-    """A billion weights on two ranks: copies under ddp, shares under fsdp, and what the optimizer keeps."""
+    """A billion weights on two ranks: copies under ddp, shares under fsdp, one optimizer state on a server, two more copies
+    for outer steps, and what the optimizer keeps."""
     found = estimate_memory(TrainConfig().model_copy(update={"ranks": 2, **update}), 10**9)
     assert {name: getattr(found, name) / GB for name in gigabytes} == gigabytes
     assert found.total / GB == sum(gigabytes.values())

@@ -114,7 +114,7 @@ def test_samples_show_what_was_given_and_what_came_of_it(catalog: Catalog, train
 
 
 @pytest.mark.parametrize(
-    "strategy", ["fsdp", "tensor", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp"))]
+    "strategy", ["fsdp", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp", "tensor"))]
 )
 def test_it_resumes_to_the_bit(
     pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef, trained: Product, folder: str, strategy: str

@@ -20,7 +20,9 @@ from modelyard.models import MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, ParameterServerConfig, RankEvent, TrainConfig, train
-from modelyard.train.parameter_server import ServerStepper, StepQueue, deal
+from modelyard.train.holdings import deal
+from modelyard.train.parameter_server import ServerStepper
+from modelyard.train.step_queue import StepQueue
 from tests.train import runs
 from tests.train.conftest import make_dataset
 from tests.train.ranks import Ranks
@@ -77,6 +79,28 @@ def test_other_strategies_go_on_with_what_servers_saved(
         assert mine["step"] == theirs["step"]
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-3)
         assert mine["loss"] == pytest.approx(theirs["loss"], abs=1e-3)
+
+
+def vectors_received(settings: Settings, folder: str, config: TrainConfig) -> int:
+    """Of weights by a worker, of gradients by a server, in a whole training."""
+    made = runs.trainer(settings, folder, config)
+    channel = getattr(made.stepper, "_messages")  # noqa: B009 - of those that serve or are served
+    values, count = channel.values, 0
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        return values(*arguments)
+
+    channel.values = counted
+    made.fit()
+    return count
+
+
+def test_workers_are_sent_only_weights_that_they_do_not_have(trio: Ranks, settings: Settings, folder: str):
+    """In two epochs of ten steps: each step's, but for the one after the validation, which gave all of them the newest."""
+    config = served(PLAIN.model_copy(update={"max_epochs": 2}))
+    assert trio.run(vectors_received, settings, folder, config) == [19, 19, 40]
 
 
 # -- asynchronously -----------------------------------------------------------------------------------
