@@ -28,6 +28,7 @@ from modelyard.tune import TuneConfig
 from modelyard.tune.space import Problems, changed, require_space, value_at, whole_numbers
 
 PRESETS = Path(modelyard.__file__).resolve().parent.parent / "deployments" / "presets"
+OWN_BUCKET = "s3://{bucket}"
 
 
 class LifecycleConfig(Frozen):
@@ -69,7 +70,7 @@ def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> Lifec
 
     Args:
         name: ``digits``, a path or an ``s3://`` URI.
-        store: where ``s3://`` presets are read; ``{bucket}`` in ``dataset_uri`` becomes its bucket.
+        store: where ``s3://`` presets are read; ``s3://{bucket}`` at the beginning of any value becomes its bucket.
         overrides: ``dotted.key=value``; the value is read as YAML, so ``[64, 32]`` and ``null`` work.
 
     Raises:
@@ -78,8 +79,7 @@ def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> Lifec
     tree = _read_tree(name, store)
     for override in overrides:
         _apply(tree, override)
-    if isinstance(tree.get("dataset_uri"), str):
-        tree["dataset_uri"] = tree["dataset_uri"].replace("{bucket}", store.root.removeprefix("s3://"))
+    tree = _in_bucket(tree, store.root)
     config = _validated(tree, f"preset {name!r}")
     _require_tuning(config)
     return config
@@ -157,6 +157,17 @@ def _read_tree(name: str, store: Store) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError("preset", f"{name!r} is not a mapping of keys")
     return tree
+
+
+def _in_bucket(value: Any, root: str) -> Any:
+    """The same tree with addresses in the installation's own bucket."""
+    if isinstance(value, dict):
+        return {key: _in_bucket(one, root) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_in_bucket(one, root) for one in value]
+    if isinstance(value, str) and value.startswith(OWN_BUCKET):
+        return root + value.removeprefix(OWN_BUCKET)
+    return value
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

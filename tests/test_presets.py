@@ -72,3 +72,15 @@ def test_unknown_preset_lists_the_known_ones(offline: Store):
     """The sentence helps a person who mistyped."""
     with pytest.raises(ConfigError, match="digits"):
         load_preset("digitz", offline)
+
+
+def test_the_own_bucket_is_named_anywhere(offline: Store):
+    """Data, tokenizer and network may lie in it; an address in another bucket stays as it is."""
+    config = load_preset("digits", offline, [
+        "train.model={kind: huggingface, source: 's3://{bucket}/networks/one'}",
+        ("preprocess={target: mood, features: [text], columns: {text: {type: text}},"
+        " transform: {text: {source: 's3://other/networks/{bucket}'}}}"),
+    ])  # fmt: skip
+    assert config.train.model.source == f"{offline.root}/networks/one"
+    assert config.preprocess.transform.text.source == "s3://other/networks/{bucket}"
+    assert config.dataset_uri == f"{offline.root}/raw/digits/*.parquet"

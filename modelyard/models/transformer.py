@@ -49,6 +49,11 @@ class Transformer(nn.Module):
             return self(tokens.new_full((1, 1), self._pad))[:0]
         here = tokens >= 0
         answer = self.network(input_ids=tokens.masked_fill(~here, self._pad), attention_mask=here.long())
+        wanted = "last_hidden_state" if self._pooling else "logits"
+        if wanted not in answer:
+            raise ConfigError(
+                "train.model.auto_class", f"{type(self.network).__name__} gives no {wanted}; leave it to the task"
+            )
         if not self._pooling:
             return answer.logits
         vectors = pooled(answer.last_hidden_state, here, self._pooling)

@@ -17,7 +17,7 @@ from modelyard.catalog import Catalog, Origin, Product
 from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.models import HuggingFaceConfig, MlpConfig
-from modelyard.models.build import load_model
+from modelyard.models.build import build_model, load_model
 from modelyard.models.transformer import load_pretrained
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -239,6 +239,9 @@ def test_what_does_not_fit_is_said_before_a_rank_starts(
     )
     with pytest.raises(ConfigError, match="did you mean AutoModelForSequenceClassification"):
         train(catalog, texts, wrong, Origin(), _no_rank)
+    headless = HuggingFaceConfig(kind="huggingface", auto_class="AutoModel", config={**BERT, "vocab_size": 80})
+    with pytest.raises(ConfigError, match=r"train\.model\.auto_class: BertModel gives no logits; leave it to the task"):
+        build_model(headless, 8, 3)(torch.zeros(1, 2, dtype=torch.int64))
     wide = _spec(catalog, texts, settings_of(source, hidden_size=64), "s3://x").config.model
     with pytest.raises(ConfigError, match="lacks most of the weights"):
         load_pretrained(wide, 3, source)
