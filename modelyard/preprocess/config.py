@@ -132,7 +132,7 @@ class WorkersConfig(Frozen):
 
     kind: Literal["inline", "processes", "dask"] = "inline"
     count: int = Field(2, ge=1, le=1024)
-    memory_bytes: int = Field(2**30, ge=2**28)
+    memory_bytes: int = Field(2**30, ge=2**29)
     address: str = Field("", pattern=r"^$|^(tcp|tls|ucx|ws|wss)://.+:\d+$")
     partition_seconds: float = Field(3600, gt=0)
 

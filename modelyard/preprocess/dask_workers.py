@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 CONNECT_SECONDS = 20
+# A worker holds no results that it could put aside: one that was paused for the memory its libraries take would never go on.
+NO_PAUSE = {f"distributed.worker.memory.{step}": False for step in ("target", "spill", "pause")}
 
 
 def by_dask(orders: Iterable[Mapping[str, Any]], config: WorkersConfig, count: int, threads: int) -> None:
@@ -66,17 +68,19 @@ def require_dask() -> None:
 
 @contextmanager
 def _client(config: WorkersConfig, count: int, threads: int) -> Generator[Client]:
+    import dask
     from distributed import Client, LocalCluster
 
     with ExitStack() as stack:
         address: Any = config.address
         if not address:
+            stack.enter_context(dask.config.set(NO_PAUSE))
             cluster = LocalCluster(
                 n_workers=count,
                 threads_per_worker=1,  # a worker prepares one partition at a time; its libraries have threads of their own
                 processes=True,
                 memory_limit=config.memory_bytes,
-                dashboard_address=None,
+                dashboard_address=":0",
                 env=thread_limits(threads),
             )
             address = stack.enter_context(cluster)

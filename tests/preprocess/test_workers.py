@@ -126,7 +126,7 @@ def test_cores_and_memory_are_divided():
     """No more workers than partitions, or than there is memory for; the cores are shared among them."""
     cores = len(psutil.Process().cpu_affinity())
     assert division(WorkersConfig(kind="processes", count=64), 1) == (1, cores)
-    count, threads = division(WorkersConfig(kind="processes", count=64, memory_bytes=2**28), 10**6)
+    count, threads = division(WorkersConfig(kind="processes", count=64, memory_bytes=2**29), 10**6)
     assert threads == max(1, cores // count)
     assert division(WorkersConfig(kind="processes", count=64, memory_bytes=2**60), 9) == (1, cores)
     assert set(thread_limits(3).values()) == {"3"}
