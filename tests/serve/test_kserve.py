@@ -1,4 +1,4 @@
-"""KServe's own inference client, which wants other versions of libraries than we do, in an environment of its own."""
+"""KServe's own SDK, which wants other versions of libraries than we do, in an environment of its own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,20 @@ import json
 import subprocess
 import venv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from commands.kserve import inference_service
+from modelyard.artifacts import ArtifactRef
+from modelyard.settings import Settings
+from modelyard.tracking import RegisteredVersion
 from tests.serve.packages import ROWS, LinearModel
 from tests.serve.processes import Endpoint
 
 KSERVE = "kserve==0.21.0"
-CLIENT = Path(__file__).with_name("kserve_client.py")
+CLIENT, MANIFEST = (Path(__file__).with_name(f"kserve_{name}.py") for name in ("client", "manifest"))
 INSTALL_SECONDS = 600
 
 
@@ -46,3 +51,33 @@ def test_kserves_client_is_answered(digits_endpoint: Endpoint, python_with_kserv
         assert said[way]["label"] == [("ant", "bee", "cat")[best] for best in expected.argmax(axis=1)]
     assert "400" in said["refusal"]
     assert "features" in said["refusal"]
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_an_inference_service_fits_kserves_schema(settings: Settings, python_with_kserve: Path):
+    """What `modelyard kserve` prints has no key that the SDK's types do not know, nor a value of another type."""
+    ref = ArtifactRef(uri="s3://modelyard/x", digest="0" * 64, kind="compressed")
+    document = inference_service(
+        settings.model_copy(update={"s3_endpoint_url": "https://s3.example.com"}),
+        RegisteredVersion(model_name="digits", version="7", artifact=ref, verdict=ref),
+        "default-digits-7",
+        image="modelyard:latest",
+        canary_percent=10,
+        credentials="modelyard",
+        trusted_keys="modelyard-trusted-keys",
+    )
+
+    def problems(document: dict[str, Any]) -> list[str]:
+        command = [str(python_with_kserve), str(MANIFEST)]
+        text = json.dumps(document)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    assert problems(document) == []
+    document["spec"]["predictor"] |= {"canaryPercent": 10, "canaryTrafficPercent": "ten"}
+    assert problems(document) == [
+        "document.spec.predictor has no canaryPercent",
+        "document.spec.predictor.canaryTrafficPercent is no int: 'ten'",
+    ]
