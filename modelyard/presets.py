@@ -80,9 +80,24 @@ def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> Lifec
     for override in overrides:
         _apply(tree, override)
     tree = _in_bucket(tree, store.root)
-    config = _validated(tree, f"preset {name!r}")
-    _require_tuning(config)
-    return config
+    return _validated(tree, f"preset {name!r}")
+
+
+def require_tuning(config: LifecycleConfig) -> None:
+    """Refuse a space or a metric that does not fit the rest. For who tunes: a run that does not may change the network
+    whatever the preset's space says.
+
+    Raises:
+        ConfigError: names key and value.
+    """
+    require_space(config.tune.space, _tunable_tree(config), _problems_of)
+    if config.tune.metric is None:
+        return
+    task = config.preprocess.task
+    example = Target(task=task, column="target", classes=[0, 1], token_bytes=[1])
+    known = list(task_kind(task).metric(example).compute())
+    if config.tune.metric not in known:
+        raise ConfigError("tune.metric", f"{nearest(config.tune.metric, known)} ({task}, on the validation split)")
 
 
 def trial_config(config: LifecycleConfig, parameters: Mapping[str, Any]) -> LifecycleConfig:
@@ -115,18 +130,6 @@ def _validated(tree: Mapping[str, Any], where: str) -> LifecycleConfig:
         first = invalid.errors()[0]
         field = ".".join(map(str, first["loc"])) or "preset"
         raise ConfigError(field, f"{first['msg']} (got {first['input']!r}, {where})") from None
-
-
-def _require_tuning(config: LifecycleConfig) -> None:
-    """Refuse a space or a metric that does not fit the rest, before anything runs."""
-    require_space(config.tune.space, _tunable_tree(config), _problems_of)
-    if config.tune.metric is None:
-        return
-    task = config.preprocess.task
-    example = Target(task=task, column="target", classes=[0, 1], token_bytes=[1])
-    known = list(task_kind(task).metric(example).compute())
-    if config.tune.metric not in known:
-        raise ConfigError("tune.metric", f"{nearest(config.tune.metric, known)} ({task}, on the validation split)")
 
 
 def _tunable_tree(config: LifecycleConfig) -> dict[str, Any]:

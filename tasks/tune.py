@@ -20,7 +20,7 @@ from modelyard.catalog import Product
 from modelyard.errors import ConfigError, PermanentError, TrainingFailed, TrainingTakenOver, TrialPruned
 from modelyard.metrics import LOWER_IS_BETTER
 from modelyard.preprocess import preprocess as preprocess_core
-from modelyard.presets import LifecycleConfig, preset_text, trial_config
+from modelyard.presets import LifecycleConfig, preset_text, require_tuning, trial_config
 from modelyard.tracking import Point
 from modelyard.train import (
     HISTORY_FILE,
@@ -139,7 +139,7 @@ def require_tunable(config: LifecycleConfig) -> None:
     """Refuse a tuning that has nothing to tune, or nothing to do it with, before anything is computed.
 
     Raises:
-        ConfigError: the space is empty.
+        ConfigError: the space is empty, or does not fit the rest of the configuration.
         MissingExtra: Optuna is not installed.
     """
     if not config.tune.space:
@@ -147,6 +147,7 @@ def require_tunable(config: LifecycleConfig) -> None:
             "tune.space",
             "names no key; for example {train.optimizer.learning_rate: {low: 0.0001, high: 0.1, log: true}}",
         )
+    require_tuning(config)
     require_optuna()
 
 

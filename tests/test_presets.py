@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.errors import ConfigError
-from modelyard.presets import load_preset, preset_names
+from modelyard.presets import load_preset, preset_names, require_tuning
 from modelyard.settings import Settings
 from modelyard.storage import Store
 
@@ -22,7 +22,9 @@ def test_every_preset_that_comes_with_modelyard_is_valid(offline: Store):
     """A preset in deployments/presets cannot rot."""
     assert "digits" in preset_names()
     for name in preset_names():
-        assert load_preset(name, offline).dataset_uri.startswith(f"{offline.root}/")
+        config = load_preset(name, offline)
+        assert config.dataset_uri.startswith(f"{offline.root}/")
+        require_tuning(config)
 
 
 def test_override_reaches_its_key_with_its_type(offline: Store):

@@ -51,6 +51,7 @@ def trials(stack: Installation, seed: int) -> dict[int, tuple[Ask, Told, Artifac
     return found
 
 
+@pytest.mark.soak
 def test_a_tuning_can_be_looked_at(stack: Installation, digits: str, prefect_client: SyncPrefectClient):
     """The command says who won; a nested MLflow run for each trial, the table and the pictures; the preset it leaves
     is one whose training is found."""

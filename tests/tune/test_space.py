@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from modelyard.errors import ConfigError, MissingExtra
-from modelyard.presets import LifecycleConfig, load_preset, preset_text, trial_config
+from modelyard.presets import LifecycleConfig, load_preset, preset_text, require_tuning, trial_config
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.tune import TuneConfig
@@ -23,7 +23,9 @@ def preset(settings: Settings, folder: Path, space: dict[str, Any], **tune: Any)
     path = folder / "mine.yaml"
     tree = {"model_name": "mine", "dataset_uri": "s3://a/b", "preprocess": {"target": "y"}, "train": {"batch_size": 8}}
     path.write_text(yaml.safe_dump({**tree, "tune": {"space": space, **tune}}))
-    return load_preset(str(path), Store(settings))
+    config = load_preset(str(path), Store(settings))
+    require_tuning(config)
+    return config
 
 
 @pytest.mark.parametrize(

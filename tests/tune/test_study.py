@@ -60,8 +60,15 @@ def test_a_study_taken_up_asks_for_the_same_trials():
 
 
 def test_trials_lie_in_the_space_and_learn():
-    """The preset comes first; then whole steps, the whole range, and less and less of what fails or does badly."""
-    asks = asked_by(study_of(trials=60), 40)
+    """The preset comes first; then whole steps, the whole range, and less and less of what fails or does badly. Which key
+    mattered is known at the end, not after three trials."""
+    study = study_of(trials=60)
+    asks = asked_by(study, 40)
+    importance = study.decide().importance
+    assert max(importance, key=lambda key: importance[key]) == RATE
+    few = study_of()
+    asked_by(few, 3)
+    assert few.decide().importance == {}
     assert asks[0].parameters == PRESET
     for asked in asks[1:]:
         assert 1e-4 <= asked.parameters[RATE] <= 1e-1
@@ -151,6 +158,7 @@ def test_the_best_wins_and_everybody_is_shown():
     assert {row["outcome"] for row in rows} >= {"winner", "loser", "failed"}
     assert "the loss was lost" in rows[-1]["why"]
     assert set(decision.importance) == set(SPACE)
+    assert sum(decision.importance.values()) == pytest.approx(1)
     assert study_png(decision).startswith(b"\x89PNG")
 
 
