@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from modelyard.artifacts import ArtifactRef
-from modelyard.catalog import Catalog
+from modelyard.catalog import Catalog, Origin
+from modelyard.models.build import load_model
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import TrainConfig
+from modelyard.train import RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec
 from modelyard.train.config import StrategyName
 from tests.train.ranks import Ranks, ranks
@@ -124,3 +126,17 @@ def test_all_strategies_learn_the_same_to_the_same_quality(
     for way, found in reached.items():
         assert found < one[-1]["bits_per_byte"] + (0.001 if way in FOLLOW else 0.05), way
         assert found > one[-1]["bits_per_byte"] - 0.001 or way not in FOLLOW, way
+
+
+@pytest.mark.parametrize("way", ["hsdp", "tensor", "diloco"])
+def test_a_launched_training_publishes_a_whole_network(catalog: Catalog, texts: ArtifactRef, tmp_path: Path, way: str):
+    """Through torch's launcher, on two ranks: the artifact's weights are whole, finite and of the plain network's shapes."""
+    config = spread(way, ranks=2, max_epochs=2)
+    events: list[RankEvent] = []
+    product = train(catalog, texts, config, Origin(), events.append)
+    assert way in next(event.message for event in events if event.kind == "started")
+    catalog.fetch(product.ref, tmp_path)
+    weights = load_model(tmp_path).state_dict()
+    assert product.manifest.content.facts["parameters"] == sum(weight.numel() for weight in weights.values())
+    assert all(weight.isfinite().all() for weight in weights.values())
+    assert product.manifest.content.facts["metrics"]["bits_per_byte"] < 5
