@@ -26,7 +26,7 @@ from modelyard.storage import Store
 from modelyard.token_data import TokenData
 from tests.workbench import own_catalog, upload
 
-BOUNDS = EvaluateConfig(metric="bits_per_byte", ceiling=8.0, resamples=400)
+BOUNDS = EvaluateConfig(metric="bits_per_byte", ceiling=8.0, resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def make_model(catalog: Catalog, dataset: ArtifactRef, steps: int) -> ArtifactRe
             torch.manual_seed(0)
             network = build_model(config, 32, spec.output_width)
         optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
-        tokens, following = map(torch.from_numpy, data.sequences("train").read(np.arange(64)))
+        tokens, following = map(torch.from_numpy, data.sequences("train").read(np.arange(32)))
         for _ in range(steps):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(tokens).flatten(0, 1), following.flatten()).backward()
@@ -78,7 +78,7 @@ def texts(catalog: Catalog) -> ArtifactRef:
 @pytest.fixture(scope="module")
 def models(catalog: Catalog, texts: ArtifactRef) -> tuple[ArtifactRef, ArtifactRef]:
     """One that has learned a little, and one that has not."""
-    return make_model(catalog, texts, 30), make_model(catalog, texts, 0)
+    return make_model(catalog, texts, 15), make_model(catalog, texts, 0)
 
 
 def test_scores_are_those_of_every_token_of_the_test_split(

@@ -58,7 +58,7 @@ class Chain:
 
 @pytest.fixture(scope="module")
 def chain(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    folder, catalog = tmp_path_factory.mktemp("chain"), Catalog(store)
+    folder, catalog, left = tmp_path_factory.mktemp("chain"), Catalog(store), set(Path.cwd().iterdir())
     source = network_folder(folder / "tiny")
     dataset = text_dataset(catalog, text_config(f"file://{source}"))
     model = quick_text_model(catalog, dataset, source)
@@ -71,6 +71,7 @@ def chain(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Chain:
         EvaluateConfig(floor=0.5, allowed_drop_against_float=0.1, allowed_drop_when_disturbed=1.0, resamples=200), Origin(),
     )  # fmt: skip
     assert refusal(judged.manifest) is None
+    assert {path.suffix for path in set(Path.cwd().iterdir()) - left} <= {""}, "a library left files behind"
     catalog.fetch(package, folder / "package")
     return Chain(catalog=catalog, dataset=dataset, package=package, verdict=judged.ref, folder=folder)
 

@@ -93,6 +93,7 @@ def test_adapters_alone_are_trained_and_kept_and_then_added_up(
     assert facts["trained_parameters"] == 4 * 2 * (16 + 16) + 3 * 17 < facts["parameters"] / 10
 
 
+@pytest.mark.soak
 def test_frozen_parts_stay_to_the_bit(
     catalog: Catalog,
     settings: Settings,

@@ -171,6 +171,7 @@ def test_it_resumes_to_the_bit(
     assert_same(resumed, unbroken)
 
 
+@pytest.mark.soak
 def test_a_trained_classifier_begins_and_teaches_another(
     catalog: Catalog, settings: Settings, store: Store, alone: Ranks, texts: ArtifactRef, source: Path, folder: str,
     tmp_path: Path,
