@@ -20,11 +20,11 @@ PLAIN = {"str": str, "int": int, "bool": bool, "float": float, "object": object}
 
 
 def problems(value: Any, kind: str, where: str) -> Iterator[str]:
-    """What in a value is not of a type, as the SDK names types: ``V1Container``, ``list[str]``, ``dict(str, str)``."""
-    if match := re.fullmatch(r"list\[(.+)\]", kind):
+    """What in a value is not of a type, as the SDK names types: ``V1Container``, ``list[str]``, ``dict(str, str)``, ``Dict[str, str]``."""
+    if match := re.fullmatch(r"(?i)list\[(.+)\]", kind):
         for number, element in enumerate(value):
             yield from problems(element, match[1], f"{where}[{number}]")
-    elif match := re.fullmatch(r"dict[(\[]str, (.+)[)\]]", kind):
+    elif match := re.fullmatch(r"(?i)dict[(\[]str, (.+)[)\]]", kind):
         for key, element in value.items():
             yield from problems(element, match[1], f"{where}.{key}")
     elif kind in PLAIN:
