@@ -1,4 +1,5 @@
-"""The harness works: it measures on a real store of its own, writes what it found, and leaves nothing."""
+"""The harness works: it measures on a real store of its own, writes what it found, and leaves nothing. The long run tries it
+whole."""
 
 from __future__ import annotations
 
@@ -33,6 +34,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return written
 
 
+@pytest.mark.soak
 def test_every_figure_is_a_ratio(document: dict[str, Any]):
     """Put, get, upload and download, each against every other client of the same run, with samples of both."""
     assert document["benchmark"] == "storage"
@@ -46,6 +48,7 @@ def test_every_figure_is_a_ratio(document: dict[str, Any]):
         assert len(figure["subject_samples"]) == len(figure["against_samples"]) > 0
 
 
+@pytest.mark.soak
 def test_the_table_says_what_was_promised(document: dict[str, Any]):
     """Each promise stands in the table with its outcome, and a quick run says that it measured nothing."""
     table = markdown([document])
@@ -55,6 +58,7 @@ def test_the_table_says_what_was_promised(document: dict[str, Any]):
     assert "nothing was measured" in table
 
 
+@pytest.mark.soak
 def test_nothing_is_left(document: dict[str, Any]):
     """No process of the run's own stack outlives it."""
     assert document["quick"]
