@@ -107,8 +107,7 @@ class Serving:
         following = asyncio.create_task(reconciler.run())
         keeping = asyncio.create_task(keep_books(app, self._limits))
         await self._await_state(reconciler)
-        gc.freeze()  # what was loaded stays: no later collection looks at it again
-        gc.enable()
+        gc.enable()  # `__main__` switched it off
         server = http_server(app)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         logger.info("endpoint %s on http://%s:%d", self._settings.endpoint_name, *self._listener.getsockname()[:2])

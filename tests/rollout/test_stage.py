@@ -158,7 +158,7 @@ def test_endpoint_that_is_away_is_a_transient_error_and_the_next_try_finishes(be
     release = bench.roll_out(candidate, verdict)
     assert bench.serving() == release.version
     story = [one.decision for one in revisions_since(bench.catalog.store, bench.settings.endpoint_name)]
-    mine = [decision.action for decision in story if decision.version == release.version]
+    mine = [decision.action for decision in story if (decision.model, decision.version) == (NAME, release.version)]
     assert mine == ["start", "advance", "advance", "promote"], "it was begun once, and judged"
     back = rollback(bench.catalog, bench.tracker, bench.settings, model_name=NAME, config=CONFIG, origin=Origin())
     assert bench.serving() == back.version == first.version
