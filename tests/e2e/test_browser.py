@@ -115,7 +115,7 @@ def test_a_lifecycle_started_from_the_form_completes(stack: Installation, form: 
         if answer.value.status != 503:
             break
     assert answer.value.ok, answer.value.text()
-    form.get_by_role("link", name="browser-started").first.click()
+    form.get_by_role("link", name="browser-started").first.click(timeout=60_000)  # the page asks now and then
     form.wait_for_url("**/runs/flow-run/*")
     form.reload()  # else the states of other runs linger from the page before
     expect(form.get_by_text("browser-started", exact=True).first).to_be_visible()

@@ -99,6 +99,7 @@ def test_a_person_goes_back_while_a_version_loads(store: Store, serving: Endpoin
     assert answering(serving) == "1"
 
 
+@pytest.mark.soak
 def test_revisions_of_others_do_not_disturb_a_rollout(store: Store, serving: Endpoint):
     """Each of its revisions may find that somebody else's came first: it is computed again on top of that one."""
     others = [publish_version(store, "1"), publish_version(store, "2")]
