@@ -50,7 +50,7 @@ def test_everything_listens_on_one_address_only(stack: Installation):
     assert addresses == {"127.0.0.1"}
 
 
-@pytest.mark.parametrize("part", [ENDPOINT, MLFLOW], ids=lambda part: part.name)
+@pytest.mark.parametrize("part", [ENDPOINT, pytest.param(MLFLOW, marks=pytest.mark.soak)], ids=lambda part: part.name)
 def test_a_killed_part_comes_back(stack: Installation, part: Part):
     """Also when it leaves children that hold its port."""
     supervisor = Supervisor(stack.home)
@@ -86,6 +86,7 @@ def test_the_results_block_holds_no_secret(stack: Installation):
     assert str(stack.settings.s3_access_key) not in answer.text
 
 
+@pytest.mark.soak
 def test_prefect_objects_exist_once(stack: Installation):
     """Applied again from scratch they are still one of each."""
     (stack.home / "prefect" / "applied.json").unlink()

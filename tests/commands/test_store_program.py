@@ -106,6 +106,7 @@ def test_down_ends_everything(own_installation: Installation):
     stack_commands.down(own_installation.settings)
 
 
+@pytest.mark.soak
 def test_down_ends_what_a_killed_supervisor_left(own_installation: Installation):
     """What outlives its supervisor does not outlive `down`; a new `up` in between is not needed."""
     stack_commands.up(own_installation.settings, [STORE])
@@ -120,6 +121,7 @@ def test_down_ends_what_a_killed_supervisor_left(own_installation: Installation)
     assert orphans(own_installation.home) == []
 
 
+@pytest.mark.soak
 def test_a_program_that_cannot_start_shows_its_log(own_installation: Installation):
     """The error carries the last words of the program, so nobody has to look for a file."""
     (own_installation.home / "store").mkdir()

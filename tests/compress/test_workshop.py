@@ -122,6 +122,7 @@ def test_rows_that_fix_no_range_are_refused(tmp_path: Path, rows: np.ndarray, re
         from_onnx(tmp_path / "x.onnx", tmp_path, "y", StaticInt8(), rows.astype(np.float32))
 
 
+@pytest.mark.soak
 def test_the_helper_ends_with_its_owner(tmp_path: Path):
     """A process that is killed leaves neither the helper behind nor a child that it had forked."""
     script = (

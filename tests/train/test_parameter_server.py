@@ -63,6 +63,7 @@ def test_synchronous_training_resumes_to_the_bit(
     assert_same(resumed, trio.run(runs.fitted, settings, f"{folder}/b", config)[0])
 
 
+@pytest.mark.soak
 def test_other_strategies_go_on_with_what_servers_saved(
     alone: Ranks, pair: Ranks, trio: Ranks, settings: Settings, folder: str
 ):
@@ -139,6 +140,7 @@ def test_without_staleness_asynchronous_workers_take_turns(
         assert mine == pytest.approx(theirs, rel=2e-5)
 
 
+@pytest.mark.soak
 def test_a_slow_worker_holds_nobody_up_beyond_the_bound(trio: Ranks, settings: Settings, folder: str):
     """The other makes most of the steps; no gradient is older than the bound, some are old; and what comes of it is as
     good as one process's within the interval that the documentation states."""

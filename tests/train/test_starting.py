@@ -90,6 +90,7 @@ def accuracy(of: nn.Module, data: Dataset) -> float:
         return float(np.mean(of(torch.from_numpy(features)).argmax(1).numpy() == targets))
 
 
+@pytest.mark.soak
 def test_training_begins_with_another_models_network_and_zeros(
     catalog: Catalog, dataset: ArtifactRef, teacher: ArtifactRef, pruned: ArtifactRef, tmp_path: Path
 ):
