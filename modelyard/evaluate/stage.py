@@ -68,9 +68,10 @@ def evaluate(
 
         - ``verdict.json``: every check and who was judged; the gated metric with its bootstrap interval, the paired
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
-        - ``metrics.json``: role -> for vectors of texts the scores of `modelyard.evaluate.vectors`; for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
+        - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
-          regression r2, mae, rmse and loss; and ``intervals`` (name -> low, high) of those that are no counts;
+          regression r2, mae, rmse and loss; for vectors of texts the scores of `modelyard.evaluate.vectors`; and
+          ``intervals`` (name -> low, high) of those that are no counts;
         - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
           `modelyard.evaluate.explain` says; absent where nothing was looked at;
         - ``report.html``: all of it as one page for people; ``model-card.md``: the short form that travels with a model;
