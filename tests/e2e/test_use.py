@@ -72,6 +72,7 @@ def test_trace_gives_whole_lines_to_a_pipe(last_run: dict):
     )
 
 
+@pytest.mark.soak
 def test_a_data_set_is_answered_without_the_endpoint(
     stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
 ):
