@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 INDEX_FILE, CHECKED_FILE = "rows.json", "checked-by"
 PARTIAL = ".partial"
 POLL_SECONDS = 0.05
-STALL_SECONDS = 120.0  # without a byte written, whoever makes a folder is taken for hung
+STALL_SECONDS = 120.0  # without coming on, whoever makes or checks a folder is taken for hung
 SIGN_SECONDS = 5.0
 SPARE_BYTES = 2**28  # left free on the disk for everybody else
 CHUNK_BYTES = 2**22
@@ -57,6 +57,7 @@ class LocalRows:
         self._max_bytes = max_bytes
         self._sign_of_life = sign_of_life
         self._signed_at = 0.0
+        self._lock: Path | None = None  # of the folder that is held
 
     def split(self, name: str, num_bytes: int, parts: Callable[[], Iterable[Arrays]]) -> Split:
         """Rows of a split, mapped from the disk.
@@ -140,14 +141,12 @@ class LocalRows:
 
     def _make_room(self, num_bytes: int, wanted: Path) -> None:
         """Delete what was not used for longest, until the folders keep their bound and the disk has room."""
-        others = [one for one in self._folder.iterdir() if one.is_dir() and one != wanted]
-        others.sort(key=lambda one: one.stat().st_mtime)
-        taken = {one: _size(one) for one in others}
-        for one in others:
+        taken = {one: _size(one) for one in self._folder.iterdir() if one.is_dir() and one != wanted}
+        for one in sorted(taken, key=_used_at):
             fits = sum(taken.values()) + num_bytes <= self._max_bytes
             if fits and shutil.disk_usage(self._folder).free >= num_bytes + SPARE_BYTES:
                 return
-            with self._lock_file(one.name.removesuffix(PARTIAL)) as file:
+            with self._lock_path(one.name.removesuffix(PARTIAL)).open("a") as file:
                 if _is_locked(file):
                     shutil.rmtree(one, ignore_errors=True)  # who has mapped its files keeps them until it ends
                     del taken[one]
@@ -170,7 +169,7 @@ class LocalRows:
                 for file, array, model in zip(files, arrays, first, strict=True):
                     assert (array.dtype, array.shape[1:]) == (model.dtype, model.shape[1:]), "rows of one kind"
                     file.write(np.ascontiguousarray(array).data)
-                self._sign()
+                self._come_on()
         finally:
             for file in files:
                 file.close()
@@ -182,8 +181,14 @@ class LocalRows:
         with path.open("rb") as file:
             while chunk := file.read(CHUNK_BYTES):
                 found.update(chunk)
-                self._sign()
+                self._come_on()
         return found.hexdigest()
+
+    def _come_on(self) -> None:
+        """Who holds a folder has done a part: those who wait for it see that."""
+        if self._lock:
+            os.utime(self._lock)
+        self._sign()
 
     def _sign(self) -> None:
         if time.monotonic() - self._signed_at > SIGN_SECONDS:
@@ -192,18 +197,24 @@ class LocalRows:
 
     @contextmanager
     def _held(self, name: str) -> Generator[None]:
-        """Alone with a folder. Waits for who makes it, as long as its files grow."""
-        partial, began = self._folder / (name + PARTIAL), time.time()
-        with self._lock_file(name) as file:
+        """Alone with a folder. Waits for who makes or checks it, as long as that one comes on."""
+        partial, lock, began = self._folder / (name + PARTIAL), self._lock_path(name), time.time()
+        with lock.open("a") as file:
             while not _is_locked(file):
-                if time.time() - max([began, *_changes(partial)]) > STALL_SECONDS:
-                    raise MachineBusy(f"who makes {partial} has not written for {STALL_SECONDS:g} s")
+                if time.time() - max([began, lock.stat().st_mtime, *_changes(partial)]) > STALL_SECONDS:
+                    raise MachineBusy(
+                        f"who makes or checks {self._folder / name} has not come on for {STALL_SECONDS:g} s"
+                    )
                 self._sign()
                 time.sleep(POLL_SECONDS)
-            yield
+            self._lock = lock
+            try:
+                yield
+            finally:
+                self._lock = None
 
-    def _lock_file(self, name: str) -> IO[str]:
-        return (self._folder / f"{name}.lock").open("a")
+    def _lock_path(self, name: str) -> Path:
+        return self._folder / f"{name}.lock"
 
 
 def _is_locked(file: IO[str]) -> bool:
@@ -220,6 +231,9 @@ def _group() -> str:
     return f"{parent.pid} {parent.create_time()}"
 
 
+# Other processes delete and rename folders meanwhile.
+
+
 def _changes(folder: Path) -> list[float]:
     with suppress(FileNotFoundError):
         return [path.stat().st_mtime for path in folder.rglob("*")]
@@ -227,7 +241,15 @@ def _changes(folder: Path) -> list[float]:
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    with suppress(FileNotFoundError):
+        return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return 0
+
+
+def _used_at(folder: Path) -> float:
+    with suppress(FileNotFoundError):
+        return folder.stat().st_mtime
+    return 0.0
 
 
 def _file_name(number: int, array: np.ndarray) -> str:

@@ -88,15 +88,23 @@ def test_damaged_rows_are_made_again(tmp_path: Path, harm: str, caplog: pytest.L
 
 
 def test_longest_unused_rows_go_first(tmp_path: Path):
-    """The bound holds for all together; who still reads what went keeps it, and the wanted ones stay whatever their size."""
-    rows = LocalRows(tmp_path, 250)
-    old = made(rows, "old")
-    os.utime(tmp_path / "old", (1, 1))
-    made(rows, "newer")
+    """The bound holds for all together; who still reads what went keeps it."""
+    mapped = made(LocalRows(tmp_path, 10**6), "old")
+    of_one = sum(path.stat().st_size for path in (tmp_path / "old").iterdir())
+    rows = LocalRows(tmp_path, of_one + 150)  # one, and the hundred bytes that the next is said to take
+    for name, used_at in [("newest", 3), ("middle", 2), ("old", 1)]:
+        made(LocalRows(tmp_path, 10**6), name)
+        os.utime(tmp_path / name, (used_at, used_at))
     made(rows, "wanted")
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"newest", "wanted"}
+    assert mapped.tolist()[0] == [0.0, 0.0]
+
+
+def test_what_is_asked_for_is_kept_whatever_its_size(tmp_path: Path):
+    """A bound that is too small for anything costs the others their place, not this one."""
+    made(LocalRows(tmp_path, 10**6), "other")
+    assert len(made(LocalRows(tmp_path, 0), "wanted")) == 6
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"wanted"}
-    assert old.tolist()[0] == [0.0, 0.0]
-    made(LocalRows(tmp_path, 0), "wanted")
 
 
 def test_a_full_disk_is_said_before_rows_are_written(tmp_path: Path):
@@ -177,8 +185,38 @@ def test_a_hung_maker_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert mine.recv() == "half"
     try:
         monkeypatch.setattr(local_rows, "STALL_SECONDS", 0.2)
-        with pytest.raises(MachineBusy, match=r"has not written for 0\.2 s"):
+        with pytest.raises(MachineBusy, match=r"has not come on for 0\.2 s"):
             made(LocalRows(tmp_path, 10**6))
     finally:
         maker.kill()
         maker.join(10)
+
+
+def _check_slowly(folder: Path, told: Connection) -> None:
+    signs: list[bool] = []
+
+    def sign() -> None:
+        if not signs:
+            told.send("checking")
+        signs.append(True)
+        time.sleep(0.1)
+
+    LocalRows(folder, 10**6, sign).split("some", 100, refuse)
+
+
+def test_a_long_check_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Comparing large files takes longer than the bound: who waits sees that it comes on."""
+    made(LocalRows(tmp_path, 10**6))
+    (tmp_path / "some" / CHECKED_FILE).write_text("another group")
+    monkeypatch.setattr(local_rows, "CHUNK_BYTES", 8)
+    monkeypatch.setattr(local_rows, "SIGN_SECONDS", 0.0)
+    mine, theirs = FORK.Pipe()
+    checker = FORK.Process(target=_check_slowly, args=(tmp_path, theirs))
+    checker.start()
+    assert mine.recv() == "checking"
+    monkeypatch.setattr(local_rows, "STALL_SECONDS", 0.5)
+    began = time.monotonic()
+    LocalRows(tmp_path, 10**6).split("some", 100, refuse)
+    assert time.monotonic() - began > 0.6, "it was over before the bound"
+    checker.join(10)
+    assert checker.exitcode == 0
