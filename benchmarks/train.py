@@ -186,8 +186,9 @@ def _our_loop(settings: Settings, config: TrainConfig, features: Any, targets: A
     from modelyard.models.build import build_model
     from modelyard.storage import Store
     from modelyard.train.checkpoints import Checkpoints
-    from modelyard.train.loop import Objective, Trainer
+    from modelyard.train.loop import Trainer
     from modelyard.train.rows import Split
+    from modelyard.train.validation import Objective
 
     moments: dict[str, float] = {}
 

@@ -78,8 +78,9 @@ def our_loop(settings: Settings, config: TrainConfig, features: Any, targets: An
     from modelyard.storage import Store
     from modelyard.train.checkpoints import Checkpoints
     from modelyard.train.costs import measure_costs
-    from modelyard.train.loop import Objective, Trainer
+    from modelyard.train.loop import Trainer
     from modelyard.train.rows import Split
+    from modelyard.train.validation import Objective
 
     moments: dict[str, float] = {}
 

@@ -92,14 +92,8 @@ def rollout(
     version = tracker.register(model_name, candidate, verdict, catalog.manifest(candidate), origin)
     call = partial(tracker.set_alias, model_name) if sets_aliases else _no_alias
     call("challenger", version)
-    newcomer = ServedVersion(
-        version=version,
-        artifact=candidate,
-        form=config.form or _default_form(catalog, candidate),
-        verdict=verdict,
-        flow_run_id=origin.flow_run_id,
-        mlflow_run_id=origin.mlflow_run_id,
-    )
+    form = config.form or _default_form(catalog, candidate)
+    newcomer = _newcomer(version, form, candidate, verdict, origin)
     rollout_id = _rollout_id(candidate, origin)
     lately = revisions_since(store, name, max(0, current.number - LOOK_BACK))
     if end := end_of(lately, model_name, rollout_id):
@@ -233,6 +227,17 @@ def _propose(
         decision=decision,
     )
     return seen[0], revision
+
+
+def _newcomer(version: str, form: str, candidate: ArtifactRef, verdict: ArtifactRef, origin: Origin) -> ServedVersion:
+    return ServedVersion(
+        version=version,
+        artifact=candidate,
+        form=form,
+        verdict=verdict,
+        flow_run_id=origin.flow_run_id,
+        mlflow_run_id=origin.mlflow_run_id,
+    )
 
 
 def _require_pass(catalog: Catalog, candidate: ArtifactRef, verdict: ArtifactRef) -> None:

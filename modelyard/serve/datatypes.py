@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import orjson
 
 from modelyard.errors import DataError
 from modelyard.serve.wire import Tensor
@@ -17,6 +18,27 @@ _LENGTH = struct.Struct("<I")
 
 class BadRequestError(DataError):
     """The request does not say what the protocol wants; the sentence goes to the client."""
+
+
+INFERENCE = "a JSON object with 'inputs'"  # what a request for inference must be
+
+
+def parse_object(body: bytes, wanted: str = "a JSON object") -> dict[str, Any]:
+    """A body as a JSON object.
+
+    Args:
+        wanted: what it must be, for the sentence.
+
+    Raises:
+        BadRequestError: it is none.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as failure:
+        raise BadRequestError(f"the body is not JSON: {failure}") from None
+    if not isinstance(document, dict):
+        raise BadRequestError(f"the body must be {wanted}")
+    return document
 
 
 @dataclass(frozen=True, slots=True)

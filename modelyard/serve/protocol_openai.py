@@ -15,7 +15,7 @@ from modelyard.errors import DataError
 from modelyard.revisions import Revision
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
-from modelyard.serve.datatypes import BadRequestError
+from modelyard.serve.datatypes import BadRequestError, parse_object
 from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerInfo
@@ -82,21 +82,6 @@ class Embeddings:
         usage = {"prompt_tokens": used, "total_tokens": used}
         document = {"object": "list", "data": data, "model": model, "usage": usage}
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY), [JSON]
-
-
-def parse_object(body: bytes) -> dict[str, Any]:
-    """A body as a JSON object.
-
-    Raises:
-        BadRequestError: it is none.
-    """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as failure:
-        raise BadRequestError(f"the body is not JSON: {failure}") from None
-    if not isinstance(document, dict):
-        raise BadRequestError("the body must be a JSON object")
-    return document
 
 
 def model_of(body: bytes) -> str:

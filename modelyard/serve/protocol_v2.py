@@ -20,10 +20,12 @@ from modelyard.serve.bodies import BINARY, Head, refuse_kind
 from modelyard.serve.datatypes import (
     BUFFER_DTYPES,
     DATATYPES,
+    INFERENCE,
     BadRequestError,
     Datatype,
     as_rows,
     from_binary,
+    parse_object,
     to_binary,
 )
 from modelyard.serve.wire import Tensor
@@ -199,12 +201,7 @@ def _parse_plain(body: bytes) -> InferRequest | None:
 
 def _parse_any(head: bytes, raw: memoryview | None) -> InferRequest:
     """Any request the protocol admits, and a sentence for every other."""
-    try:
-        document = orjson.loads(head)
-    except orjson.JSONDecodeError as failure:
-        raise BadRequestError(f"the body is not JSON: {failure}") from None
-    if not isinstance(document, dict):
-        raise BadRequestError("the body must be a JSON object with 'inputs'")
+    document = parse_object(head, INFERENCE)
     client_id = document.get("id")
     if client_id is not None and not isinstance(client_id, str):
         raise BadRequestError("'id' must be a string")

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import orjson
 
 from modelyard.errors import DataError
-from modelyard.serve.datatypes import BadRequestError, texts_from_binary
+from modelyard.serve.datatypes import INFERENCE, BadRequestError, parse_object, texts_from_binary
 from modelyard.serve.protocol_v2 import (
     INPUT_NAME,
     InferRequest,
@@ -44,7 +43,7 @@ def read_texts(body: bytes, head_bytes: int | None, model: str, info: WorkerInfo
     if head_bytes is not None and not 0 < head_bytes <= len(body):
         raise BadRequestError(f"Inference-Header-Content-Length is {head_bytes}, the body has {len(body)} bytes")
     head, raw = (body, None) if head_bytes is None else (body[:head_bytes], memoryview(body)[head_bytes:])
-    document = _document(head)
+    document = parse_object(head, INFERENCE)
     tensors = _named(document, raw)
     client_id = document.get("id")
     if client_id is not None and not isinstance(client_id, str):
@@ -62,16 +61,6 @@ def text_inputs(transform: TextTransform) -> list[dict[str, Any]]:
     return [
         {"name": transform.column, "datatype": "BYTES", "shape": [-1], "parameters": {"columns": transform.columns, "or": instead}}
     ]  # fmt: skip
-
-
-def _document(head: bytes) -> dict[str, Any]:
-    try:
-        document = orjson.loads(head)
-    except orjson.JSONDecodeError as failure:
-        raise BadRequestError(f"the body is not JSON: {failure}") from None
-    if not isinstance(document, dict):
-        raise BadRequestError("the body must be a JSON object with 'inputs'")
-    return document
 
 
 def _named(document: dict[str, Any], raw: memoryview | None) -> dict[str, tuple[dict[str, Any], memoryview | None]]:

@@ -12,7 +12,8 @@
     pretrained_network.py  taking.py  adapters.py
                       networks of `transformers`: made whole; published as they come; trained in part
     starting.py       other models it begins from or learns from
-    loop.py           the course: steps, validations, checkpoints, the way back, the end
+    loop.py           the course: steps, checkpoints, the way back, the end
+    validation.py     metrics over the ranks' shares of a split
     stepper.py        one optimizer step; with losses.py, distillation.py, optimizers.py, schedules.py, precision.py,
                       averaging.py, parallelize.py, tensor_plans.py
     strategies.py     which stepper a rank gets: stepper.py's, or that of parameter_server.py (with holdings.py,

@@ -31,10 +31,11 @@ from modelyard.train.costs import measure_costs
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.local_rows import LocalRows
-from modelyard.train.loop import VALIDATION_ROWS, Objective, Trainer
+from modelyard.train.loop import Trainer
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
+from modelyard.train.validation import VALIDATION_ROWS, Objective
 from modelyard.transform import FittedTransform, TextTransform
 
 

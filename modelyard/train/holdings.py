@@ -53,6 +53,10 @@ class Holding:
         """Of every parameter; zeros where it played no part."""
         return self.gathered([torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters])
 
+    def squares(self) -> torch.Tensor:
+        """Sum of the squares of `gradient`, on the CPU."""
+        return self.gradient().double().square().sum().cpu()
+
     def take_gradient_(self, vector: torch.Tensor) -> None:
         for parameter, values in zip(self.parameters, vector.split(self._sizes), strict=True):
             parameter.grad = values.view(parameter.shape).to(parameter.device)

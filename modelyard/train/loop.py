@@ -13,8 +13,6 @@ import os
 import random
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -23,7 +21,6 @@ import torch
 from torch import distributed, nn
 
 from modelyard.errors import NonFiniteLoss, Preempted
-from modelyard.metrics import Metric
 from modelyard.train import stop
 from modelyard.train.agreement import Agreement
 from modelyard.train.checkpoints import Checkpoints, sha256_of
@@ -31,7 +28,7 @@ from modelyard.train.config import TrainConfig
 from modelyard.train.costs import Costs, memory_bytes
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent
-from modelyard.train.losses import LOSSES, token_losses
+from modelyard.train.losses import LOSSES
 from modelyard.train.order import RowOrder, mixed_seed
 from modelyard.train.progress import Progress, score
 from modelyard.train.resume import resume_newest
@@ -40,30 +37,13 @@ from modelyard.train.saver import Saver, Snapshot
 from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
 from modelyard.train.stepper import Step, Watch, learning_rate
 from modelyard.train.strategies import describe, stepper_for
+from modelyard.train.validation import Objective, validate
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 MEETING_TIMEOUT = timedelta(seconds=60)
 REPORT_SECONDS = 1.0
 ALIVE_SECONDS = 2.0
 AHEAD_STEPS = 8
-VALIDATION_ROWS = 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class Objective:
-    """What training asks of a task kind.
-
-    Attributes:
-        loss: key in `LOSSES`.
-        metric: name of the validation metric that decides.
-        new_metric: a fresh accumulator.
-        validation_rows: rows a rank validates at a time, unless its share of a batch is larger.
-    """
-
-    loss: str
-    metric: str
-    new_metric: Callable[[], Metric]
-    validation_rows: int = VALIDATION_ROWS
 
 
 class Trainer:
@@ -214,7 +194,8 @@ class Trainer:
         """Metrics on the validation split, with the mean training loss per row since the last time."""
         total = self.loss_sum.clone()
         distributed.all_reduce(total)
-        metrics = {**self._validate(), "train_loss": float(total) / self.progress.rows_counted}
+        found = validate(self.stepper, self.validation, self._objective, self._validation_rows)
+        metrics = {**found, "train_loss": float(total) / self.progress.rows_counted}
         return {**metrics, "step": float(self.progress.step), "epoch": self.progress.samples / len(self.train)}
 
     def _remember(self, metrics: dict[str, float]) -> bool:
@@ -228,29 +209,6 @@ class Trainer:
         progress.stopped_by = self._stop_reason()
         self._say("validation", metrics)
         return is_best
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Metrics over the whole validation split, each rank scoring its share."""
-        stepper, split = self.stepper, self.validation
-        stepper.parallel.eval()
-        stepper.settle_()
-        stepper.align_()
-        metric = self._objective.new_metric()
-        # Equal numbers of batches: under fsdp a forward pass is a collective.
-        shares = torch.arange(len(split)).split(self._validation_rows * stepper.judged.count)
-        with stepper.average.in_place() if stepper.average else nullcontext():
-            for rows in shares:
-                batch = split.batch(stepper.judged.of(rows))
-                outputs = stepper.outputs(batch.features)
-                if self._objective.loss == "next_token":  # in torch: the scores are thousands of numbers a token
-                    outputs = token_losses(outputs, batch.targets.to(outputs.device))
-                if stepper.counts:
-                    metric.update(outputs.cpu().numpy(), batch.targets.numpy())
-        state = torch.from_numpy(metric.state).to(stepper.device)
-        distributed.all_reduce(state)
-        metric.state = state.cpu().numpy()
-        return metric.compute()
 
     # -- checkpoints ----------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ class ServedStepper(Stepper):
         self.servers = list(range(self.num_workers, self.world_size))
         self._messages = Messages(TIMEOUT)
         self._among_servers = distributed.new_group(self.servers, backend="gloo", timeout=TIMEOUT)
+        self._unclipped: torch.Tensor | None = None  # a server's squares of the last gradient that it clipped
         self._reached = 0  # the version after the last step of which this rank was told
 
     @cached_property
@@ -81,11 +82,11 @@ class ServedStepper(Stepper):
         super().align_()
 
     def gradient_norm(self) -> float:
-        """Norm of the gradient that the servers used last. Every rank must ask."""
+        """Norm of the servers' last gradient, before they clipped it. Every rank must ask."""
         holding = self.holdings.get(self.rank)
         square = torch.zeros((), dtype=torch.float64)
         if holding:
-            square = holding.gradient().double().square().sum().cpu()
+            square = holding.squares() if self._unclipped is None else self._unclipped.clone()
         square = square.to(self.device)
         distributed.all_reduce(square)
         return float(square.sqrt())
@@ -260,7 +261,8 @@ class ServerStepper(ServedStepper):
         """By the norm over all servers; asynchronously the worker has done it."""
         if self.runs_ahead:
             return
-        square = self.holding.gradient().double().square().sum().cpu()
+        square = self.holding.squares()
+        self._unclipped = square.clone()
         distributed.all_reduce(square, group=self._among_servers)
         norm = square.sqrt().to(self.device, torch.float32)
         nn.utils.clip_grads_with_norm_(self.holding.parameters, self.config.clip_norm, norm)

@@ -116,6 +116,7 @@ class Stepper:
         self.optimizers = self._build_optimizers()
         self.average = self._build_average()
         self.data_wait = Watch()
+        self._norm: torch.Tensor | None = None  # of the last gradient that was clipped
         self._loss, self._teacher = loss, teacher
         self._masks = zero_masks(self.network) if config.init.keep_zeros else {}
 
@@ -172,7 +173,9 @@ class Stepper:
                 distributed.broadcast(buffer, src=0)
 
     def gradient_norm(self) -> float:
-        """Norm of the gradient that the last step used. Every rank must ask: it may be a collective."""
+        """Norm of the last step's gradient, before it was clipped. Every rank must ask: it may be a collective."""
+        if self._norm is not None:
+            return float(whole(self._norm))
         gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
         return float(whole(nn.utils.get_total_norm(gradients)))
 
@@ -226,7 +229,7 @@ class Stepper:
             self.average.update(number)
 
     def _clip_(self) -> None:
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
+        self._norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip_norm)
 
     @torch.no_grad()
     def _keep_zeros_(self, *, gradients: bool) -> None:

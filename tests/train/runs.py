@@ -16,9 +16,10 @@ from modelyard.storage import Store
 from modelyard.train import RankEvent, TrainConfig
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.local_rows import LocalRows
-from modelyard.train.loop import Objective, Trainer
+from modelyard.train.loop import Trainer
 from modelyard.train.rows import Split
 from modelyard.train.snapshots import model_tensors
+from modelyard.train.validation import Objective
 
 WIDTH, CLASSES, ROWS = 8, 3, 90
 CPU = torch.device("cpu")

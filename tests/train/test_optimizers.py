@@ -16,10 +16,10 @@ from modelyard.models import MlpConfig
 from modelyard.models.build import build_model
 from modelyard.settings import Settings
 from modelyard.train import OptimizerConfig, ScheduleConfig, TrainConfig
-from modelyard.train.loop import Objective
 from modelyard.train.optimizers import build_optimizers, hidden_matrices
 from modelyard.train.rows import Split
 from modelyard.train.schedules import Plateau, rate_fraction
+from modelyard.train.validation import Objective
 from tests.train import runs
 from tests.train.ranks import Ranks
 

@@ -26,8 +26,8 @@ from modelyard.models.build import build_model
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.train import OptimizerConfig, StopConfig, TrainConfig, train
-from modelyard.train.loop import Objective
 from modelyard.train.rows import Split
+from modelyard.train.validation import Objective
 from modelyard.transform import TransformConfig
 from tests.train import runs
 from tests.train.ranks import Ranks

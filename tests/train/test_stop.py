@@ -182,3 +182,11 @@ def test_steps_report_their_figures(pair: Ranks, settings: Settings, folder: str
     assert all(np.isfinite(list(event.values.values())).all() for event in told)
     assert 0 < told[-1].values["learning_rate"] < 0.01
     assert told[-1].values["gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "parameter_server"])
+def test_the_gradient_norm_is_that_before_clipping(pair: Ranks, settings: Settings, folder: str, strategy: str):
+    """Clipping to next to nothing hides neither the size of a gradient nor that it explodes."""
+    config = FULL.model_copy(update={"strategy": strategy, "ranks": 2, "max_epochs": 1, "clip_norm": 1e-4})
+    told, _ = pair.run(reports, settings, folder, config)
+    assert min(event.values["gradient_norm"] for event in told) > 100 * config.clip_norm
