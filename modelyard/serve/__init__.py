@@ -17,6 +17,7 @@ group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`
 wire         the frames between the two
 reconcile    follows the revisions in the bucket: fetch, start, probe, switch
+attempts     what became of those that were tried, and whether one may be tried now
 probe        the golden rows a version must reproduce before it answers anybody
 verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
 from modelyard import transitions
 from modelyard.errors import EndpointUnavailable, ModelyardError, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
 from modelyard.serve.admission import refuse_other_schemas
+from modelyard.serve.attempts import Attempts, Progress, reached
 from modelyard.serve.cache import Cache
 from modelyard.serve.judging import Judge
 from modelyard.serve.limits import Limits
@@ -35,21 +33,6 @@ logger = logging.getLogger(__name__)
 
 # How many earlier revisions a start tries when the newest cannot be served and nothing is cached.
 FALLBACK_REVISIONS = 10
-
-
-@dataclass(kw_only=True)
-class Progress:
-    """Where this replica stands.
-
-    Attributes:
-        attempted: number of the last revision it tried.
-        error: why that one was not taken over.
-        is_known: whether it has learned, from the bucket or the local state, what to serve.
-    """
-
-    attempted: int = 0
-    error: str | None = None
-    is_known: bool = False
 
 
 class Reconciler:
@@ -83,10 +66,7 @@ class Reconciler:
         self._remembering = asyncio.Lock()
         self._notified = asyncio.Event()
         self._met_bucket = False
-        self._refused: int | None = None
-        self._num_failures = 0
-        self._retry_at = 0.0
-        self._tried = (0, 0.0)  # the revision tried last, and since when
+        self._attempts = Attempts(*limits.retry_seconds)
         self._loading: list[str] = []
         self._published: ReplicaStatus | None = None
         self._complaints: set[str] = set()
@@ -95,8 +75,7 @@ class Reconciler:
 
     def notify(self) -> None:
         """Look at the bucket now, and try a refused revision once more."""
-        self._refused = None
-        self._retry_at = 0.0
+        self._attempts.forgive()
         self._notified.set()
 
     @property
@@ -155,7 +134,7 @@ class Reconciler:
         stable_alone = transitions.without_canaries(revision)
         for wanted in [revision] if stable_alone == revision else [revision, stable_alone]:
             try:
-                await self._take_over(wanted, _reached(revision.number))
+                await self._take_over(wanted, reached(revision.number))
             except Exception as failure:  # noqa: BLE001 (the stable version alone may work, or what the bucket has)
                 logger.warning("revision %d of the local state cannot be served: %s", revision.number, failure)
                 self.progress.error = _sentence(failure)
@@ -177,20 +156,19 @@ class Reconciler:
         self._complaints.clear()
         self._met_bucket = True
         if newest is None or newest == current:
-            self.progress = _reached(current.number)
-        elif newest.number != self._refused and not self._is_resting(newest):
+            self.progress = reached(current.number)
+        elif self._attempts.may_try(newest):
             await self._attempt(newest)
 
     async def _attempt(self, revision: Revision) -> None:
-        if self._tried[0] != revision.number:
-            self._tried = (revision.number, time.monotonic())
+        self._attempts.begin(revision)
         try:
-            await self._take_over(revision, _reached(revision.number), heeds_news=True)
+            await self._take_over(revision, reached(revision.number), heeds_news=True)
         except Superseded:
             logger.info("revision %d is left for a newer one while it was loading", revision.number)
         except PermanentError as failure:
             self._failed(revision, failure)
-            self._refused = revision.number
+            self._attempts.refuse(revision)
             self._judge.give_up(revision, _sentence(failure))
             if not self._router.table.routes:
                 await self._fall_back(revision)
@@ -198,12 +176,9 @@ class Reconciler:
             if not isinstance(failure, ModelyardError):
                 logger.exception("revision %d", revision.number)
             self._failed(revision, failure)
-            if self._is_beyond_loading(revision):
+            if self._attempts.is_beyond_loading(revision):
                 self._judge.give_up(revision, f"it was not ready in time: {_sentence(failure)}")
-            first, longest = self._limits.retry_seconds
-            self._num_failures += 1
-            pause_seconds = min(longest, first * 2 ** min(self._num_failures - 1, 16))
-            self._retry_at = asyncio.get_running_loop().time() + pause_seconds
+            self._attempts.rest()
 
     async def _fall_back(self, refused: Revision) -> None:
         """Serve the newest earlier revision that works: better than nothing, and the status says so."""
@@ -215,25 +190,6 @@ class Reconciler:
                 logger.warning("revision %d cannot be served either: %s", number, failure)
                 continue
             break
-
-    def _is_resting(self, revision: Revision) -> bool:
-        """Whether it failed in passing so recently that it is not tried again yet."""
-        same = revision.number == self.progress.attempted
-        return same and asyncio.get_running_loop().time() < self._retry_at
-
-    def _is_beyond_loading(self, revision: Revision) -> bool:
-        """Whether the rollouts that a revision begins have had their time to load the canary."""
-        left, _ = self._loading_seconds(revision)
-        return left is not None and left <= 0
-
-    def _loading_seconds(self, revision: Revision) -> tuple[float | None, float]:
-        """What is left of the time in which a revision's canaries must be loaded, None without any; and all of it."""
-        bounds = [state.rollout.policy.load_seconds for state in revision.models.values() if state.rollout]
-        if not bounds:
-            return None, math.inf
-        number, since = self._tried
-        passed = time.monotonic() - since if number == revision.number else 0.0
-        return min(bounds) - passed, min(bounds)
 
     def _failed(self, revision: Revision, failure: Exception) -> None:
         logger.error("revision %d was not taken over: %s", revision.number, failure)
@@ -291,7 +247,7 @@ class Reconciler:
         """
         self._loading = [f"{model} version {served.version}" for model, served in missing]
         news = asyncio.create_task(self._newer_than(revision)) if heeds_news else None
-        left, bound = self._loading_seconds(revision)
+        left, bound = self._attempts.loading_seconds(revision)
         try:
             return await self._loader.start_within(missing, left, news)
         except TimeoutError:
@@ -318,7 +274,7 @@ class Reconciler:
         """The moment at which requests go elsewhere; no await in here."""
         self._router.table = Table(revision, {model: self._route(revision, model) for model in revision.models})
         self._judge.adopt(revision, lambda model, served: self._running[version_key(model, served)])
-        self._num_failures = 0
+        self._attempts.succeed()
         self.progress = progress
         logger.info("serving revision %d: %s", revision.number, self.status().serving)
 
@@ -396,10 +352,6 @@ def _served(revision: Revision) -> list[tuple[str, ServedVersion]]:
         for model, wanted in revision.models.items()
         for served in [*wanted.versions, *([wanted.previous] if wanted.previous else [])]
     ]
-
-
-def _reached(number: int) -> Progress:
-    return Progress(attempted=number, is_known=True)
 
 
 def _sentence(failure: BaseException) -> str:

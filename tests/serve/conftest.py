@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import pytest
 
+from modelyard.revisions import ServedVersion
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.packages import publish_version, roll_out
@@ -31,6 +32,28 @@ def new_endpoint(
     yield make
     for endpoint in made:
         endpoint.close()
+
+
+@pytest.fixture(scope="module")
+def stable(store: Store) -> ServedVersion:
+    """Version 1, from which a module's rollouts begin."""
+    return publish_version(store, "1")
+
+
+@pytest.fixture(scope="module")
+def endpoint(new_endpoint: Callable[[], Endpoint]) -> Endpoint:
+    """The one endpoint of a module, not started."""
+    return new_endpoint()
+
+
+@pytest.fixture
+def serving(store: Store, endpoint: Endpoint, stable: ServedVersion) -> Endpoint:
+    """It serves version 1, alone, whatever the test before did."""
+    number = roll_out(store, endpoint.name, stable).number
+    if not endpoint.runs:
+        endpoint.start()
+    endpoint.reach(number)
+    return endpoint
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,31 +20,10 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.load import BODY
-from tests.serve.packages import MIXED, publish_version, roll_out
+from tests.serve.packages import MIXED, publish_version
 from tests.serve.processes import TOKEN, Endpoint, free_port, until
 
 INFER = "/v2/models/digits/infer"
-
-
-@pytest.fixture(scope="module")
-def stable(store: Store) -> ServedVersion:
-    return publish_version(store, "1")
-
-
-@pytest.fixture(scope="module")
-def endpoint(new_endpoint: Callable[[], Endpoint]) -> Endpoint:
-    """The one endpoint of this module."""
-    return new_endpoint()
-
-
-@pytest.fixture
-def serving(store: Store, endpoint: Endpoint, stable: ServedVersion) -> Endpoint:
-    """It serves version 1, alone, whatever the test before did."""
-    number = roll_out(store, endpoint.name, stable).number
-    if not endpoint.runs:
-        endpoint.start()
-    endpoint.reach(number)
-    return endpoint
 
 
 def policy(**changes: Any) -> RolloutPolicy:

@@ -24,20 +24,10 @@ WRITES_OF_REVISIONS = re.compile(rb"PUT \S+/revisions/")
 
 
 @pytest.fixture(scope="module")
-def stable(store: Store) -> ServedVersion:
-    return publish_version(store, "1")
-
-
-@pytest.fixture(scope="module")
 def store_front(store: Store) -> Iterator[Front]:
     """Between the endpoint and the store."""
     with front(store._settings.store_port) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module")
-def endpoint(new_endpoint: Callable[[], Endpoint]) -> Endpoint:
-    return new_endpoint()
 
 
 @pytest.fixture

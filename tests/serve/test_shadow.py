@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -17,30 +16,10 @@ from modelyard.serve.trial import Trial
 from modelyard.storage import Store
 from tests.serve.canaries import actions, begin, until_decided
 from tests.serve.load import BODY
-from tests.serve.packages import publish_version, roll_out
+from tests.serve.packages import publish_version
 from tests.serve.processes import Endpoint, until
 
 INFER = "/v2/models/digits/infer"
-
-
-@pytest.fixture(scope="module")
-def stable(store: Store) -> ServedVersion:
-    return publish_version(store, "1")
-
-
-@pytest.fixture(scope="module")
-def endpoint(new_endpoint: Callable[[], Endpoint]) -> Endpoint:
-    return new_endpoint()
-
-
-@pytest.fixture
-def serving(store: Store, endpoint: Endpoint, stable: ServedVersion) -> Endpoint:
-    """It serves version 1, alone, whatever the test before did."""
-    number = roll_out(store, endpoint.name, stable).number
-    if not endpoint.runs:
-        endpoint.start()
-    endpoint.reach(number)
-    return endpoint
 
 
 def policy(**changes: Any) -> RolloutPolicy:
