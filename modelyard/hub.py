@@ -21,7 +21,7 @@ PREFIX = "hub:"
 ADDRESS = re.compile(r"^hub:([\w.-]+/[\w.-]+)@([\w.-]+)$")
 DOWNLOAD_SECONDS = 3600.0
 # How the process ends, besides 0.
-ABSENT, UNREACHABLE = 3, 4
+ABSENT, UNREACHABLE, NO_CLIENT = 3, 4, 5
 
 
 def download(address: str, field: str, hub_url: str | None, folder: Path, patterns: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ def download(address: str, field: str, hub_url: str | None, folder: Path, patter
     Raises:
         ConfigError: no hub is named, or the address is none.
         NotFound: the hub has no such repository or revision, or keeps it from us.
-        HubUnavailable: it does not answer.
+        HubUnavailable: it does not answer, or the download broke.
         MissingExtra: the client is not installed.
     """
     if not hub_url:
@@ -64,8 +64,10 @@ def download(address: str, field: str, hub_url: str | None, folder: Path, patter
         raise NotFound(f"{field}: {hub_url} has no {said[1]} at {said[2]} for us: {words}")
     if done.returncode == UNREACHABLE:
         raise HubUnavailable(f"{address}: {hub_url} does not answer: {words}")
-    if done.returncode:
+    if done.returncode == NO_CLIENT:
         raise MissingExtra("huggingface_hub", "transformers", f"{field} {address}")
+    if done.returncode:
+        raise HubUnavailable(f"{address}: the download from {hub_url} ended with status {done.returncode}: {words}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
     except ImportError:
-        return 5
+        return NO_CLIENT
     try:
         snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
     except (RepositoryNotFoundError, HfHubHTTPError) as failure:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from commands.environment import PROJECT
 from modelyard.catalog import Catalog, Origin
-from modelyard.errors import ConfigError, DataError, HubUnavailable, NotFound
+from modelyard.errors import ConfigError, DataError, HubUnavailable, MissingExtra, NotFound
+from modelyard.hub import download
 from modelyard.pretrained import take_in
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -135,3 +137,21 @@ def test_a_hub_is_asked_where_one_is_named(store: Store, settings: Settings, sou
     gone = Catalog(Store(settings.model_copy(update={"hub_url": f"http://127.0.0.1:{free_port()}"})))
     with pytest.raises(HubUnavailable, match="does not answer"):
         take_in(gone, "hub:owner/name@main", FIELD, Origin())
+
+
+@pytest.mark.parametrize(
+    ("breaks", "kind", "says"),
+    [
+        ("raise RuntimeError('the client is broken')", HubUnavailable, "status 1: .*the client is broken"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", HubUnavailable, "status -9"),
+        ("raise ImportError('no such module')", MissingExtra, r"modelyard\[transformers\]"),
+    ],
+)
+def test_a_download_that_breaks_is_not_taken_for_a_missing_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, breaks: str, kind: type[Exception], says: str
+):
+    """Only a client that cannot be imported is to be installed; anything else is said as it ended."""
+    (tmp_path / "huggingface_hub.py").write_text(breaks)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{PROJECT}")
+    with pytest.raises(kind, match=says):
+        download("hub:owner/name@main", FIELD, "http://127.0.0.1:1", tmp_path / "files", ["*.json"])

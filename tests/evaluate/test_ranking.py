@@ -11,16 +11,6 @@ from modelyard.evaluate.ranking import MAX_RANKED_CLASSES, Ranking
 from modelyard.metrics import softmax
 
 
-@pytest.fixture
-def outputs() -> tuple[np.ndarray, np.ndarray]:
-    """Raw outputs of a classifier of four classes, and the truth."""
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 4, 3000)
-    raw = rng.normal(size=(3000, 4)) * 2
-    raw[np.arange(3000), truth] += 2
-    return raw.astype(np.float32), truth
-
-
 def _counted(raw: np.ndarray, truth: np.ndarray, parts: int = 5) -> Ranking:
     ranking = Ranking(raw.shape[1])
     for part in np.array_split(np.arange(len(truth)), parts):

@@ -9,16 +9,6 @@ from modelyard.evaluate.scores import NUM_BINS, Calibration
 from modelyard.metrics import softmax
 
 
-@pytest.fixture
-def outputs() -> tuple[np.ndarray, np.ndarray]:
-    """Raw outputs of an overconfident classifier of four classes, and the truth."""
-    rng = np.random.default_rng(0)
-    truth = rng.integers(0, 4, 3000)
-    raw = rng.normal(size=(3000, 4)) * 2
-    raw[np.arange(3000), truth] += 2
-    return raw.astype(np.float32), truth
-
-
 def test_calibration_error_is_the_mean_distance(outputs: tuple[np.ndarray, np.ndarray]):
     """Bin by bin, as the paper defines it; batches add up."""
     raw, truth = outputs

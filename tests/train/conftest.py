@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -13,6 +14,7 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import digits_parquet
 from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, TrainConfig
+from tests.textbench import network_folder, text_config, text_dataset
 from tests.train.ranks import Ranks, ranks
 
 
@@ -32,6 +34,18 @@ def make_dataset(catalog: Catalog) -> ArtifactRef:
         catalog.store.put(f"{folder}/{name}", body)
     source = snapshot(catalog, f"{folder}/*.parquet", Origin())
     return preprocess(catalog, source.ref, PreprocessConfig(target="label"), Origin()).ref
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny network of `transformers`."""
+    return network_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def texts(catalog: Catalog, source: Path) -> ArtifactRef:
+    """Classified texts, read by its tokenizer."""
+    return text_dataset(catalog, text_config(f"file://{source}"))
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from modelyard.train import InitConfig, LoraConfig, OptimizerConfig, RankEvent, 
 from modelyard.train.adapters import merge_, prepare_
 from modelyard.train.assembly import RankSpec
 from modelyard.train.publish import publish
-from tests.textbench import BERT, network_folder, text_config, text_dataset
+from tests.textbench import BERT
 from tests.train.ranks import Ranks
 from tests.train.test_resume import assert_same
 from tests.train.test_starting import assembled
@@ -30,16 +30,6 @@ from tests.train.test_texts import _spec
 
 LORA = InitConfig(lora=LoraConfig(rank=2, alpha=8, targets=["query", "value"]))
 QUERY = "bert.encoder.layer.1.attention.self.query.weight"
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return network_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(catalog: Catalog, source: Path) -> ArtifactRef:
-    return text_dataset(catalog, text_config(f"file://{source}"))
 
 
 def config_of(source: Path, init: InitConfig, **changes: Any) -> TrainConfig:

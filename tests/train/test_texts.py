@@ -32,16 +32,6 @@ from tests.train.test_resume import assert_same
 from tests.train.test_starting import assembled
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return network_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def texts(catalog: Catalog, source: Path) -> ArtifactRef:
-    return text_dataset(catalog, text_config(f"file://{source}"))
-
-
 def settings_of(source: Path | None = None, **changes: Any) -> TrainConfig:
     network = HuggingFaceConfig(kind="huggingface", source=f"file://{source}" if source else "", config=changes)
     return TrainConfig(
