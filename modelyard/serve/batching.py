@@ -7,6 +7,7 @@ requests gather, so that a slow model gets larger batches and a fast one short w
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
@@ -17,6 +18,10 @@ from modelyard.errors import EndpointUnavailable
 from modelyard.serve.limits import Limits
 from modelyard.serve.wire import Tensor
 from modelyard.transform import joined
+
+logger = logging.getLogger(__name__)
+
+UNHEARD = "an answer did not reach who waited for it; the others of its batch are not concerned"
 
 Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
 
@@ -111,13 +116,19 @@ class Batcher:
         except Exception as failure:  # noqa: BLE001 (whatever it is, those who wait shall hear it)
             self._settled(len(batch))
             for _, waiting in batch:
-                waiting.failed(failure)
+                try:
+                    waiting.failed(failure)
+                except Exception:
+                    logger.exception(UNHEARD)
             return
         self._settled(len(batch))
         begin = 0
         for rows, waiting in batch:
             end = begin + len(rows)
-            waiting.answered(answers, begin, end)
+            try:
+                waiting.answered(answers, begin, end)
+            except Exception:
+                logger.exception(UNHEARD)
             begin = end
 
     def _settled(self, count: int) -> None:

@@ -49,7 +49,7 @@ class Judge:
         self._replays: dict[str, Replay] = {}
         self._replayed_seconds: dict[str, float] = {}
         self._writes: dict[str, asyncio.Task[None]] = {}
-        self._asked_others_at = 0.0
+        self._asking_others: asyncio.Task[None] | None = None
 
     # -- what the reconciler tells ---------------------------------------------------------------------
 
@@ -100,12 +100,13 @@ class Judge:
         try:
             while True:
                 await asyncio.sleep(TICK_SECONDS)
-                if self._router.trials:
-                    await self._ask_others()
+                if self._router.trials and (self._asking_others is None or self._asking_others.done()):
+                    # Beside the loop: a store that answers late must hold up no decision.
+                    self._asking_others = asyncio.create_task(self._ask_others())
                 for trial in list(self._router.trials.values()):
                     self._consider(trial)
         finally:
-            for task in self._writes.values():
+            for task in [*self._writes.values(), *([self._asking_others] if self._asking_others else [])]:
                 task.cancel()
 
     def _look_at_once(self, trial: Trial) -> None:
@@ -215,19 +216,17 @@ class Judge:
     # -- other replicas, and the ledger ----------------------------------------------------------------
 
     async def _ask_others(self) -> None:
-        """What other replicas have counted, so that a gate reads the sum."""
-        if time.monotonic() - self._asked_others_at < OTHERS_SECONDS:
-            return
+        """What other replicas have counted, so that a gate reads the sum; then a pause."""
         try:
             said = await in_thread(replica_statuses, self._store, self._endpoint)
         except (ModelyardError, ValueError) as failure:  # ValueError: a document that is none
             logger.warning("what other replicas counted cannot be read: %s", failure)
             said = []
-        self._asked_others_at = time.monotonic()
         for trial in self._router.trials.values():
             others = [status.counts.get(trial.rollout.id) for status in said if status.replica != self._replica]
             if said:
                 trial.others = [counts for counts in others if counts and counts.weight == trial.weight]
+        await asyncio.sleep(OTHERS_SECONDS)
 
     def _write(self, rollout_id: str, change: Change, decision: Decision) -> None:
         task = asyncio.create_task(self._write_until_done(change, decision))

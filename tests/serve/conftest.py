@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,6 +13,23 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.packages import publish_version, roll_out
 from tests.serve.processes import Endpoint
+
+LOG_LINES = 60  # of an endpoint, shown with a test that failed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that failed shows what its endpoints said: they are processes of their own."""
+    report = yield
+    if report.failed:
+        endpoints = [value for value in getattr(item, "funcargs", {}).values() if isinstance(value, Endpoint)]
+        for endpoint in endpoints:
+            if endpoint.log.exists():
+                lines = endpoint.log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+                report.sections.append((f"log of {endpoint.name}", "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="module")
