@@ -133,13 +133,13 @@ def _recorded(
             except RolledBack as refusal:
                 page.conclude("was rolled back", refusal.reasons)
                 raise
+            except ApprovalNeeded as wait:  # as it should be, so neither this run nor MLflow's is a failed one
+                return Completed(name="AwaitsApproval", message=str(wait), data=wait)
             if release.changed:
                 page.conclude(f"version {release.version} serves", [])
             result = _result(stage, record, release)
     except RolledBack as refusal:
         return Failed(name="RolledBack", message=str(refusal), data=refusal)
-    except ApprovalNeeded as wait:
-        return Failed(name="AwaitsApproval", message=str(wait), data=wait)
     return Completed(data=result, message=result.headline)
 
 
