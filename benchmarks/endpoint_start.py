@@ -46,6 +46,9 @@ def start(home: Path, server: Server) -> Sample:
     nowhere = {"S3_ENDPOINT_URL": "http://127.0.0.1:9", "S3_ACCESS_KEY": "none", "S3_SECRET_KEY": "none"}
     given = {"HOME": str(home), "ENDPOINT_PORT": str(port), **nowhere}
     environment = os.environ | {f"MODELYARD_{name}": value for name, value in given.items()}
+    # An installed package keeps its byte code; so does this one, from the warm-up on, wherever it is not to be written.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(home / "bytecode")
     address = httpx.URL(server.url).copy_with(port=port)
     began = time.perf_counter()
     with (home / "log").open("ab") as log:

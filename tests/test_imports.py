@@ -9,15 +9,16 @@ import pytest
 
 HEAVY = {"torch", "onnx", "onnxruntime", "matplotlib", "mlflow", "prefect", "sklearn"}
 CONTROL_PLANE = {"boto3", "botocore", "s3fs"}
+UNSERVED = {"pandas", "pyarrow", "model_signing"}
 
 
 @pytest.mark.parametrize(
     ("module", "avoided"),
     [
         ("modelyard.presets", HEAVY | CONTROL_PLANE),
-        ("modelyard.serve.router", HEAVY | CONTROL_PLANE | {"pandas"}),
-        ("modelyard.serve.program", HEAVY | CONTROL_PLANE | {"pandas"}),
-        ("modelyard.serve.worker", HEAVY - {"onnxruntime"} | CONTROL_PLANE | {"pandas", "obstore"}),
+        ("modelyard.serve.router", HEAVY | CONTROL_PLANE | UNSERVED),
+        ("modelyard.serve.program", HEAVY | CONTROL_PLANE | UNSERVED),
+        ("modelyard.serve.worker", HEAVY - {"onnxruntime"} | CONTROL_PLANE | UNSERVED | {"obstore"}),
     ],
 )
 def test_an_import_stays_light(module: str, avoided: set[str]):

@@ -2,24 +2,105 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn, Protocol
+
+# One thread a process; whoever embeds pydantic plugins (https://docs.pydantic.dev) has them elsewhere: looking for them
+# costs each process the packages' metadata, 15 ms.
+LEAN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
 
 
-@dataclass(frozen=True)
-class StartedProcess:
+class ChildProcess(Protocol):
+    """What is asked of a process, forked or not. ``poll`` gives its status once it has ended, negative for a signal."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def poll(self) -> int | None: ...
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int: ...
+
+
+class StartedProcess(NamedTuple):
     """A process that waits to be told something, and our end of its socket."""
 
-    process: subprocess.Popen[bytes]
+    process: ChildProcess
     connection: socket.socket
 
 
 def start_worker() -> StartedProcess:
     """Call it on the thread that lives as long as the process: the kernel's parent-death signal follows the thread."""
     return _start("modelyard.serve.worker", "--router-pid", str(os.getpid()))
+
+
+def fork_worker() -> StartedProcess:
+    """A worker that shares with this process what both need and have loaded by now: its memory, and the time.
+
+    Only before there is a second thread, which a fork would not copy; and on the thread of which `start_worker` tells.
+    """
+    from modelyard.serve import worker
+
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    router_pid = os.getpid()
+    gc.freeze()  # what lies here already is not touched again by looking for garbage, so it stays shared
+    pid = os.fork()
+    if pid == 0:
+        _become(lambda: worker.run(theirs, router_pid), theirs.fileno())
+    theirs.close()
+    return StartedProcess(ForkedProcess(pid), ours)
+
+
+class ForkedProcess:
+    """A child of `os.fork`, with the names of `subprocess.Popen`."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        status = self._reap(0)
+        assert status is not None
+        return status
+
+    def kill(self) -> None:
+        if self.poll() is None:  # else its number may be another's
+            os.kill(self.pid, signal.SIGKILL)
+
+    def _reap(self, flags: int) -> int | None:
+        if self._status is None:
+            ended, status = os.waitpid(self.pid, flags)
+            self._status = os.waitstatus_to_exitcode(status) if ended else None
+        return self._status
+
+
+def _become(run: Callable[[], None], kept: int) -> NoReturn:
+    """In a forked child: do that and nothing else, holding no file of the parent's but its output and ``kept``."""
+    status = 1
+    try:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.closerange(3, kept)
+        os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+        gc.enable()
+        run()
+        status = 0
+    except BaseException:  # noqa: BLE001 (it must not return into what the parent was doing)
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
 
 
 def start_recorder() -> StartedProcess:
@@ -34,7 +115,7 @@ def _start(module: str, *arguments: str) -> StartedProcess:
             [sys.executable, "-m", module, "--socket-fd", str(theirs.fileno()), *arguments],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | LEAN,
         )
     return StartedProcess(process, ours)
 

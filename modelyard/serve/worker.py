@@ -2,7 +2,7 @@
 
     python -m modelyard.serve.worker --socket-fd 5 --router-pid 1234
 
-Started by the router, never by hand: it inherits one end of a socket pair, loads and warms the package that LOAD
+Started or forked by the router, never by hand: it inherits one end of a socket pair, loads and warms the package that LOAD
 names, says READY and answers frames one after the other. It ends when the router does: the socket closes, and the kernel
 sends SIGKILL should it be busy then.
 """
@@ -29,7 +29,8 @@ from modelyard.transform import TextTransform
 
 WARM_BATCHES = (1, 32)
 WARM_TOKENS = 32  # of a text
-_PR_SET_PDEATHSIG = 1
+NAME = b"modelyard-work"  # in `top` and /proc/<pid>/comm, which have room for 15 characters
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,8 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--socket-fd", type=int, required=True)
     parser.add_argument("--router-pid", type=int, required=True)
     options = parser.parse_args(arguments)
-    _end_with(options.router_pid)
-    with socket.socket(fileno=options.socket_fd) as connection:
+    run(socket.socket(fileno=options.socket_fd), options.router_pid)
+
+
+def run(connection: socket.socket, router_pid: int) -> None:
+    """Be the worker of that router until it leaves."""
+    _end_with(router_pid)
+    with connection:
         serve(connection)
 
 
@@ -141,7 +147,9 @@ def _end_with(router_pid: int) -> None:
     """Leave when the router does, and only then: it stops its workers after they have drained."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    libc.prctl(_PR_SET_NAME, NAME)
     if os.getppid() != router_pid:
         raise SystemExit(0)  # it died before the kernel was told
 

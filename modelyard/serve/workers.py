@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
@@ -20,7 +19,7 @@ import orjson
 from modelyard.errors import DataError, EndpointUnavailable
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
-from modelyard.serve.starting import StartedProcess, start_worker
+from modelyard.serve.starting import ChildProcess, StartedProcess, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
 from modelyard.transform import RowTransform, TextTransform, read_row_transform
 
@@ -129,7 +128,7 @@ class SubprocessPool:
 class SubprocessWorker(asyncio.Protocol):
     """The router's end of one worker process."""
 
-    def __init__(self, process: subprocess.Popen[bytes], hang_seconds: float) -> None:
+    def __init__(self, process: ChildProcess, hang_seconds: float) -> None:
         self.lost = asyncio.Event()
         self.on_respawn: Callable[[], None] | None = None
         self.info = WorkerInfo(columns=[], outputs=[])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from modelyard.serve.worker import NAME
 from modelyard.storage import Store
 from tests.serve.load import under_load
 from tests.serve.packages import publish_version, roll_out
@@ -20,9 +21,7 @@ def workers(endpoint: Endpoint) -> set[int]:
     """The loaded workers of the router that accepts now."""
     router = psutil.Process(endpoint.status()["router_pid"])
     living = [child for child in router.children() if lives(child.pid)]
-    return {
-        child.pid for child in living if b"modelyard.serve.worker" in Path(f"/proc/{child.pid}/cmdline").read_bytes()
-    }
+    return {child.pid for child in living if Path(f"/proc/{child.pid}/comm").read_bytes().strip() == NAME}
 
 
 async def test_one_of_two_workers_may_die(store: Store, new_endpoint: Callable[..., Endpoint]):

@@ -46,3 +46,15 @@ def test_router_and_worker_are_small(processes: dict[str, int]):
     """Together with their parent they hold less than 110 MB, shared pages counted by their share."""
     sizes = {name: Process(pid).memory_full_info().pss for name, pid in processes.items()}
     assert sum(sizes.values()) < MAX_PSS_BYTES, sizes
+
+
+def test_the_forked_worker_has_nothing_of_the_router(processes: dict[str, int]):
+    """Of all that was open when it was forked it holds its output and one socket: neither the listener, nor the line to the
+    parent, nor the verifier's. It shares pages with the router, though."""
+    links = {link.name: link.readlink() for link in Path(f"/proc/{processes['worker']}/fd").iterdir()}
+    sockets = [number for number, target in links.items() if str(target).startswith("socket:")]
+    assert len([number for number in sockets if int(number) > 2]) == 1
+    assert str(links["0"]) == "/dev/null"
+    assert not [target for number, target in links.items() if int(number) > 2 and str(target).startswith("pipe:")]
+    maps = {name: Process(pid).memory_full_info() for name, pid in processes.items()}
+    assert maps["worker"].pss - maps["worker"].uss > 5e6, maps
