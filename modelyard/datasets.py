@@ -23,7 +23,8 @@ from pyarrow import parquet
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.errors import DataError
-from modelyard.task_kinds import Target, refuse_language_models, task_kind
+from modelyard.targets import encoded_targets, joined_targets
+from modelyard.task_kinds import Target, refuse_language_models
 from modelyard.transform import joined, read_row_transform
 
 Split = Literal["train", "validation", "test"]
@@ -43,7 +44,8 @@ class Dataset:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.target = Target.model_validate_json((folder / TARGET_FILE).read_bytes())
-        refuse_language_models("what reads rows of a table", self.target)
+        if self.target.task == "language_modelling":  # masked ones read texts as other networks do
+            refuse_language_models("what reads rows of a table", self.target)
         self.transform = read_row_transform((folder / TRANSFORM_FILE).read_bytes())
 
     @classmethod
@@ -76,13 +78,12 @@ class Dataset:
     def batches(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Feature rows (n, number of columns) float64, or of tokens (n, t) int64, ready for the transform's `apply`; and
         encoded targets (n,)."""
-        kind = task_kind(self.target.task)
         for frame in self.frames(split, batch_rows):
             rows = self.transform.rows(frame)
-            yield rows, kind.encode(self.target, frame[self.target.column])
+            yield rows, encoded_targets(self.transform, self.target, frame)
 
     def load(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """A whole split in memory: network input (n, width) float32, or tokens (n, t) int64, and encoded targets (n,).
+        """A whole split in memory: network input (n, width) float32, or tokens (n, t) int64, and encoded targets.
 
         Raises:
             DataError: the split is empty.
@@ -91,7 +92,7 @@ class Dataset:
         if not parts:
             raise DataError(f"the {split} split is empty")
         features, targets = zip(*parts, strict=True)
-        return joined(features), np.concatenate(targets)
+        return joined(features), joined_targets(targets)
 
 
 def _frames(shards: Sequence[Path], batch_rows: int) -> Iterator[pd.DataFrame]:

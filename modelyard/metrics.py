@@ -140,6 +140,28 @@ class LanguageMetrics:
         }
 
 
+class MaskedMetrics:
+    """How well hidden tokens of a text are foretold. The state is their negative log-likelihood in nats, and how many they
+    are."""
+
+    def __init__(self) -> None:
+        self.state = np.zeros(2)
+
+    def update(self, outputs: np.ndarray, targets: np.ndarray) -> None:
+        """Count a batch: raw scores (n, t, vocabulary), or their negative log-likelihoods (n, t); targets (n, t), below 0
+        where nothing was hidden."""
+        hidden = targets >= 0
+        truth = targets[hidden]
+        lost = outputs[hidden] if outputs.ndim == targets.ndim else negative_log_likelihood(outputs[hidden], truth)
+        self.state += [lost.sum(dtype=np.float64), len(truth)]
+
+    def compute(self) -> dict[str, float]:
+        """``loss``: cross-entropy in nats a hidden token; ``perplexity``: its exponential."""
+        lost, tokens = self.state.tolist()
+        loss = lost / max(tokens, 1.0)
+        return {"perplexity": math.exp(min(loss, LARGEST_EXPONENT)), "loss": loss}
+
+
 def softmax(outputs: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis, from raw outputs."""
     shifted = np.exp(outputs - outputs.max(axis=-1, keepdims=True))

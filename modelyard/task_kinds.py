@@ -13,26 +13,44 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.metrics import ClassificationMetrics, LanguageMetrics, Metric, RegressionMetrics, softmax
+from modelyard.metrics import (
+    ClassificationMetrics,
+    LanguageMetrics,
+    MaskedMetrics,
+    Metric,
+    RegressionMetrics,
+    softmax,
+)
+from modelyard.span_metrics import SpanMetrics
+from modelyard.token_labels import NO_TAG, labels_of, tags_for
 
 if TYPE_CHECKING:
     import pandas as pd  # only where frames are; the endpoint decodes without it
 
-TaskName = Literal["classification", "regression", "language_modelling", "embedding"]
+TaskName = Literal[
+    "classification",
+    "regression",
+    "language_modelling",
+    "embedding",
+    "token_classification",
+    "masked_language_modelling",
+]
 TAKEN_AS_IT_IS = "a network for embedding is taken as it comes: set train.stop.max_steps to 0"
-NO_TOKEN = -100  # as a target: nothing is to be foretold here; torch's cross-entropy leaves it out
+NO_TOKEN = NO_TAG  # as a target: nothing is to be foretold here; torch's cross-entropy leaves it out
+LANGUAGE_TASKS = ("language_modelling", "masked_language_modelling")  # neither compressed nor served
 
 
 class Target(Frozen):
     """The fitted target schema.
 
     Attributes:
-        classes: for classification, in the order of the network's outputs.
+        classes: for classification, in the order of the network's outputs; for token classification the tags.
         mean, scale: for regression: the network predicts (value - mean) / scale, so that a rate that suits one data
             set suits another whatever its units.
         token_bytes: for language modelling: bytes of text that each token of the vocabulary stands for.
         similarity: for embedding: the column that says how alike the two texts of a row are; empty: they belong together.
-        width: for embedding: numbers of a vector, as the model makes them; 0 in a data set.
+        width: for embedding: numbers of a vector, as the model makes them; 0 in a data set. For masked language modelling: how
+            many tokens there are.
     """
 
     task: TaskName = "classification"
@@ -187,11 +205,65 @@ class Embedding:
         return {"embedding": outputs}
 
 
+class TokenClassification:
+    """A label for each token of a text, and so for spans of it. Outputs are (n, t, tags); the target column holds spans,
+    which become tags where the text is at hand (`modelyard.targets`)."""
+
+    loss = "token_tags"
+    headline = "span_f1"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        if not values:
+            raise DataError(f"target column {column!r} has no span in any training row: nothing to learn")
+        return Target(task="token_classification", column=column, classes=[*tags_for(sorted(map(str, values)))])
+
+    def output_width(self, target: Target) -> int:
+        return len(target.classes)
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "spans become tags beside their texts (modelyard.targets)")
+
+    def metric(self, target: Target) -> SpanMetrics:
+        return SpanMetrics(len(labels_of(target.classes)))
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """The number of each token's likeliest tag, and its probability, (n, t) each."""
+        probabilities = softmax(outputs.astype(np.float64))
+        return {"tag": probabilities.argmax(axis=-1), "probability": probabilities.max(axis=-1)}
+
+
+class MaskedLanguageModelling:
+    """Tokens of a text that are hidden, from those around them (Devlin et al. 2018, arXiv 1810.04805). Outputs are
+    (n, t, vocabulary)."""
+
+    loss = "masked_token"
+    headline = "perplexity"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "the vocabulary of a language model comes from its tokenizer")
+
+    def output_width(self, target: Target) -> int:
+        return target.width
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "which tokens are hidden is drawn as texts are read (modelyard.masking)")
+
+    def metric(self, target: Target) -> MaskedMetrics:  # noqa: ARG002
+        return MaskedMetrics()
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """The likeliest token in each place, and its probability, (n, t) each."""
+        probabilities = softmax(outputs.astype(np.float64))
+        return {"token": probabilities.argmax(axis=-1), "probability": probabilities.max(axis=-1)}
+
+
 TASK_KINDS: dict[str, TaskKind] = {
     "classification": Classification(),
     "regression": Regression(),
     "language_modelling": LanguageModelling(),
     "embedding": Embedding(),
+    "token_classification": TokenClassification(),
+    "masked_language_modelling": MaskedLanguageModelling(),
 }
 
 
@@ -199,9 +271,9 @@ def refuse_language_models(stage: str, target: Target) -> None:
     """What a stage says that takes rows of numbers alone.
 
     Raises:
-        ConfigError: the target is a text's next token.
+        ConfigError: the target is a text's next token, or one that is hidden.
     """
-    if target.task == "language_modelling":
+    if target.task in LANGUAGE_TASKS:
         raise ConfigError(
             "preprocess.task",
             f"{stage} does not take language models yet; a trained one is a folder that transformers loads, with its"

@@ -11,7 +11,8 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TRANSFORM_FILE, Dataset, Split
 from modelyard.errors import DataError
-from modelyard.task_kinds import Target, task_kind
+from modelyard.targets import encoded_targets, joined_targets
+from modelyard.task_kinds import Target
 from modelyard.transform import RowTransform, joined, read_row_transform
 
 # What techniques may ask for, at most.
@@ -45,20 +46,19 @@ class Rows:
             yield self._transform.apply_frame(frame)
 
     def all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """A whole split: network input (n, width) float32, or tokens (n, t) int64, and encoded targets (n,).
+        """A whole split: network input (n, width) float32, or tokens (n, t) int64, and encoded targets.
 
         Raises:
             DataError: the split is empty.
         """
-        kind, target = task_kind(self.target.task), self.target
         parts = [
-            (self._transform.apply_frame(frame), kind.encode(target, frame[target.column]))
+            (self._transform.apply_frame(frame), encoded_targets(self._transform, self.target, frame))
             for frame in self._dataset.frames(split)
         ]
         if not parts:
             raise DataError(f"the {split} split is empty: nothing to judge candidates by")
         features, targets = zip(*parts, strict=True)
-        return joined(features), np.concatenate(targets)
+        return joined(features), joined_targets(targets)
 
     def some(self, split: Split, num_rows: int) -> np.ndarray:
         """At most that many rows (n, width) of a split, spread evenly: it may be sorted.

@@ -66,7 +66,7 @@ def assemble(
     elif text is not None:
         _check_labels(plan, statistics)
         attempt.add_json(TRANSFORM_FILE, text.model_dump(mode="json"))
-        target = _target(config, plan, statistics).model_copy(update={"similarity": config.similarity})
+        target = _target_of_texts(config, plan, statistics, text)
         attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
         more = {}
     else:
@@ -137,6 +137,12 @@ def _target(config: PreprocessConfig, plan: Plan, statistics: Statistics) -> Tar
     found = statistics.train.target
     scale = (float(found.mean[0]), float(found.deviation[0])) if found else (0.0, 1.0)
     return task_kind(config.task).fit_target(plan.target.name, set(statistics.labels["train"]), *scale)
+
+
+def _target_of_texts(config: PreprocessConfig, plan: Plan, statistics: Statistics, text: TextTransform) -> Target:
+    if config.task == "masked_language_modelling":
+        return Target(task=config.task, column=plan.target.name, width=text.vocabulary)
+    return _target(config, plan, statistics).model_copy(update={"similarity": config.similarity})
 
 
 def _check_splits(config: PreprocessConfig, statistics: Statistics) -> None:

@@ -11,7 +11,8 @@ from pydantic import Field, model_validator
 from modelyard.artifacts import Frozen
 from modelyard.preprocess.formats import ReadConfig
 from modelyard.preprocess.labels import LabelConfig
-from modelyard.task_kinds import TaskName
+from modelyard.task_kinds import LANGUAGE_TASKS, TaskName
+from modelyard.token_labels import Subwords
 from modelyard.transform import SelectConfig, TransformConfig
 
 EVERY = "*"
@@ -162,6 +163,21 @@ class NearConfig(Frozen):
     action: Literal["drop", "check"] = "drop"
 
 
+class SpanConfig(Frozen):
+    """How the target of token classification is written, and which tokens carry its tags.
+
+    Attributes:
+        form: ``spans``: each row has a text, and a list of objects with ``start``, ``end`` (characters from 0; the end is the
+            first one behind) and ``label``; ``tags``: each row has a list of words, and a list of as many BIO tags. Lists
+            are lists in Parquet, Arrow and JSON Lines, and JSON in CSV.
+        subwords: ``first``: of a word that the tokenizer cuts up its first token carries the tag, and the others are not
+            looked at; ``every``: all of them, so that a span may end inside a word.
+    """
+
+    form: Literal["spans", "tags"] = "spans"
+    subwords: Subwords = "first"
+
+
 class PreprocessConfig(Frozen):
     """How rows become a data set.
 
@@ -172,8 +188,8 @@ class PreprocessConfig(Frozen):
 
     target: str = Field(
         min_length=1,
-        description="column to predict; for language_modelling the texts; for embedding the"
-        " text that belongs to the feature's",
+        description="column to predict; for language_modelling and masked_language_modelling the texts; for embedding"
+        " the text that belongs to the feature's; for token_classification the spans",
     )
     task: TaskName = "classification"
     similarity: str = Field(
@@ -214,6 +230,7 @@ class PreprocessConfig(Frozen):
         " file's raw rows to one with the same index; rows it leaves out are refused rows, columns may come and go",
     )
     label: LabelConfig = LabelConfig()
+    spans: SpanConfig = SpanConfig()
     transform: TransformConfig = TransformConfig()
 
     @model_validator(mode="after")
@@ -240,10 +257,10 @@ class PreprocessConfig(Frozen):
 
     @model_validator(mode="after")
     def _language_has_only_text(self) -> PreprocessConfig:
-        if self.task != "language_modelling":
+        if self.task not in LANGUAGE_TASKS:
             return self
         if self.features != EVERY or self.target_values is not None:
-            raise ValueError("language_modelling learns from the text in `target` alone: no features, no target_values")
+            raise ValueError(f"{self.task} learns from the text in `target` alone: no features, no target_values")
         if self.label.suspects:
             raise ValueError("label.suspects looks at classes; a text has none")
         if self.split.method == "stratified":
@@ -265,7 +282,29 @@ class PreprocessConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _spans_are_in_a_text(self) -> PreprocessConfig:
+        if self.task != "token_classification":
+            if self.spans != SpanConfig():
+                raise ValueError("spans belongs to task token_classification")
+            return self
+        if self.text_column is None:
+            raise ValueError(
+                "token_classification reads a column of type text: name it in features, and its type under `columns`"
+            )
+        if self.label != LabelConfig() or self.split.method == "stratified" or self.target_values is not None:
+            raise ValueError(
+                "label, target_values and split.method stratified look at one label a row, and here a row has any number"
+                f" of spans; columns.{self.target}.values lists the labels that may occur"
+            )
+        rule = self.columns.get(self.target, ColumnConfig())
+        if rule.text or rule.type or rule.range or rule.unique:
+            raise ValueError(f"columns.{self.target}: of spans, only values and nulls can be said")
+        return self
+
+    @model_validator(mode="after")
     def _text_stands_alone(self) -> PreprocessConfig:
+        if self.task == "masked_language_modelling":
+            return self._masked_texts_have_a_tokenizer()
         texts = [name for name, rule in self.columns.items() if rule.type == "text"]
         if not texts:
             if self.transform.text.source:
@@ -281,6 +320,15 @@ class PreprocessConfig(Frozen):
             )
         if self.label.suspects or self.transform.components is not None or self.transform.select != SelectConfig():
             raise ValueError("label.suspects, components and select look at numbers; a text has none")
+        return self
+
+    def _masked_texts_have_a_tokenizer(self) -> PreprocessConfig:
+        if not self.transform.text.source:
+            raise ValueError(
+                "masked_language_modelling needs transform.text.source: the folder with a network's tokenizer"
+            )
+        if any(rule.type == "text" and name != self.target for name, rule in self.columns.items()):
+            raise ValueError("masked_language_modelling reads the texts in `target`, and no other column of type text")
         return self
 
     @model_validator(mode="after")
@@ -311,7 +359,7 @@ class PreprocessConfig(Frozen):
     def _near_texts_are_the_target(cls, said: Any) -> Any:
         """Where nothing is said: those that a language model learns."""
         near = said.get("near_duplicates") if isinstance(said, dict) else None
-        if isinstance(near, dict) and not near.get("column") and said.get("task") == "language_modelling":
+        if isinstance(near, dict) and not near.get("column") and said.get("task") in LANGUAGE_TASKS:
             return {**said, "near_duplicates": {**near, "column": said.get("target", "")}}
         return said
 
@@ -333,7 +381,9 @@ class PreprocessConfig(Frozen):
 
     @property
     def text_column(self) -> str | None:
-        """The feature that becomes tokens, where there is one."""
+        """The column that becomes tokens of a network that others trained, where there is one."""
+        if self.task == "masked_language_modelling":
+            return self.target
         return next((name for name, rule in self.columns.items() if rule.type == "text"), None)
 
     @property

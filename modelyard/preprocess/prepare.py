@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from modelyard.artifacts import Frozen
+from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
-from modelyard.datasets import SPLITS
+from modelyard.datasets import SPLITS, TRANSFORM_FILE
 from modelyard.preprocess.clean import clean, rejection
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import LedgerWriter, RecentRows
@@ -41,8 +41,10 @@ from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Plan, check_columns, check_file, make_plan
 from modelyard.preprocess.snapshot import Source
 from modelyard.preprocess.sources import batches, columns_of, fetched
+from modelyard.preprocess.spans import aligned, written
 from modelyard.preprocess.splits import assigner
 from modelyard.preprocess.steps import apply_step
+from modelyard.transform import TextTransform
 
 PLAN_FILE = "plan.json"
 # What these say is about the whole data set or about who works, and changes nothing in a partition.
@@ -55,6 +57,7 @@ class Preparation(Frozen):
     Attributes:
         plan: None for the partition whose first rows decide it.
         key_fingerprint: of the key that columns are hashed with.
+        reader: where spans of a text are checked by its tokens: the artifact that holds the text's transform.
     """
 
     folder: str
@@ -63,6 +66,7 @@ class Preparation(Frozen):
     plan: Plan | None
     code_version: str
     key_fingerprint: str | None
+    reader: ArtifactRef | None = None
 
     @property
     def images(self) -> set[str]:
@@ -84,7 +88,7 @@ class Preparation(Frozen):
         return Work(
             kind="partition",
             config={"step": "prepare", "preprocess": said},
-            inputs={},
+            inputs={"reader": self.reader} if self.reader else {},
             code_version=self.code_version,
             occasion={"files": files, "plan": plan, "key": self.key_fingerprint},
         )
@@ -96,17 +100,23 @@ def prepare(catalog: Catalog, preparation: Preparation, protector: Protector, or
     Raises:
         DataError: a file cannot be read, or does not fit the plan.
     """
-    return catalog.produce(preparation.work, partial(_build, preparation, protector), origin)
+    reader = read_text_transform(catalog, preparation.reader) if preparation.reader else None
+    return catalog.produce(preparation.work, partial(_build, preparation, protector, reader), origin)
 
 
-def _build(preparation: Preparation, protector: Protector, attempt: Attempt) -> None:
-    with closing(_Intake(attempt, preparation, protector)) as intake:
+def _build(preparation: Preparation, protector: Protector, reader: TextTransform | None, attempt: Attempt) -> None:
+    with closing(_Intake(attempt, preparation, protector, reader)) as intake:
         for run in _runs(preparation):
             if run[0][1].name in preparation.images:
                 intake.take_images(run)
             else:
                 intake.take(*run[0])
         intake.finish()
+
+
+def read_text_transform(catalog: Catalog, ref: ArtifactRef) -> TextTransform:
+    """The reader of texts that `modelyard.preprocess.texts.kept` keeps."""
+    return TextTransform.model_validate_json(catalog.read(ref, TRANSFORM_FILE))
 
 
 def _runs(preparation: Preparation) -> list[list[tuple[int, Source]]]:
@@ -123,8 +133,11 @@ def _runs(preparation: Preparation) -> list[list[tuple[int, Source]]]:
 class _Intake:
     """Takes in the files of a partition, in order of arrival."""
 
-    def __init__(self, attempt: Attempt, preparation: Preparation, protector: Protector) -> None:
+    def __init__(
+        self, attempt: Attempt, preparation: Preparation, protector: Protector, reader: TextTransform | None
+    ) -> None:
         self._attempt, self._config, self._protector = attempt, preparation.config, protector
+        self._reader = reader
         self._folder, self._plan = preparation.folder, preparation.plan
         self._companions = preparation.partition.companions
         self._names = [source.name for source in preparation.partition.sources]
@@ -241,12 +254,18 @@ class _Intake:
             places = places[stays]
         if rows.height:
             rows = labelled(rows, config.target, config.label, file, self._votes)
+        if self._reader and rows.height:
+            rows, stays, gone = written(rows, config, file)
+            self._torn.append(self._placed(gone, places))
+            places = places[stays]
         return rows, places
 
     def _keep(self, rows: pl.DataFrame, plan: Plan, places: np.ndarray, file: str) -> None:
         """Args: places: (n, 2), the number of each row's file and its number there."""
         files = self._opened(plan)
         cleaned = clean(rows, plan, file, np.arange(rows.height))
+        if self._reader:
+            cleaned = aligned(cleaned, rows, self._config, self._reader, file)
         files.refuse(self._placed(cleaned.rejected, places))
         files.statistics.before.add(cleaned.parsed)
         if cleaned.rows.height:

@@ -16,6 +16,7 @@ from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
 from modelyard.preprocess.values import integers, numbers, texts
+from modelyard.task_kinds import LANGUAGE_TASKS
 
 Role = Literal["feature", "target", "key"]
 NO_RULE = ColumnConfig()
@@ -25,7 +26,8 @@ class Column(Frozen):
     """One column of the data set.
 
     Attributes:
-        kind: what its values are; ``text`` also for keys and text labels, ``prose`` for a target that is a text.
+        kind: what its values are; ``text`` also for keys and text labels, ``prose`` for a target that is a text, ``spans``
+            for one that is parts of a text.
         low, high: allowed numbers, or dates as microseconds since 1970; both ends included.
         allowed: values that may occur, as text; None allows any.
         nulls: what becomes of a row without a value.
@@ -35,7 +37,7 @@ class Column(Frozen):
 
     name: str
     role: Role
-    kind: Kind | Literal["text", "prose"]
+    kind: Kind | Literal["text", "prose", "spans"]
     low: float = -np.inf
     high: float = np.inf
     allowed: tuple[str, ...] | None = None
@@ -105,7 +107,7 @@ def make_plan(config: PreprocessConfig, name: str, first: pl.DataFrame) -> Plan:
                     f"{name}: column {column!r} is missing; the file, steps and label give {_some(first.columns)}"
                 )
     features = _all_features(config, first) if config.features == EVERY else list(config.features)
-    if config.task == "language_modelling":
+    if config.task in LANGUAGE_TASKS:
         features = []
     elif not features:
         raise DataError(f"{name}: no numeric column besides the target; name the feature columns")
@@ -211,11 +213,13 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
             nulls=rule.nulls,
             rule=rule,
         )
+    if config.task == "token_classification":  # the labels that may occur are looked for in the spans
+        return Column(name=config.target, role="target", kind="spans", nulls=rule.nulls, rule=rule)
     labels = config.target_values or rule.values
     return Column(
         name=config.target,
         role="target",
-        kind="prose" if config.task in ("language_modelling", "embedding") else _label_kind(labels, values),
+        kind="prose" if config.task in (*LANGUAGE_TASKS, "embedding") else _label_kind(labels, values),
         allowed=_allowed(labels),
         nulls=rule.nulls,
         rule=rule,

@@ -116,7 +116,8 @@ def _libraries(config: PreprocessConfig) -> list[str]:
     reduces = config.transform.components is not None or config.transform.select.mutual_information is not None
     learns = reduces or config.label.suspects > 0
     reads = config.task == "language_modelling" or config.text_column is not None
-    return [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
+    found = [*_reading_libraries(config), *(["scikit-learn"] if learns else []), *(["tokenizers"] if reads else [])]
+    return list(dict.fromkeys(found))
 
 
 def partition_code(config: PreprocessConfig) -> str:
@@ -125,7 +126,8 @@ def partition_code(config: PreprocessConfig) -> str:
 
 
 def _reading_libraries(config: PreprocessConfig) -> list[str]:
-    return [*LIBRARIES, *(["pillow"] if config.read.image_size else [])]
+    spans = ["tokenizers"] if config.task == "token_classification" else []
+    return [*LIBRARIES, *(["pillow"] if config.read.image_size else []), *spans]
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ class _Making:
             plan=None,
             code_version=self.code_version,
             key_fingerprint=self.protector.fingerprint(),
+            reader=self._reader(),
         )
         first, tried = None, 0
         while tried < len(groups) and first is None:
@@ -179,6 +182,14 @@ class _Making:
         products = self._all_prepared([preparation.model_copy(update={"partition": group}) for group in others])
         products.insert(tried - 1, first)
         return plan, [Part(group, (product,)) for group, product in zip(groups, products, strict=True)]
+
+    def _reader(self) -> ArtifactRef | None:
+        """What partitions are to know of the tokenizer: only where spans are held against its tokens."""
+        if self.text is None or self.config.task != "token_classification":
+            return None
+        from modelyard.preprocess.texts import kept
+
+        return kept(self.catalog, self.text, self.origin)
 
     def _all_prepared(self, preparations: Sequence[Preparation]) -> list[Product]:
         works = [preparation.work for preparation in preparations]

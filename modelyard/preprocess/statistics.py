@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -17,7 +17,8 @@ from modelyard.preprocess.config import PreprocessConfig
 from modelyard.preprocess.fitting import TrainStatistics
 from modelyard.preprocess.labels import Votes
 from modelyard.preprocess.profile import SAMPLE_VALUES, TableProfile
-from modelyard.preprocess.schema import Plan
+from modelyard.preprocess.schema import Column, Plan
+from modelyard.token_labels import spans_of_json
 from modelyard.transform.fit import SAMPLE_VALUES as QUANTILE_VALUES
 
 STATISTICS_FILE = "statistics.json.gz"
@@ -32,7 +33,7 @@ class Statistics:
         num_read: rows of the files, good or bad.
         reasons: (column, reason) -> refused rows.
         rows: split -> rows that were kept.
-        labels: split -> label -> rows; none where the target is a number.
+        labels: split -> label -> rows, or spans; none where the target is a number.
     """
 
     def __init__(self, config: PreprocessConfig, plan: Plan, *, whole: bool = False) -> None:
@@ -55,10 +56,7 @@ class Statistics:
         self.rows[split] += shard.height
         self.after.add(shard)
         target = self._plan.target
-        # Numbers are described by their moments, not counted one by one.
-        # Numbers are described by their moments, texts by their tokens: not counted one by one.
-        labels = () if target.is_number or target.kind == "prose" else shard.group_by(target.name).len().iter_rows()
-        for label, count in labels:
+        for label, count in _labels(target, shard):
             self.labels.setdefault(split, Counter())[label] += count
         if split == "train":
             self.train.add(shard)
@@ -118,6 +116,15 @@ class Statistics:
         kept, rejected = sum(self.rows.values()), sum(self.reasons.values())
         assert self.num_read == kept + rejected + self.num_duplicates, "a row went missing"
         return {"read": self.num_read, "kept": kept, "rejected": rejected, "duplicates": self.num_duplicates}
+
+
+def _labels(target: Column, shard: pl.DataFrame) -> Iterable[tuple[Any, int]]:
+    """How often each label occurs. Numbers are described by their moments, texts by their tokens: not counted one by one."""
+    if target.is_number or target.kind == "prose":
+        return ()
+    if target.kind == "spans":
+        return Counter(span.label for kept in shard[target.name] for span in spans_of_json(kept)).items()
+    return shard.group_by(target.name).len().iter_rows()
 
 
 def check_refused(num_read: int, reasons: Mapping[tuple[str, str], int], allowed: float) -> None:

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import DataError
+from modelyard.token_labels import Subwords
 from modelyard.transform.config import PaddingName
 from modelyard.transform.features import plain_text
 
@@ -38,6 +39,8 @@ class TextTransform(Frozen):
         max_length: tokens of a row at most, marks of beginning and end included; the rest of a text is cut off.
         padding: ``longest``: rows are as wide as the longest text they come with; ``fixed``: always `max_length`.
         pad: number of the token that stands for none where a program must have one.
+        mask: number of the token that stands for one that is to be foretold; None: the tokenizer has none.
+        subwords: for token classification: which tokens of a word carry a tag.
         vocabulary: how many tokens there are.
         tokenizer: `tokenizer.json` as Hugging Face's `tokenizers` writes it, without any padding or cutting off.
     """
@@ -47,6 +50,8 @@ class TextTransform(Frozen):
     max_length: int = Field(ge=1)
     padding: PaddingName = "longest"
     pad: int = Field(ge=0)
+    mask: int | None = None
+    subwords: Subwords = "first"
     vocabulary: int = Field(ge=1)
     tokenizer: str = Field(repr=False)
 
@@ -136,6 +141,17 @@ class TextTransform(Frozen):
     def encodings(self, texts: Sequence[str]) -> list[Encoding]:
         """Each text's tokens with the places in the text where they stand."""
         return self.reader.encode_batch([text[: self.max_characters] for text in texts])
+
+    def pieces(self, texts: Sequence[str]) -> list[list[list[int]]]:
+        """The tokens of each text, none cut off: where it has more than `max_length`, in several pieces, each with its marks
+        of beginning and end."""
+        whole = self.reader.encode_batch(list(texts))
+        return [[piece.ids for piece in (encoding, *encoding.overflowing)] for encoding in whole]
+
+    @cached_property
+    def marks(self) -> frozenset[int]:
+        """Numbers of the tokens that stand for no part of a text."""
+        return frozenset(number for number, token in self.reader.get_added_tokens_decoder().items() if token.special)
 
     def _encodings(self, texts: list[str]) -> list[Encoding]:
         return self.reader.encode_batch_fast(texts)
