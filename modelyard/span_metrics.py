@@ -30,7 +30,7 @@ class SpanMetrics:
 
     def compute(self) -> dict[str, float]:
         """``span_*`` over all entities, ``macro_span_f1`` the mean over labels, ``loss`` in nats a tag."""
-        return {name: float(value) for name, value in scores_of_sums(self.state[None], self.num_labels).items()}
+        return {name: float(value[0]) for name, value in scores_of_sums(self.state[None], self.num_labels).items()}
 
     def per_label(self) -> dict[str, np.ndarray]:
         """Precision, recall, F1 and how many there are, by label; 0 where a ratio has no denominator."""

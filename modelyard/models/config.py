@@ -113,7 +113,7 @@ class CustomConfig(Frozen):
 
     ``factory`` is ``module:function``, importable where flows run; it is called with ``input_width``,
     ``output_width`` and ``options``, and returns a `torch.nn.Module` from (n, input_width) to (n, output_width); for
-    language modelling from tokens (n, t) int64 to (n, t, output_width).
+    language modelling and token classification from tokens (n, t) int64 to (n, t, output_width).
     """
 
     kind: Literal["custom"]
@@ -128,6 +128,8 @@ AUTO_CLASSES = {
     "classification": "AutoModelForSequenceClassification",
     "regression": "AutoModelForSequenceClassification",
     "embedding": "AutoModel",
+    "token_classification": "AutoModelForTokenClassification",
+    "masked_language_modelling": "AutoModelForMaskedLM",
 }
 
 

@@ -22,6 +22,7 @@ from modelyard.datasets import Split as SplitName
 from modelyard.errors import ConfigError
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
+from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, task_kind
 from modelyard.token_data import TokenData
 from modelyard.train.adapters import prepare_
@@ -32,9 +33,11 @@ from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Trainer
+from modelyard.train.losses import PER_TOKEN
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
+from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.train.validation import VALIDATION_ROWS, Objective
 from modelyard.transform import FittedTransform, TextTransform
 
@@ -87,8 +90,7 @@ def assemble(
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init", emit)
     kind = task_kind(data.target.task)
-    per_token = kind.loss == "next_token"
-    require_outputs(network, data.train, kind.output_width(data.target), per_token=per_token)
+    require_outputs(network, data.train, kind.output_width(data.target), per_token=kind.loss in PER_TOKEN)
     costs = (
         measure_costs(network.to(device), _example(data.train).to(device), spec.config.precision)
         if counts_costs
@@ -139,18 +141,18 @@ def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | N
     )
 
 
-def _texts(spec: RankSpec, catalog: Catalog, dataset: Dataset, transform: TextTransform, split: SplitName) -> TextSplit:
+def _texts(spec: RankSpec, catalog: Catalog, dataset: Dataset, transform: TextTransform, split: SplitName) -> Rows:
     parts = ((inputs, targets) for _, inputs, targets in _encoded(spec, catalog, dataset, split))
-    return TextSplit(parts, transform.width if transform.padding == "fixed" else None)
+    sort = TaggedSplit if dataset.target.task == "token_classification" else TextSplit
+    return sort(parts, transform.width if transform.padding == "fixed" else None)
 
 
 def _encoded(
     spec: RankSpec, catalog: Catalog, dataset: Dataset, split: SplitName
 ) -> Iterator[tuple[pd.DataFrame, np.ndarray, np.ndarray]]:
     """Rows of a split as they come from the bucket, their network input and their encoded targets."""
-    kind = task_kind(dataset.target.task)
     for frame in dataset.fetched_frames(catalog, spec.dataset, split):
-        targets = kind.encode(dataset.target, frame[dataset.target.column])
+        targets = encoded_targets(dataset.transform, dataset.target, frame)
         yield frame, dataset.transform.apply(dataset.transform.rows(frame)), targets
 
 

@@ -41,4 +41,10 @@ LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "mean_squared_error": mean_squared_error,
     "next_token": next_token,
+    "token_tags": next_token,  # the same arithmetic: a row counts as one, however many of its tokens carry a tag
+    "masked_token": next_token,
 }
+# Whose outputs are an answer for each token, (n, t, k).
+PER_TOKEN = frozenset({"next_token", "token_tags", "masked_token"})
+# In torch: the scores are thousands of numbers a token, and validation asks for no more than the right one's.
+REDUCED = frozenset({"next_token", "masked_token"})

@@ -15,7 +15,7 @@ from modelyard.task_kinds import TAKEN_AS_IT_IS, Target, task_kind
 from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.pretrained_network import whole_network
-from modelyard.train.starting import Parents, Transform, read_transform
+from modelyard.train.starting import TEACHER_FIELD, Parents, Transform, read_transform
 from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
 
@@ -70,6 +70,8 @@ def require_trainable(
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
+    if parents.teacher and target.task in ("token_classification", "masked_language_modelling"):
+        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out train.distill.teacher")
     if config.init.trains_a_part and parents.init is None and pretrained is None:
         raise ConfigError(
             "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"

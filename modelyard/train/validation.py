@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from modelyard.metrics import Metric
-from modelyard.train.losses import token_losses
+from modelyard.train.losses import REDUCED, token_losses
 from modelyard.train.rows import Rows
 from modelyard.train.stepper import Stepper
 
@@ -51,7 +51,7 @@ def validate(stepper: Stepper, split: Rows, objective: Objective, num_rows: int)
         for rows in shares:
             batch = split.batch(stepper.judged.of(rows))
             outputs = stepper.outputs(batch.features)
-            if objective.loss == "next_token":  # in torch: the scores are thousands of numbers a token
+            if objective.loss in REDUCED:
                 outputs = token_losses(outputs, batch.targets.to(outputs.device))
             if stepper.counts:
                 metric.update(outputs.cpu().numpy(), batch.targets.numpy())
