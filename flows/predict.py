@@ -28,6 +28,12 @@ def predict(
     dataset: Annotated[str, artifact_name("the data set to answer where no files are named")] = "",
     split: Annotated[Split, explained("Split", "Which rows of the data set")] = "test",
     keep: Annotated[list[str], explained("Keep", "Columns to write beside the answers, an id say")] = [],
+    items: Annotated[
+        bool,
+        explained(
+            "Items", "For retrieval: the vectors of items, of a data set each once, in place of answers to queries"
+        ),
+    ] = False,
     overrides: Overrides = [],
     parent_run: ParentRun = "",
 ) -> PredictResult:
@@ -37,4 +43,6 @@ def predict(
     source = files
     if not files:
         source = resolve(dataset or preprocess(preset, "", overrides, parent_run).ref.digest)
-    return tasks.predict(package, source, PredictConfig(split=split, keep=keep), trail_of(config, parent_run)).result()
+    return tasks.predict(
+        package, source, PredictConfig(split=split, keep=keep, items=items), trail_of(config, parent_run)
+    ).result()

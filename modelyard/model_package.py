@@ -3,6 +3,7 @@
     package.json     what is in the folder (this module's `PackageSpec`)
     transform.json   the fitted transform
     *.onnx           the forms; for OpenVINO *.xml and *.bin, for torch *.pt2
+    items.onnx       of a model for retrieval: what makes the vectors of items, beside the forms, which read queries
     MLmodel          lets `mlflow.pyfunc.load_model` open the folder through `_load_pyfunc` below, without a pickle
 
 Evaluation, the endpoint and MLflow all open it through `ModelPackage`, so a row means the same to each of them.
@@ -33,29 +34,39 @@ MLMODEL_FILE = "MLmodel"
 PLAIN_SUFFIXES = {".json", ".onnx", ".xml", ".bin", ".safetensors", ".pt2", ".md", ".txt"}
 # The form that computes as the trained network does; every package holds it, and evaluation judges others by it.
 FLOAT_FORM = "float"
+ITEMS_FILE = "items.onnx"
+ITEMS_AT_A_TIME = 8192
 
 
 class PackageSpec(Frozen):
-    """What a package holds: its target schema, its forms by name, and the form to serve unless told otherwise."""
+    """What a package holds: its target schema, its forms by name, and the form to serve unless told otherwise; for retrieval
+    also the program that reads items."""
 
     target: Target
     forms: dict[str, RuntimeSpec] = Field(min_length=1)
     default_form: str
+    items: RuntimeSpec | None = None
 
 
 class ModelPackage:
     """One form of a package, loaded."""
 
-    def __init__(self, spec: PackageSpec, transform: RowTransform, runtime: Runtime, form: str) -> None:
+    def __init__(
+        self, spec: PackageSpec, transform: RowTransform, runtime: Runtime, form: str, items: Runtime | None = None
+    ) -> None:
         self.spec = spec
         self.transform = transform
         self.form = form
         self._runtime = runtime
         self._task = task_kind(spec.target.task)
+        self._items = items
 
     @classmethod
-    def open(cls, folder: Path, form: str | None = None, threads: int = 1) -> ModelPackage:
+    def open(cls, folder: Path, form: str | None = None, threads: int = 1, *, with_items: bool = False) -> ModelPackage:
         """Load a form (the default one, unless named) from a package folder.
+
+        Args:
+            with_items: load what reads items too, where there is one.
 
         Raises:
             NotFound: the package has no such form.
@@ -65,7 +76,8 @@ class ModelPackage:
         chosen = form or spec.default_form
         if chosen not in spec.forms:
             raise NotFound(f"the package has no form {chosen!r}; it has {', '.join(spec.forms)}")
-        return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen)
+        items = open_runtime(spec.items, folder, threads) if with_items and spec.items else None
+        return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen, items)
 
     def outputs(self, rows: np.ndarray) -> np.ndarray:
         """Raw feature rows (n, width), or rows of tokens (n, t), to raw network outputs (n, k), float32."""
@@ -74,6 +86,19 @@ class ModelPackage:
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """Network input (n, width), as the transform gives it, to raw network outputs (n, k), float32."""
         return self._runtime.run(inputs)
+
+    def item_vectors(self, columns: pd.DataFrame) -> np.ndarray:
+        """Of items by their columns, (n, width) float32.
+
+        Raises:
+            DataError: the model reads no items, or a column is missing.
+        """
+        schema = self.spec.target.items
+        if self._items is None or schema is None:
+            raise DataError(f"a model for {self.spec.target.task} makes no vectors of items; retrieval does")
+        inputs = schema.apply_frame(columns)
+        parts = [self._items.run(inputs[at : at + ITEMS_AT_A_TIME]) for at in range(0, len(inputs), ITEMS_AT_A_TIME)]
+        return np.concatenate(parts) if parts else np.empty((0, self.spec.target.width), np.float32)
 
     def decode(self, outputs: np.ndarray) -> dict[str, np.ndarray]:
         """Raw outputs (n, k) as named answers, each of n rows."""

@@ -22,7 +22,7 @@ from modelyard.nearest import nearest
 from modelyard.preprocess import PreprocessConfig
 from modelyard.rollout import RolloutConfig
 from modelyard.storage import Store
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import Target, headline_of, task_kind
 from modelyard.train import TrainConfig
 from modelyard.tune import TuneConfig
 from modelyard.tune.space import Problems, changed, require_space, value_at, whole_numbers
@@ -51,7 +51,8 @@ class LifecycleConfig(Frozen):
     @property
     def tuned_metric(self) -> str:
         """The metric of the validation split that trials are compared by."""
-        return self.tune.metric or self.train.stop.metric or task_kind(self.preprocess.task).headline
+        own = Target(task=self.preprocess.task, column=self.preprocess.target, similarity=self.preprocess.similarity)
+        return self.tune.metric or self.train.stop.metric or headline_of(own)
 
     @property
     def tuned_now(self) -> dict[str, Any]:
@@ -94,7 +95,8 @@ def require_tuning(config: LifecycleConfig) -> None:
     if config.tune.metric is None:
         return
     task = config.preprocess.task
-    example = Target(task=task, column="target", classes=[0, 1], token_bytes=[1])
+    likeness = config.preprocess.similarity
+    example = Target(task=task, column="target", classes=[0, 1], token_bytes=[1], similarity=likeness)
     known = list(task_kind(task).metric(example).compute())
     if config.tune.metric not in known:
         raise ConfigError("tune.metric", f"{nearest(config.tune.metric, known)} ({task}, on the validation split)")

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
+from modelyard.likeness import LikenessMetrics
 from modelyard.metrics import (
     ClassificationMetrics,
     LanguageMetrics,
@@ -21,8 +22,10 @@ from modelyard.metrics import (
     RegressionMetrics,
     softmax,
 )
+from modelyard.retrieval import RetrievalMetrics
 from modelyard.span_metrics import SpanMetrics
 from modelyard.token_labels import NO_TAG, labels_of, tags_for
+from modelyard.transform.fitted import FittedTransform
 
 if TYPE_CHECKING:
     import pandas as pd  # only where frames are; the endpoint decodes without it
@@ -32,10 +35,10 @@ TaskName = Literal[
     "regression",
     "language_modelling",
     "embedding",
+    "retrieval",
     "token_classification",
     "masked_language_modelling",
 ]
-TAKEN_AS_IT_IS = "a network for embedding is taken as it comes: set train.stop.max_steps to 0"
 NO_TOKEN = NO_TAG  # as a target: nothing is to be foretold here; torch's cross-entropy leaves it out
 LANGUAGE_TASKS = ("language_modelling", "masked_language_modelling")  # neither compressed nor served
 
@@ -49,8 +52,10 @@ class Target(Frozen):
             set suits another whatever its units.
         token_bytes: for language modelling: bytes of text that each token of the vocabulary stands for.
         similarity: for embedding: the column that says how alike the two texts of a row are; empty: they belong together.
-        width: for embedding: numbers of a vector, as the model makes them; 0 in a data set. For masked language modelling: how
-            many tokens there are.
+        width: for embedding and retrieval: numbers of a vector, as the model makes them; 0 in a data set. For masked language
+            modelling: how many tokens there are.
+        items: for retrieval: from the columns of an item, ``column`` first, to what a network reads of it.
+        weight: for retrieval: the column that says how much a row counts; empty: each the same.
     """
 
     task: TaskName = "classification"
@@ -61,6 +66,8 @@ class Target(Frozen):
     token_bytes: list[int] = Field(default_factory=list)
     similarity: str = ""
     width: int = Field(0, ge=0)
+    items: FittedTransform | None = None
+    weight: str = ""
 
     @property
     def question(self) -> tuple[object, ...]:
@@ -185,7 +192,7 @@ class Embedding:
     """A text as a vector, near to those of texts that mean the same. The target column holds the text that belongs to a row's,
     so rows can be judged only against each other."""
 
-    loss = ""
+    loss = "contrastive"
     headline = "recall_at_10"
 
     def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
@@ -195,10 +202,10 @@ class Embedding:
         return target.width
 
     def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
-        raise ConfigError("preprocess.task", TAKEN_AS_IT_IS)
+        raise ConfigError("preprocess.task", "a text that belongs to another is no label: it is read as that one is")
 
-    def metric(self, target: Target) -> Metric:  # noqa: ARG002
-        raise ConfigError("preprocess.task", TAKEN_AS_IT_IS)
+    def metric(self, target: Target) -> Metric:
+        return LikenessMetrics() if target.similarity else RetrievalMetrics()
 
     def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
         """The vectors themselves, (n, width)."""
@@ -257,6 +264,30 @@ class MaskedLanguageModelling:
         return {"token": probabilities.argmax(axis=-1), "probability": probabilities.max(axis=-1)}
 
 
+class Retrieval:
+    """The items that belong to a query, out of a catalogue. The target column names the item of a row; both sides become
+    vectors, and the nearest are the answer."""
+
+    loss = "in_batch_softmax"
+    headline = "recall_at_10"
+
+    def fit_target(self, column: str, values: set[Any], mean: float = 0.0, deviation: float = 1.0) -> Target:  # noqa: ARG002
+        return Target(task="retrieval", column=column)
+
+    def output_width(self, target: Target) -> int:
+        return target.width
+
+    def encode(self, target: Target, values: pd.Series) -> np.ndarray:  # noqa: ARG002
+        raise ConfigError("preprocess.task", "items are told apart by their catalogue (modelyard.retrieval)")
+
+    def metric(self, target: Target) -> RetrievalMetrics:  # noqa: ARG002
+        return RetrievalMetrics()
+
+    def decode(self, target: Target, outputs: np.ndarray) -> dict[str, np.ndarray]:  # noqa: ARG002
+        """The vectors of the queries, (n, width)."""
+        return {"embedding": outputs}
+
+
 TASK_KINDS: dict[str, TaskKind] = {
     "classification": Classification(),
     "regression": Regression(),
@@ -264,7 +295,18 @@ TASK_KINDS: dict[str, TaskKind] = {
     "embedding": Embedding(),
     "token_classification": TokenClassification(),
     "masked_language_modelling": MaskedLanguageModelling(),
+    "retrieval": Retrieval(),
 }
+
+
+def loss_of(target: Target) -> str:
+    """Name of the loss that a target is learned by."""
+    return "cosine_error" if target.similarity else task_kind(target.task).loss
+
+
+def headline_of(target: Target) -> str:
+    """The metric that decides unless another is named."""
+    return "spearman" if target.similarity else task_kind(target.task).headline
 
 
 def refuse_language_models(stage: str, target: Target) -> None:

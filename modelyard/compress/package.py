@@ -20,9 +20,10 @@ from modelyard.compress.quantize import CalibrationRows, apply_technique
 from modelyard.compress.rows import Rows
 from modelyard.compress.techniques import HalfWeights, StaticInt8
 from modelyard.datasets import TARGET_FILE, Dataset, Split
-from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
+from modelyard.model_package import FLOAT_FORM, ITEMS_FILE, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.models.build import load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.recommender import Recommender
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target
 from modelyard.transform import read_row_transform
@@ -41,12 +42,16 @@ def build_package(
     transform = read_row_transform((model_folder / TRANSFORM_FILE).read_bytes())
     rows = Rows(dataset, transform)
     model = load_model(model_folder)
+    target = Target.model_validate_json((model_folder / TARGET_FILE).read_bytes())
     spec = PackageSpec(
-        target=Target.model_validate_json((model_folder / TARGET_FILE).read_bytes()),
+        target=target,
         forms=_make_forms(model, transform.width, package_folder, config, rows.calibration),
         default_form=config.default_form,
+        items=_make_items(model, target, package_folder),
     )
     _check_and_measure(attempt, model, spec, package_folder, rows=rows, config=config)
+    if spec.items:
+        _check_items(attempt, model, spec, package_folder, dataset, config)
     for form in spec.forms.values():
         attempt.add(form.file, package_folder / form.file)
     attempt.add_json(PACKAGE_FILE, spec.model_dump(mode="json"))
@@ -68,6 +73,29 @@ def _make_forms(
     return forms
 
 
+def _make_items(model: nn.Module, target: Target, folder: Path) -> RuntimeSpec | None:
+    """The half of a network that reads items, as it was trained: their vectors are made once, while nobody waits."""
+    if not isinstance(model, Recommender) or target.items is None:
+        return None
+    spec = RuntimeSpec(file=ITEMS_FILE, precision="fp32")
+    export_onnx(model.items, target.items.width, folder / spec.file)
+    return spec
+
+
+def _check_items(
+    attempt: Attempt, model: nn.Module, spec: PackageSpec, folder: Path, dataset: Dataset, config: CompressConfig
+) -> None:
+    assert isinstance(model, Recommender)
+    assert spec.items
+    assert spec.target.items
+    schema = spec.target.items
+    check_operators(folder / spec.items.file)
+    batches = (schema.apply_frame(frame) for frame in dataset.frames("validation"))
+    runtime = open_runtime(spec.items, folder, config.measure.threads)
+    check_parity("items", compare(model.items, runtime, batches, as_vectors=True), config.parity_tolerance)
+    attempt.add(spec.items.file, folder / spec.items.file)
+
+
 def _check_and_measure(
     attempt: Attempt, model: nn.Module, spec: PackageSpec, folder: Path, *, rows: Rows, config: CompressConfig
 ) -> None:
@@ -78,7 +106,7 @@ def _check_and_measure(
         sizes[name] = (folder / form.file).stat().st_size
         operators[name] = check_operators(folder / form.file)
         runtime = open_runtime(form, folder, config.measure.threads)
-        parity = compare(model, runtime, rows.batches(), as_vectors=spec.target.task == "embedding")
+        parity = compare(model, runtime, rows.batches(), as_vectors=spec.target.width > 0)
         if name == FLOAT_FORM:
             check_parity(name, parity, config.parity_tolerance)
         parities[name] = asdict(parity)

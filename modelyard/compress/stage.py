@@ -57,7 +57,7 @@ def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: Artifac
     """What a package depends on."""
     target = Target.model_validate_json(catalog.read(model_ref, TARGET_FILE))
     refuse_language_models("compress", target)
-    if target.task == "embedding" and config.search is not None:
+    if target.task in ("embedding", "retrieval") and config.search is not None:
         raise ConfigError(
             "compress.search",
             "a search judges answers row by row, and a vector alone is none; name compress.techniques",

@@ -51,6 +51,7 @@ class Evidence:
         intervals: role -> other scores that have an interval, by name.
         disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
         attacked: the same for kinds of attack.
+        champion_problem: why the champion could not be judged, where there is one; empty: it was, or there is none.
         explained: what the candidate's answers rest on, as `explain` says; None: nothing was looked at.
         notes: what a reader must know, as sentences.
     """
@@ -60,6 +61,7 @@ class Evidence:
     scores: dict[str, Interval] = field(default_factory=dict)
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    champion_problem: str = ""
     slices: list[SliceScore] = field(default_factory=list)
     disturbed: Scores = field(default_factory=dict)
     attacked: Scores = field(default_factory=dict)
@@ -97,7 +99,7 @@ def gather(
     if evidence.candidate.is_classifier:
         _work_out_counts(evidence, pairs, config)
         evidence.notes = _absent_classes(evidence, dataset.target)
-    evidence.notes += _small_slices(evidence)
+    evidence.notes += small_slices(evidence)
     if config.attack_strength and isinstance(evidence.candidate.package.transform, TextTransform):
         evidence.notes.append(
             "nobody attacked it: a text cannot be changed by a little; typos are among what disturbed it"
@@ -209,7 +211,8 @@ def _absent_classes(evidence: Evidence, target: Target) -> list[str]:
     return notes
 
 
-def _small_slices(evidence: Evidence) -> list[str]:
+def small_slices(evidence: Evidence) -> list[str]:
+    """Which slices no gate looks at, for a reader."""
     few = [one.name for one in evidence.slices if not one.is_decisive]
     shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
     return [f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}"] if few else []

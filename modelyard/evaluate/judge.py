@@ -173,6 +173,8 @@ class Judged:
 def _described(target: Target) -> str:
     if target.task == "embedding":
         return f"vectors of texts that belong to {target.column!r}"
+    if target.task == "retrieval":
+        return f"which {target.column!r} belongs to a query"
     if target.task == "regression":
         return f"{target.column!r} as a number"
     shown = ", ".join(map(str, target.classes[:5])) + (", ..." if len(target.classes) > 5 else "")

@@ -11,12 +11,12 @@ import pandas as pd
 from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.config import EvaluateConfig
-from modelyard.evaluate.evidence import CANDIDATE, FLOAT, Evidence
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence
 from modelyard.evaluate.intervals import Interval
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.robustness import UNDISTURBED, Scores
 from modelyard.evaluate.text_disturbances import TEXT_DISTURBANCES
-from modelyard.evaluate.vectors import agreement, scores_of
+from modelyard.evaluate.vectors import Resampled, agreement, resampled
 from modelyard.model_package import ModelPackage
 from modelyard.task_kinds import Target
 from modelyard.transform import TextTransform
@@ -32,6 +32,7 @@ class JudgedVectors(Judged):
         self.package = package
         self.target = package.spec.target
         self.scores: dict[str, Interval] = {}
+        self.resampled: Resampled | None = None
         self.agreement: Mapping[str, float] = {}
         self.texts = np.empty((0, 0))
         self._finite_fraction = 0.0
@@ -43,12 +44,13 @@ class JudgedVectors(Judged):
         self.texts, partners = self.vectors(list(frame[self._column])), self.vectors(list(frame[target.column]))
         finite = np.isfinite(self.texts).all(axis=1) & np.isfinite(partners).all(axis=1)
         self._num_rows, self._finite_fraction = len(frame), float(finite.mean())
-        self.scores = self._scored(self.texts, partners, frame, config)
+        self.resampled = self._resampled(self.texts, partners, frame, config)
+        self.scores = self.resampled.intervals(config.confidence)
 
     def score_of_texts(self, texts: list[str], frame: pd.DataFrame, config: EvaluateConfig) -> float:
         """The gated metric with other texts in the place of those of the frame."""
         partners = self.vectors(list(frame[self.target.column]))
-        return self._scored(self.vectors(texts), partners, frame, config)[config.metric].value
+        return self._resampled(self.vectors(texts), partners, frame, config).values[config.metric]
 
     def vectors(self, texts: list[str]) -> np.ndarray:
         """Texts to vectors (n, d)."""
@@ -56,14 +58,12 @@ class JudgedVectors(Judged):
         assert isinstance(transform, TextTransform)
         return self.package.outputs(transform.tokens(texts))
 
-    def _scored(
+    def _resampled(
         self, texts: np.ndarray, partners: np.ndarray, frame: pd.DataFrame, config: EvaluateConfig
-    ) -> dict[str, Interval]:
+    ) -> Resampled:
         column = self.target.similarity
         said = frame[column].to_numpy(dtype=np.float64) if column else None
-        return scores_of(
-            texts, partners, said, resamples=config.resamples, confidence=config.confidence, seed=config.seed
-        )
+        return resampled(texts, partners, said, resamples=config.resamples, seed=config.seed)
 
     @property
     def _column(self) -> str:
@@ -118,6 +118,11 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
     evidence = Evidence(judged=judged, golden=candidate.package.transform.rows(frame.iloc[chosen]), notes=notes)
     evidence.scores = {role: one.scores[config.metric] for role, one in judged.items()}
     evidence.intervals = {role: dict(one.scores) for role, one in judged.items()}
+    if champion := judged.get(CHAMPION):
+        assert candidate.resampled
+        assert champion.resampled
+        evidence.comparison = candidate.resampled.against(champion.resampled, config.metric, config.confidence)
+    evidence.notes += other_width(judged)
     evidence.disturbed = _disturb(judged, frame.iloc[: config.robustness_rows], config)
     return evidence
 
@@ -136,6 +141,18 @@ def _disturb(judged: Mapping[str, JudgedVectors], frame: pd.DataFrame, config: E
     return found
 
 
+def other_width(judged: Mapping[str, Judged]) -> list[str]:
+    """What a reader must know whose vectors change their width."""
+    widths = {role: one.package.spec.target.width for role, one in judged.items()}
+    if CHAMPION not in widths or widths[CHAMPION] == widths[CANDIDATE]:
+        return []
+    note = (
+        f"a vector of the candidate has {widths[CANDIDATE]} numbers, the champion's {widths[CHAMPION]}: whoever keeps"
+        " vectors must make them anew at the moment of the change"
+    )
+    return [note]
+
+
 def is_for_vectors(target: Target) -> bool:
-    """Whether a data set asks for vectors."""
+    """Whether a data set asks for vectors of texts."""
     return target.task == "embedding"

@@ -15,7 +15,7 @@ from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version, installed
 from modelyard.datasets import Dataset
-from modelyard.errors import Refused
+from modelyard.errors import DataError, DigestMismatch, NotFound, Refused
 from modelyard.evaluate.card import model_card
 from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
@@ -31,6 +31,7 @@ from modelyard.evaluate.files import (
     VERDICT_FILE,
 )
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.judge_items import JudgedItems, gather_items
 from modelyard.evaluate.judge_vectors import JudgedVectors, gather_vectors, is_for_vectors
 from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
@@ -107,10 +108,9 @@ def refusal(manifest: Manifest) -> Refused | None:
 
 def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attempt) -> None:
     dataset = Dataset.fetch(catalog, work.inputs["dataset"], attempt.scratch / "dataset", ["test"])
-    judged = _open_all(catalog, work, config, attempt.scratch)
-    for one in judged.values():
-        one.check_fits(dataset.target, dataset.transform.columns)
+    judged, problem = _open_all(catalog, work, config, dataset, attempt.scratch)
     evidence = _evidence(catalog, work, dataset, judged, config, attempt.scratch)
+    evidence.champion_problem = problem
     package = judged[CANDIDATE].package
     size_bytes = package.spec.forms[package.form].size_bytes(attempt.scratch / CANDIDATE)
     latency_ms = _measured_latency(catalog, work.inputs["candidate"], package.form)
@@ -139,6 +139,9 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
 def _evidence(
     catalog: Catalog, work: Work, dataset: Dataset, judged: dict[str, Judged], config: EvaluateConfig, scratch: Path
 ) -> Evidence:
+    items = {role: one for role, one in judged.items() if isinstance(one, JudgedItems)}
+    if items:
+        return gather_items(catalog, work.inputs["dataset"], dataset, items, config)
     vectors = {role: one for role, one in judged.items() if isinstance(one, JudgedVectors)}
     if is_for_vectors(dataset.target):
         return gather_vectors(dataset, vectors, config)
@@ -157,9 +160,11 @@ def _add_picture(attempt: Attempt, evidence: Evidence) -> bytes | None:
     return picture
 
 
-def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Path) -> dict[str, Judged]:
-    """Every model under judgement, by role."""
-    opened = {}
+def _open_all(
+    catalog: Catalog, work: Work, config: EvaluateConfig, dataset: Dataset, scratch: Path
+) -> tuple[dict[str, Judged], str]:
+    """Every model under judgement, by role; and for vectors why the champion is not among them."""
+    opened: dict[str, Judged] = {}
     for role, source, form in [
         (CANDIDATE, "candidate", config.form),
         (FLOAT, "candidate", FLOAT_FORM),
@@ -167,15 +172,28 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
     ]:
         if source not in work.inputs:
             continue
-        folder = scratch / source
-        if not folder.exists():
-            refuse_foreign_files(catalog.manifest(work.inputs[source]).content.files)
-            catalog.fetch(work.inputs[source], folder)
-            refuse_unsafe_networks(folder)
-        package = ModelPackage.open(folder, form, config.threads)
-        sort = JudgedVectors if is_for_vectors(package.spec.target) else Judged
-        opened[role] = sort(role, package)
-    return opened
+        try:
+            opened[role] = _opened(catalog, work.inputs[source], role, form, config, scratch / source)
+            opened[role].check_fits(dataset.target, dataset.transform.columns)
+        except (DataError, DigestMismatch, NotFound) as failure:
+            if role != CHAMPION or dataset.target.task not in ("embedding", "retrieval"):
+                raise
+            opened.pop(CHAMPION, None)
+            return opened, str(failure)
+    return opened, ""
+
+
+def _opened(
+    catalog: Catalog, ref: ArtifactRef, role: str, form: str | None, config: EvaluateConfig, folder: Path
+) -> Judged:
+    if not folder.exists():
+        refuse_foreign_files(catalog.manifest(ref).content.files)
+        catalog.fetch(ref, folder)
+        refuse_unsafe_networks(folder)
+    package = ModelPackage.open(folder, form, config.threads, with_items=True)
+    task = package.spec.target.task
+    sort = {"embedding": JudgedVectors, "retrieval": JudgedItems}.get(task, Judged)
+    return sort(role, package)
 
 
 def _measured_latency(catalog: Catalog, package_ref: ArtifactRef, form: str) -> float:

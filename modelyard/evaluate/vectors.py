@@ -8,15 +8,16 @@ Massive Text Embedding Benchmark counts, Muennighoff et al. 2022, arXiv 2210.073
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import rankdata
 
-from modelyard.evaluate.intervals import Interval, percentiles
+from modelyard.evaluate.intervals import Comparison, Interval, comparison, percentiles
+from modelyard.retrieval import retrieval_rows
 
 ROWS_AT_A_TIME = 1024
 BOOTSTRAP_ROWS = 4096  # a correlation is resampled over so many rows at most, spread evenly
-NEAR = 10
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -43,23 +44,40 @@ def partner_ranks(texts: np.ndarray, partners: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def retrieval_rows(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """What each row adds to the means that are the scores, (n,) each."""
-    gains = np.where(ranks < NEAR, 1.0 / np.log2(ranks + 2.0), 0.0)  # one partner is right, so the ideal gain is 1
-    return {
-        "recall_at_1": (ranks < 1).astype(np.float64),
-        "recall_at_10": (ranks < NEAR).astype(np.float64),
-        "ndcg_at_10": gains,
-        "mrr": 1.0 / (ranks + 1.0),
-    }
-
-
 def correlations(one: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
     """Of resamples of pairs of numbers (b, n): by rank and by value, (b,) each; NaN where one side does not vary."""
     return {
         "spearman": _pearson(rankdata(one, axis=-1), rankdata(other, axis=-1)),
         "pearson": _pearson(one, other),
     }
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """Scores of vectors, and the same over resamples of the rows.
+
+    Attributes:
+        values: name of the score -> over all rows.
+        drawn: name -> over resamples, (b,); two models' with the same seed and rows are of the same draws.
+        misses: how far each row is from right, (n,): partners that lie nearer, or the gap between two orders.
+    """
+
+    values: dict[str, float]
+    drawn: dict[str, np.ndarray]
+    misses: np.ndarray
+
+    def intervals(self, confidence: float) -> dict[str, Interval]:
+        """Percentile bootstrap intervals."""
+        return {name: _interval(value, self.drawn[name], confidence) for name, value in self.values.items()}
+
+    def against(self, champion: Resampled, metric: str, confidence: float) -> Comparison | None:
+        """The paired comparison with a champion on the same rows; None where no resample gives a number."""
+        differences = self.drawn[metric] - champion.drawn[metric]
+        usable = differences[np.isfinite(differences)]
+        if not len(usable):
+            return None
+        alone = (int((self.misses < champion.misses).sum()), int((champion.misses < self.misses).sum()))
+        return comparison(self.values[metric] - champion.values[metric], usable, *alone, confidence)
 
 
 def scores_of(
@@ -71,7 +89,14 @@ def scores_of(
     confidence: float,
     seed: int,
 ) -> dict[str, Interval]:
-    """Every score with its percentile bootstrap interval over rows.
+    """Every score with its percentile bootstrap interval over rows; arguments as `resampled`."""
+    return resampled(texts, partners, similarity, resamples=resamples, seed=seed).intervals(confidence)
+
+
+def resampled(
+    texts: np.ndarray, partners: np.ndarray, similarity: np.ndarray | None, *, resamples: int, seed: int
+) -> Resampled:
+    """Every score, over all rows and over resamples of them.
 
     Args:
         texts, partners: vectors (n, d).
@@ -79,16 +104,21 @@ def scores_of(
     """
     rng = np.random.default_rng(seed)
     if similarity is None:
-        rows = retrieval_rows(partner_ranks(texts, partners))
+        ranks = partner_ranks(texts, partners)
+        rows = retrieval_rows(ranks)
         weights = rng.multinomial(len(texts), np.full(len(texts), 1 / len(texts)), size=resamples) / len(texts)
-        return {name: percentiles(float(own.mean()), weights @ own, confidence) for name, own in rows.items()}
+        drawn = {name: weights @ own for name, own in rows.items()}
+        return Resampled({name: float(own.mean()) for name, own in rows.items()}, drawn, ranks.astype(np.float64))
     said = similarity.astype(np.float64)
     found = cosines(texts, partners)
     whole = correlations(found[None], said[None])
     some = np.unique(np.linspace(0, len(said) - 1, min(len(said), BOOTSTRAP_ROWS)).astype(np.int64))
     parts = [correlations(found[drawn], said[drawn]) for drawn in _draws(rng, some, resamples)]
-    drawn = {name: np.concatenate([part[name] for part in parts]) for name in whole}
-    return {name: _interval(float(value[0]), drawn[name], confidence) for name, value in whole.items()}
+    return Resampled(
+        {name: float(value[0]) for name, value in whole.items()},
+        {name: np.concatenate([part[name] for part in parts]) for name in whole},
+        np.abs(rankdata(found) - rankdata(said)),
+    )
 
 
 def _draws(rng: np.random.Generator, rows: np.ndarray, resamples: int) -> list[np.ndarray]:

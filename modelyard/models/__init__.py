@@ -5,6 +5,7 @@
     mlp.py      a multilayer perceptron
     cnn.py      convolutions over rows of pixels
     gpt.py      a decoder-only transformer
+    recommender.py  two towers, for queries and items
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
     transformer.py networks of `transformers`, with their weights
@@ -22,6 +23,7 @@ from modelyard.models.config import (
     MlpConfig,
     ModelConfig,
     ModelSpec,
+    RecommenderConfig,
     ReshapedConfig,
 )
 
@@ -34,5 +36,6 @@ __all__ = [
     "MlpConfig",
     "ModelConfig",
     "ModelSpec",
+    "RecommenderConfig",
     "ReshapedConfig",
 ]

@@ -16,16 +16,18 @@ from modelyard.models.cnn import Cnn
 from modelyard.models.config import (
     MODEL_FILE,
     WEIGHTS_FILE,
-    CnnConfig,
     CustomConfig,
     GptConfig,
     HuggingFaceConfig,
+    MlpConfig,
     ModelConfig,
     ModelSpec,
+    RecommenderConfig,
     ReshapedConfig,
 )
 from modelyard.models.gpt import Gpt
 from modelyard.models.mlp import Mlp
+from modelyard.models.recommender import Recommender
 from modelyard.models.reshape import reshape_
 
 
@@ -47,9 +49,9 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
         from modelyard.models.transformer import build_transformer  # transformers: seconds, and an extra
 
         return build_transformer(config, output_width)
-    if isinstance(config, CnnConfig):
-        return Cnn(config, output_width)
-    return Mlp(config, input_width, output_width)
+    if isinstance(config, MlpConfig):
+        return Mlp(config, input_width, output_width)
+    return Recommender(config, output_width) if isinstance(config, RecommenderConfig) else Cnn(config, output_width)
 
 
 def save_model(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path) -> None:

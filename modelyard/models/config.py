@@ -108,6 +108,33 @@ class GptConfig(Frozen):
         return self.hidden or -(-8 * self.width // (3 * 64)) * 64
 
 
+class RecommenderConfig(Frozen):
+    """Two towers (Covington et al., RecSys 2016; Yi et al., RecSys 2019): a table of vectors for each category, beside the
+    numbers into fully connected layers; one tower reads a query, the other an item.
+
+    Attributes:
+        vector_width: numbers of the vectors that both towers make.
+        embedding_width: of a table's vectors.
+        hidden_sizes: of each tower.
+        normalise: vectors to length 1, so that their dot product is the cosine.
+        sparse: a step moves only those rows of a table that its batch names. Adam's averages of the others wait too
+            (torch's SparseAdam), so large tables cost what a batch costs. Goes with adam, adagrad and plain sgd.
+        query_tables, item_tables: for each input of a tower the rows of its table, 0 for a number; they follow from the
+            data set, and are left empty in a config.
+    """
+
+    kind: Literal["recommender"]
+    vector_width: int = Field(32, ge=1, le=65_536)
+    embedding_width: int = Field(32, ge=1, le=65_536)
+    hidden_sizes: tuple[Annotated[int, Field(ge=1, le=1_000_000)], ...] = (64,)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    activation: Activation = "relu"
+    normalise: bool = True
+    sparse: bool = True
+    query_tables: tuple[int, ...] = ()
+    item_tables: tuple[int, ...] = ()
+
+
 class CustomConfig(Frozen):
     """A network of the user's own.
 
@@ -182,12 +209,16 @@ class ReshapedConfig(Frozen):
     """
 
     kind: Literal["reshaped"]
-    base: Annotated[MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig, Field(discriminator="kind")]
+    base: Annotated[
+        MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | RecommenderConfig | CustomConfig,
+        Field(discriminator="kind"),
+    ]
     linears: dict[str, LinearShape]
 
 
 ModelConfig = Annotated[
-    MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig | ReshapedConfig, Field(discriminator="kind")
+    MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | RecommenderConfig | CustomConfig | ReshapedConfig,
+    Field(discriminator="kind"),
 ]
 
 
@@ -204,7 +235,7 @@ class ModelSpec(Frozen):
     output_width: int = Field(ge=1)
 
     @property
-    def network(self) -> MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | CustomConfig:
+    def network(self) -> MlpConfig | CnnConfig | GptConfig | HuggingFaceConfig | RecommenderConfig | CustomConfig:
         """What it was before compression gave some of its layers other shapes."""
         return self.model.base if isinstance(self.model, ReshapedConfig) else self.model
 

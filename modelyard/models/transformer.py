@@ -26,7 +26,7 @@ SILENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_
 
 
 class Transformer(nn.Module):
-    """Tokens (n, t) int64, below 0 where there is none -> raw outputs (n, k).
+    """Tokens (n, t) int64, below 0 where there is none -> raw outputs (n, k); pairs of texts (n, 2, t) -> (n, 2, k).
 
     Args:
         network: of `transformers`; takes ``input_ids`` and ``attention_mask``, gives ``logits``, or hidden states where
@@ -45,6 +45,9 @@ class Transformer(nn.Module):
         self._pad, self._pooling, self._normalise = pad, pooling, normalise
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        if tokens.ndim == 3:
+            outputs = self(tokens.flatten(0, 1))
+            return outputs.reshape(len(tokens), 2, outputs.shape[-1])
         if tokens.shape[0] == 0:  # a rank's share of the last batch may be empty, and its gradients are then zeros
             return self(tokens.new_full((1, 1), self._pad))[:0]
         here = tokens >= 0

@@ -17,6 +17,8 @@ class PredictConfig(Frozen):
         keep: columns of the input that are written beside the answers, an id say.
         batch_rows: rows per call of the model; fewer where a row is wide.
         threads: of the runtime.
+        items: for retrieval: write the vectors of items in place of answers; of a data set every item once, of raw files
+            each row.
     """
 
     form: str = ""
@@ -24,3 +26,4 @@ class PredictConfig(Frozen):
     keep: list[str] = Field(default_factory=list)
     batch_rows: int = Field(8192, ge=1)
     threads: int = Field(1, ge=1)
+    items: bool = False

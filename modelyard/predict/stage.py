@@ -14,6 +14,7 @@ import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from pydantic import ValidationError
 from modelyard.artifacts import ArtifactRef, Frozen, digest_of
 from modelyard.catalog import Catalog, Origin, file_sha256
 from modelyard.code_version import code_version
+from modelyard.datasets import SPLITS
 from modelyard.errors import DataError, ModelyardError, NotFound
 from modelyard.model_package import ModelPackage
 from modelyard.predict.config import PredictConfig
 from modelyard.predict.shards import Shard, fetch, frames, shards_of_dataset, shards_of_files
+from modelyard.retrieval import Items
 
 log = logging.getLogger(__name__)
 
@@ -82,12 +85,17 @@ def predict(
         raise DataError(f"{package}: predictions are made by a package, which compression makes of a model")
     if isinstance(source, str):
         shards = shards_of_files(catalog.store, source)
+    elif config.items:
+        shards = [shard for split in SPLITS for shard in shards_of_dataset(catalog, source, split)]
     else:
         shards = shards_of_dataset(catalog, source, config.split)
     version = code_version("modelyard.predict", LIBRARIES)
     key = _key(package, shards, config, version)
     folder = f"{catalog.store.root}/batch/{model_name}/{key}"
-    parts, num_reused = _parts(catalog, package, shards, config, folder, on_part)
+    make = _parts
+    if config.items and not isinstance(source, str):
+        make = _one_part
+    parts, num_reused = make(catalog, package, shards, config, folder, on_part)
     lineage = {
         "package": package.model_dump(),
         "source": source if isinstance(source, str) else source.model_dump(),
@@ -139,7 +147,55 @@ def _parts(
 
 def _open(catalog: Catalog, package: ArtifactRef, config: PredictConfig, folder: Path) -> ModelPackage:
     catalog.fetch(package, folder)
-    return ModelPackage.open(folder, config.form or None, config.threads)
+    opened = ModelPackage.open(folder, config.form or None, config.threads, with_items=config.items)
+    if config.items and opened.spec.target.items is None:
+        raise DataError(f"{package}: a model for {opened.spec.target.task} makes no vectors of items; retrieval does")
+    return opened
+
+
+def _one_part(
+    catalog: Catalog,
+    package: ArtifactRef,
+    shards: Sequence[Shard],
+    config: PredictConfig,
+    folder: str,
+    on_part: Callable[[int, int], None] | None,
+) -> tuple[list[Part], int]:
+    """The items of all shards, each once, as one part."""
+    if part := _found(catalog, folder, 0):
+        return [part], 1
+    with tempfile.TemporaryDirectory(prefix="modelyard-predict-") as scratch:
+        opened = _open(catalog, package, config, Path(scratch, "package"))
+        target, schema = opened.spec.target, opened.spec.target.items
+        assert schema, "a package without items was refused"
+        columns = [*schema.columns, *config.keep]
+
+        def rows() -> Iterator[pd.DataFrame]:
+            for number, shard in enumerate(shards):
+                fetch(catalog.store, shard, Path(scratch, "shard"))
+                yield from frames(Path(scratch, "shard"), shard, schema, config.batch_rows)
+                if on_part:
+                    on_part(number, len(shards))
+
+        items = Items.collect(rows(), target.column, columns).frame
+        each = (items.iloc[at : at + config.batch_rows] for at in range(0, len(items), config.batch_rows))
+        path, told = Path(scratch, "answers.parquet"), {"modelyard.form": opened.form}
+        num_rows = _write((_with_vectors(opened, some, config.keep) for some in each), path, told)
+        uri = f"{folder}/part-000000.parquet"
+        catalog.store.upload(path, uri)
+        source = digest_of([[shard.uri, shard.state] for shard in shards])
+        part = Part(source=shards[0].uri, source_sha256=source, uri=uri, sha256=file_sha256(path), num_rows=num_rows)
+        _put_json(catalog, f"{folder}/done/000000.json", part.model_dump())
+    if on_part:
+        on_part(len(shards), len(shards))
+    return [part], 0
+
+
+def _with_vectors(package: ModelPackage, frame: pd.DataFrame, keep: Sequence[str]) -> pd.DataFrame:
+    """Items by name, the columns kept, and their vectors."""
+    column = package.spec.target.column
+    kept = frame[list(dict.fromkeys([column, *keep]))]
+    return kept.assign(embedding=list(package.item_vectors(frame)))
 
 
 def _found(catalog: Catalog, folder: str, number: int) -> Part | None:
@@ -163,11 +219,15 @@ def _make(
 ) -> Part:
     path, answers = scratch / "shard", scratch / "answers.parquet"
     sha256 = fetch(catalog.store, shard, path)
-    width = len(package.transform.columns)
+    transform = package.spec.target.items if config.items else package.transform
+    assert transform, "a package without items was refused"
+    width = len(transform.columns)
     rows = min(config.batch_rows, max(1, BATCH_BYTES // (8 * width)))
     told = {"modelyard.source": shard.uri, "modelyard.source_sha256": sha256, "modelyard.form": package.form}
-    batches = frames(path, shard, package.transform, rows)
-    num_rows = _write(_answered(package, batches, shard, config.keep), answers, told)
+    batches = frames(path, shard, transform, rows)
+    answer = partial(_with_vectors, package, keep=config.keep) if config.items else package.predict
+    kept = [] if config.items else config.keep
+    num_rows = _write(_answered(answer, batches, shard, kept), answers, told)
     uri = f"{folder}/part-{number:06d}.parquet"
     catalog.store.upload(answers, uri)
     part = Part(source=shard.uri, source_sha256=sha256, uri=uri, sha256=file_sha256(answers), num_rows=num_rows)
@@ -176,7 +236,7 @@ def _make(
 
 
 def _answered(
-    package: ModelPackage, batches: Iterator[pd.DataFrame], shard: Shard, keep: Sequence[str]
+    answer: Callable[[pd.DataFrame], pd.DataFrame], batches: Iterator[pd.DataFrame], shard: Shard, keep: Sequence[str]
 ) -> Iterator[pd.DataFrame]:
     """Batches of answers: the number of the row in its shard, the columns kept, and what the model says."""
     first = 0
@@ -185,7 +245,7 @@ def _answered(
         if absent:
             raise DataError(f"{shard.uri}: has no column {', '.join(absent)} to keep")
         try:
-            answers = package.predict(frame)
+            answers = answer(frame)
         except ModelyardError as failure:
             raise DataError(f"{shard.uri}, from row {first} on: {failure}") from failure
         rows = pd.DataFrame({"row": range(first, first + len(frame))}, index=frame.index)

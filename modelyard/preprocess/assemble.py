@@ -100,7 +100,11 @@ def _write_transform(
     def encode(values: pl.Series) -> np.ndarray:
         return kind.encode(target, values.to_pandas())
 
-    transform = TransformFitter(config, plan, statistics.train).fit(train, encode)
+    fitter = TransformFitter(config, plan, statistics.train)
+    transform = fitter.fit(train, encode)
+    if config.task == "retrieval":
+        transform, items = fitter.split(transform)
+        target = target.model_copy(update={"items": items, "weight": config.weight})
     attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
     attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
     if not config.label.suspects:

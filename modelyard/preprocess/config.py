@@ -189,13 +189,21 @@ class PreprocessConfig(Frozen):
     target: str = Field(
         min_length=1,
         description="column to predict; for language_modelling and masked_language_modelling the texts; for embedding"
-        " the text that belongs to the feature's; for token_classification the spans",
+        " the text that belongs to the feature's; for retrieval the item of a row; for token_classification the spans",
     )
     task: TaskName = "classification"
     similarity: str = Field(
         "",
         description="for embedding: the column of numbers that says how alike the two texts of a row are; empty: they"
         " belong together",
+    )
+    items: list[str] = Field(
+        default_factory=list,
+        description="for retrieval: the features that tell about the item, beside the target itself; the others tell"
+        " about the query",
+    )
+    weight: str = Field(
+        "", description="for retrieval: the column of numbers that says how much a row counts; empty: each the same"
     )
     features: Literal["*"] | list[str] = Field(
         EVERY,
@@ -302,6 +310,28 @@ class PreprocessConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _retrieval_has_two_sides(self) -> PreprocessConfig:
+        if self.task != "retrieval":
+            if self.items or self.weight:
+                raise ValueError("items and weight belong to task retrieval")
+            return self
+        strangers = [name for name in self.items if name not in self.features]
+        if self.features == EVERY or strangers:
+            raise ValueError(
+                "retrieval needs its columns named: all of them in features, and those that tell about the item in items"
+                + (f" too; {strangers[0]!r} is in items alone" if strangers and self.features != EVERY else "")
+            )
+        if not set(self.features) - set(self.items):
+            raise ValueError("retrieval needs features that tell about the query, beside those in items")
+        if self.text_column is not None:
+            raise ValueError("retrieval reads categories, numbers and dates; for texts take task embedding")
+        if self.label.suspects or self.split.method == "stratified":
+            raise ValueError("label.suspects and split.method stratified look at classes; a catalogue has none")
+        if self.transform.components is not None or self.transform.select != SelectConfig():
+            raise ValueError("components and select look at numbers; retrieval learns a vector for each category")
+        return self
+
+    @model_validator(mode="after")
     def _text_stands_alone(self) -> PreprocessConfig:
         if self.task == "masked_language_modelling":
             return self._masked_texts_have_a_tokenizer()
@@ -400,7 +430,7 @@ class PreprocessConfig(Frozen):
     def named(self) -> list[str]:
         """Columns that must be there, each once."""
         features = [] if self.features == EVERY else list(self.features)
-        others = [name for name in (self.split.time_column, self.similarity) if name]
+        others = [name for name in (self.split.time_column, self.similarity, self.weight) if name]
         near = [self.near_duplicates.column] if self.near_duplicates else []
         keys = [*self.identity, *self.split.disjoint, *others, *self.keep, *near]
         return list(dict.fromkeys([*features, self.target, *keys]))

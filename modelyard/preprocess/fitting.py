@@ -23,7 +23,7 @@ from modelyard.transform import (
     fit_category,
     fit_scales,
 )
-from modelyard.transform.features import Feature
+from modelyard.transform.features import Category, Feature
 from modelyard.transform.fit import SAMPLE_VALUES
 from modelyard.transform.reduce import extract, select
 
@@ -46,6 +46,8 @@ class TrainStatistics:
         self.moments: Moments | None = None
         self.samples = {column.name: Sample(limit) for column in features if _needs_quantiles(column)}
         self.counts = {column.name: Counts(column.name) for column in features if _needs_counts(config, column)}
+        if config.task == "retrieval" and config.transform.categories != "hashing":
+            self.counts[plan.target.name] = Counts(plan.target.name)
         self.target: Moments | None = None
         self._target = plan.target
 
@@ -111,6 +113,14 @@ class TransformFitter:
             transform = extract(transform, batches, config.components)
         return transform
 
+    def split(self, transform: FittedTransform) -> tuple[FittedTransform, FittedTransform]:
+        """For retrieval: what is read of a query, and what is read of an item, that itself first."""
+        item = self._category(self._plan.target.name, None)
+        sides = [
+            [one for one in transform.features if (one.name in self._config.items) == its] for its in (False, True)
+        ]
+        return FittedTransform(features=sides[0]), FittedTransform(features=[item, *sides[1]])
+
     def _fitted(self) -> list[Feature]:
         scales: dict[str, tuple[FeatureScale, int]] = {}
         if self._moments is not None:
@@ -122,10 +132,7 @@ class TransformFitter:
     def _feature(self, column: Column, scales: dict[str, tuple[FeatureScale, int]]) -> Feature:
         config = self._config.transform
         if column.kind == "category":
-            fill = self._category_fill(column)
-            if config.categories == "hashing":
-                return HashedCategory(name=column.name, buckets=config.hash_buckets, fill=fill)
-            return fit_category(column.name, self._counts[column.name], config, fill)
+            return self._category(column.name, self._category_fill(column))
         scale, at = scales[column.name]
         assert self._moments is not None
         fill = self._number_fill(column, at)
@@ -136,6 +143,12 @@ class TransformFitter:
         if column.rule.outliers and column.rule.outliers.action == "clip":
             low, high = limits(column, self._moments, at, self._samples.get(column.name))
         return scale.model_copy(update={"fill": fill, "low": low, "high": high})
+
+    def _category(self, name: str, fill: str | None) -> Category | HashedCategory:
+        config, as_index = self._config.transform, self._config.task == "retrieval"
+        if config.categories == "hashing":
+            return HashedCategory(name=name, buckets=config.hash_buckets, fill=fill, as_index=as_index)
+        return fit_category(name, self._counts[name], config, fill, as_index=as_index)
 
     def _number_fill(self, column: Column, at: int) -> float | None:
         assert self._moments is not None

@@ -26,8 +26,8 @@ class Column(Frozen):
     """One column of the data set.
 
     Attributes:
-        kind: what its values are; ``text`` also for keys and text labels, ``prose`` for a target that is a text, ``spans``
-            for one that is parts of a text.
+        kind: what its values are; ``text`` also for keys and text labels, ``prose`` for a target that is a text or an item,
+            ``spans`` for one that is parts of a text.
         low, high: allowed numbers, or dates as microseconds since 1970; both ends included.
         allowed: values that may occur, as text; None allows any.
         nulls: what becomes of a row without a value.
@@ -46,7 +46,7 @@ class Column(Frozen):
 
     @property
     def is_number(self) -> bool:
-        """Stored as float64: labels are not, a regression's target and the similarity of texts are."""
+        """Stored as float64: labels are not, a regression's target, the similarity of texts and weights are."""
         if self.role in ("target", "key"):
             return self.kind == "number"
         return self.kind in ("number", "integer", "boolean") and self.role == "feature"
@@ -219,7 +219,7 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
     return Column(
         name=config.target,
         role="target",
-        kind="prose" if config.task in (*LANGUAGE_TASKS, "embedding") else _label_kind(labels, values),
+        kind="prose" if config.task in (*LANGUAGE_TASKS, "embedding", "retrieval") else _label_kind(labels, values),
         allowed=_allowed(labels),
         nulls=rule.nulls,
         rule=rule,
@@ -229,8 +229,11 @@ def _target(config: PreprocessConfig, name: str, values: pl.Series) -> Column:
 def _key(config: PreprocessConfig, name: str) -> Column:
     rule = config.columns.get(name, NO_RULE)
     is_time = name == config.split.time_column
-    kind = "date" if is_time or rule.type == "date" else "number" if name == config.similarity else "text"
+    kind = (
+        "date" if is_time or rule.type == "date" else "number" if name in (config.similarity, config.weight) else "text"
+    )
     low, high = (_microseconds(rule.earliest), _microseconds(rule.latest)) if kind == "date" else (None, None)
+    low = 0.0 if name == config.weight else low
     return Column(
         name=name,
         role="key",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,18 +23,22 @@ from modelyard.errors import ConfigError
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.targets import encoded_targets
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import Target, headline_of, loss_of, task_kind
 from modelyard.token_data import TokenData
 from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
+from modelyard.train.contrast import PAIR_LOSSES
 from modelyard.train.costs import measure_costs
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Trainer
 from modelyard.train.losses import PER_TOKEN
+from modelyard.train.optimizers import sparse_tables
+from modelyard.train.pair_rows import Pairs, item_pairs, text_pairs
 from modelyard.train.precision import Precision
+from modelyard.train.pretrained_network import vector_target
 from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
 from modelyard.train.tagged_rows import TaggedSplit
@@ -89,8 +93,11 @@ def assemble(
         data = _data(spec, catalog, rows, parent, folder / "data")
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init", emit)
+    _require_sums(spec.config, network, device)
     kind = task_kind(data.target.task)
-    require_outputs(network, data.train, kind.output_width(data.target), per_token=kind.loss in PER_TOKEN)
+    loss = loss_of(data.target)
+    axes = ("t",) if loss in PER_TOKEN else ("2",) if loss in PAIR_LOSSES else ()
+    require_outputs(network, data.train, kind.output_width(data.target), axes)
     costs = (
         measure_costs(network.to(device), _example(data.train).to(device), spec.config.precision)
         if counts_costs
@@ -103,10 +110,11 @@ def assemble(
         train=data.train,
         validation=data.validation,
         objective=Objective(
-            loss=kind.loss,
-            metric=spec.config.stop.metric or kind.headline,
+            loss=loss,
+            metric=spec.config.stop.metric or headline_of(data.target),
             new_metric=lambda: kind.metric(data.target),
-            validation_rows=VALIDATION_ROWS if isinstance(data.train, Split) else 1,
+            validation_rows=VALIDATION_ROWS if isinstance(data.train, Split | Pairs) else 1,
+            temperature=spec.config.pairs.temperature,
         ),
         checkpoints=Checkpoints(catalog.store, spec.checkpoints, spec.config.checkpoint),
         emit=emit,
@@ -114,6 +122,16 @@ def assemble(
     )
     made.costs = costs
     return made
+
+
+def _require_sums(config: TrainConfig, network: nn.Module, device: torch.device) -> None:
+    """Gradients of some rows are summed over ranks by gloo, on CPUs; parameter servers send whole ones."""
+    summed = config.strategy == "ddp" and distributed.get_world_size() > 1 and device.type != "cpu"
+    if summed and sparse_tables(network):
+        raise ConfigError(
+            "train.model.sparse",
+            f"ranks on {device.type} cannot sum gradients of some rows: sparse: false, or one rank",
+        )
 
 
 def _example(rows: Rows) -> torch.Tensor:
@@ -128,6 +146,14 @@ def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | N
         train, validation = (TokenSplit(texts.sequences(split)) for split in ("train", "validation"))
         return Data(train=train, validation=validation, target=target, width=texts.transform.width)
     dataset = Dataset.fetch(catalog, spec.dataset, folder, [])
+    if loss_of(target) in PAIR_LOSSES:
+        data = (
+            item_pairs(catalog, spec.dataset, dataset, rows)
+            if target.items
+            else text_pairs(catalog, spec.dataset, dataset)
+        )
+        target = vector_target(spec.config.model, target)
+        return Data(train=data[0], validation=data[1], target=target, width=dataset.transform.width)
     if isinstance(dataset.transform, TextTransform):
         train, validation = (
             _texts(spec, catalog, dataset, dataset.transform, split) for split in ("train", "validation")
@@ -242,8 +268,11 @@ def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
     return load_model(folder)
 
 
-def require_outputs(network: nn.Module, train: Rows, width: int, *, per_token: bool = False) -> None:
+def require_outputs(network: nn.Module, train: Rows, width: int, axes: Sequence[str] = ()) -> None:
     """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
+
+    Args:
+        axes: of the outputs between rows and width: ``t``, one for each token; or a number.
 
     Raises:
         ConfigError: names both shapes.
@@ -255,9 +284,9 @@ def require_outputs(network: nn.Module, train: Rows, width: int, *, per_token: b
     torch.set_rng_state(generators)
     network.train(was_training)
     # A row of tokens has an answer for each of them.
-    axes, sizes = (("n", "t"), tuple(example.shape[1:])) if per_token else (("n",), ())
+    sizes = tuple(example.shape[1] if axis == "t" else int(axis) for axis in axes)
     if shape[1:] != (*sizes, width):
         found = f"({', '.join(['n', *map(str, shape[1:])])})"
         raise ConfigError(
-            "train.model", f"the network's outputs are {found}, the target needs ({', '.join(axes)}, {width})"
+            "train.model", f"the network's outputs are {found}, the target needs ({', '.join(['n', *axes])}, {width})"
         )

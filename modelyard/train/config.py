@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
-from modelyard.models.config import MlpConfig, ModelConfig
+from modelyard.models.config import MlpConfig, ModelConfig, RecommenderConfig
 from modelyard.nearest import nearest
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
@@ -222,6 +222,19 @@ class InitConfig(Frozen):
         return self.lora is not None or bool(self.freeze)
 
 
+class PairsConfig(Frozen):
+    """How networks learn whose rows are pairs: a query and its item, or two texts that belong together.
+
+    Attributes:
+        temperature: similarities are divided by it; a smaller one looks at the hardest others more.
+        correct_popularity: for retrieval: a frequent item stands among the others of a batch more often than a rare one;
+            the logarithm of its frequency is taken off its similarity (Yi et al., RecSys 2019).
+    """
+
+    temperature: float = Field(0.05, gt=0, le=100)
+    correct_popularity: bool = True
+
+
 class DistillConfig(Frozen):
     """Learning from another model's answers.
 
@@ -272,6 +285,7 @@ class TrainConfig(Frozen):
     model: ModelConfig = MlpConfig()
     init: InitConfig = InitConfig()
     distill: DistillConfig = DistillConfig()
+    pairs: PairsConfig = PairsConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     batch_size: int = Field(64, ge=1)
@@ -309,11 +323,29 @@ class TrainConfig(Frozen):
             raise ValueError("ema_decay averages over steps, diloco over ranks: leave it out, or take ddp")
         self._require_groups()
         self._require_meeting_point()
+        if isinstance(self.model, RecommenderConfig) and self.model.sparse:
+            self._require_sparse()
         if self.optimizer.name != "gd" and self.batch_size < self.num_readers:
             raise ValueError(
                 f"batch_size {self.batch_size} is smaller than ranks {self.most_ranks}: some would have no row"
             )
         return self
+
+    def _require_sparse(self) -> None:
+        """Gradients of some rows of a table: what cannot take them."""
+        whole = "; or model.sparse: false"
+        if self.strategy in SHARDED:
+            raise ValueError(f"model.sparse needs whole tables, {self.strategy} shards them: take ddp{whole}")
+        own = self.optimizer
+        if own.name not in ("adam", "adagrad", "sgd") or own.momentum:
+            named = own.name + (" with momentum" if own.momentum else "")
+            raise ValueError(f"model.sparse goes with optimizer adam, adagrad or plain sgd, not with {named}{whole}")
+        if own.weight_decay:
+            raise ValueError(f"weight_decay moves every row of a table at each step, model.sparse some: 0{whole}")
+        if self.clip_norm:
+            raise ValueError(f"clip_norm needs whole gradients, model.sparse gives those of some rows: 0{whole}")
+        if self.init.keep_zeros:
+            raise ValueError(f"init.keep_zeros needs whole gradients, model.sparse gives those of some rows{whole}")
 
     def _require_groups(self) -> None:
         """Ranks must fall into the groups that the strategy needs."""

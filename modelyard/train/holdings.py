@@ -51,7 +51,9 @@ class Holding:
 
     def gradient(self) -> torch.Tensor:
         """Of every parameter; zeros where it played no part."""
-        return self.gathered([torch.zeros_like(one) if one.grad is None else one.grad for one in self.parameters])
+        return self.gathered(
+            [torch.zeros_like(one) if one.grad is None else _whole(one.grad) for one in self.parameters]
+        )
 
     def squares(self) -> torch.Tensor:
         """Sum of the squares of `gradient`, on the CPU."""
@@ -60,3 +62,8 @@ class Holding:
     def take_gradient_(self, vector: torch.Tensor) -> None:
         for parameter, values in zip(self.parameters, vector.split(self._sizes), strict=True):
             parameter.grad = values.view(parameter.shape).to(parameter.device)
+
+
+def _whole(gradient: torch.Tensor) -> torch.Tensor:
+    """With zeros for the rows of a table that a batch does not name: what travels is one vector."""
+    return gradient.to_dense() if gradient.is_sparse else gradient

@@ -25,6 +25,7 @@ from modelyard.train import stop
 from modelyard.train.agreement import Agreement
 from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
+from modelyard.train.contrast import pair_loss
 from modelyard.train.costs import Costs, memory_bytes
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent
@@ -74,7 +75,7 @@ class Trainer:
         self._emit = emit
         self._began = self._spoke_at = self._reported_at = self._saved_at = time.monotonic()
         example = train.batch(torch.arange(min(2, len(train)))).features
-        loss = LOSSES[objective.loss]
+        loss = LOSSES[objective.loss] if objective.loss in LOSSES else pair_loss(objective.loss, config)
         make = stepper_for(config)
         self.stepper = make(config, network, device, loss, example=example, note=self._warn, teacher=teacher)
         # Where ranks do not wait for each other, a meeting makes them: not after every few steps.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,6 +26,10 @@ def build_optimizers(
         is_ours: says which of the network's parameters they move.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad and is_ours(parameter)]
+    if tables := [table for table in sparse_tables(network) if table.requires_grad and is_ours(table)]:
+        own = {id(table) for table in tables}
+        rest = [parameter for parameter in parameters if id(parameter) not in own]
+        return [_of_tables(config, tables), *([_build(config, rest, device)] if rest else [])]
     if config.name != "muon":
         return [_build(config, parameters, device)]
     hidden = [parameter for parameter in hidden_matrices(network) if is_ours(parameter)]
@@ -38,6 +42,12 @@ def build_optimizers(
     if rest:
         built.append(_build(config.model_copy(update={"name": "adamw"}), rest, device))
     return built
+
+
+def sparse_tables(network: nn.Module) -> list[nn.Parameter]:
+    """Weights whose gradients hold only the rows that a batch names."""
+    tables = [module for module in network.modules() if isinstance(module, nn.Embedding) and module.sparse]
+    return [cast("nn.Parameter", table.weight) for table in tables]
 
 
 def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
@@ -62,6 +72,34 @@ def _build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: 
             return torch.optim.AdamW(parameters, **_rate(config), fused=fused)
         case _:
             return torch.optim.Adam(parameters, **_rate(config), fused=fused)
+
+
+def _of_tables(config: OptimizerConfig, tables: Sequence[nn.Parameter]) -> Optimizer:
+    """What takes gradients of some rows; `modelyard.train.config` refuses other names."""
+    match config.name:
+        case "sgd":
+            return torch.optim.SGD(tables, lr=config.learning_rate)
+        case "adagrad":
+            return torch.optim.Adagrad(tables, lr=config.learning_rate)
+        case _:
+            return SparseAdam(tables, lr=config.learning_rate)
+
+
+class SparseAdam(torch.optim.SparseAdam):
+    """torch's, whose count of steps is a tensor like every other state: a checkpoint holds tensors. A whole gradient, as a
+    server of parameters is sent one, counts for the rows that are not zero: what one process would do."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for table in (one for group in self.param_groups for one in group["params"]):
+            if table.grad is not None and not table.grad.is_sparse:
+                table.grad = table.grad.to_sparse(1)
+        for state in self.state.values():
+            state["step"] = int(state["step"])
+        answer = super().step(closure)
+        for state in self.state.values():
+            state["step"] = torch.tensor(float(state["step"]))
+        return answer
 
 
 def _rate(config: OptimizerConfig) -> dict[str, Any]:

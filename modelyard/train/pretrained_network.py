@@ -9,7 +9,7 @@ from typing import Any
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError
-from modelyard.models.config import AUTO_CLASSES, HuggingFaceConfig
+from modelyard.models.config import AUTO_CLASSES, HuggingFaceConfig, ModelConfig, RecommenderConfig, ReshapedConfig
 from modelyard.pretrained import (
     CONFIG_FILE,
     MODULES_FILE,
@@ -72,6 +72,24 @@ def whole_network(
     auto_class = network.auto_class or AUTO_CLASSES[target.task]
     ends = _pooling(catalog, network, pretrained) if target.task == "embedding" else {"pooling": "", "normalise": None}
     return network.model_copy(update={"config": keys, "auto_class": auto_class, "source": "", **ends})
+
+
+def vector_target(network: ModelConfig, target: Target) -> Target:
+    """The target as a model has it: where the answers are vectors, with their width.
+
+    Raises:
+        ConfigError: the network does not say it.
+    """
+    if target.task not in ("embedding", "retrieval"):
+        return target
+    own = network.base if isinstance(network, ReshapedConfig) else network
+    if isinstance(own, RecommenderConfig):
+        return target.model_copy(update={"width": own.vector_width})
+    keys = own.config if isinstance(own, HuggingFaceConfig) else {}
+    found = next((keys[key] for key in ("hidden_size", "d_model", "dim") if key in keys), None)
+    if not isinstance(found, int):
+        raise ConfigError("train.model.config", "config.json does not say hidden_size: how wide its vectors are")
+    return target.model_copy(update={"width": found})
 
 
 def _pooling(catalog: Catalog, network: HuggingFaceConfig, pretrained: ArtifactRef | None) -> dict[str, Any]:

@@ -30,12 +30,13 @@ from modelyard.models.hugging import (
     tokenizer_config_json,
     transformer_config_json,
 )
-from modelyard.task_kinds import Target, task_kind
+from modelyard.task_kinds import Target, headline_of, task_kind
 from modelyard.token_data import TOKENS_FOLDER
 from modelyard.train.adapters import merge_
 from modelyard.train.assembly import RankSpec, starting_network
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
+from modelyard.train.pretrained_network import vector_target
 from modelyard.train.progress import Progress
 from modelyard.train.snapshots import Tensors, published_weights
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE
@@ -56,6 +57,7 @@ def publish(catalog: Catalog, attempt: Attempt, told: RankSpec, network: ModelCo
     progress, weights = _best_weights(catalog, attempt.scratch, config, told.checkpoints)
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
     fitted, schema = read_transform(transform), Target.model_validate_json(target)
+    schema = vector_target(network, schema)
     kind = task_kind(schema.task)
     spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
     if config.init.trains_a_part:
@@ -65,13 +67,13 @@ def publish(catalog: Catalog, attempt: Attempt, told: RankSpec, network: ModelCo
         weights = merge_(began.network, weights)
     add_network(attempt, spec, weights)
     attempt.add_bytes(TRANSFORM_FILE, transform)
-    attempt.add_bytes(TARGET_FILE, target)
+    attempt.add_bytes(TARGET_FILE, target if not schema.width else schema.model_dump_json().encode())
     attempt.add_json(HISTORY_FILE, progress.validations)
     if isinstance(fitted, TokenTransform):
         _add_language_files(catalog, attempt, dataset, spec, fitted)
     if isinstance(fitted, TextTransform) and isinstance(spec.network, HuggingFaceConfig):
         add_library_files(attempt, spec, fitted, schema)
-    attempt.facts.update(_facts(progress, config.stop.metric or kind.headline, weights))
+    attempt.facts.update(_facts(progress, config.stop.metric or headline_of(schema), weights))
 
 
 def add_network(attempt: Attempt, spec: ModelSpec, weights: Tensors) -> None:

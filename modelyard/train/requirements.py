@@ -9,17 +9,28 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError, DataError
-from modelyard.models.config import CnnConfig, CustomConfig, HuggingFaceConfig, ModelConfig, ReshapedConfig
+from modelyard.models.config import (
+    CnnConfig,
+    CustomConfig,
+    HuggingFaceConfig,
+    ModelConfig,
+    RecommenderConfig,
+    ReshapedConfig,
+)
 from modelyard.nearest import nearest
-from modelyard.task_kinds import TAKEN_AS_IT_IS, Target, task_kind
+from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
-from modelyard.train.pretrained_network import whole_network
+from modelyard.train.pretrained_network import vector_target, whole_network
 from modelyard.train.starting import TEACHER_FIELD, Parents, Transform, read_transform
 from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
 
 PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
+
+
+# Tasks for which no distillation is known here: tokens that carry no tag have no soft target, nor have pairs.
+UNTEACHABLE = ("token_classification", "masked_language_modelling", "embedding", "retrieval")
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -57,30 +68,28 @@ def require_trainable(
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
-    if target.task == "embedding":
-        raise ConfigError("train.stop.max_steps", TAKEN_AS_IT_IS)
     known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
     if config.stop.metric is not None and config.stop.metric not in known:
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
     transform = read_transform(catalog.read(dataset, TRANSFORM_FILE))
     _require_inputs(config, transform, target, parents)
+    if target.task in ("embedding", "retrieval"):
+        _require_pairs(config, transform, target, parents)
     if isinstance(transform, TokenTransform):
         # Sequences, not texts, are what is dealt out to ranks.
         sequences = {split: -(-tokens // transform.sequence_length) for split, tokens in facts["tokens"].items()}
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
-    if parents.teacher and target.task in ("token_classification", "masked_language_modelling"):
-        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out train.distill.teacher")
+    if parents.teacher and target.task in UNTEACHABLE:
+        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
     if config.init.trains_a_part and parents.init is None and pretrained is None:
         raise ConfigError(
             "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
             " train.init.model, or a source in train.model"
         )  # fmt: skip
-    network = parents.init.spec.model if parents.init else config.model
-    if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
-        network = whole_network(catalog, network, pretrained, transform, target)
-    output_width = task_kind(target.task).output_width(target)
+    network = _whole_network(catalog, config, transform, target, parents, pretrained)
+    output_width = task_kind(target.task).output_width(vector_target(network, target))
     if isinstance(transform, FittedTransform):
         _require_image(network, transform)
     if config.init.trains_a_part:
@@ -89,16 +98,58 @@ def require_trainable(
     return network
 
 
+def _whole_network(
+    catalog: Catalog,
+    config: TrainConfig,
+    transform: Transform,
+    target: Target,
+    parents: Parents,
+    pretrained: ArtifactRef | None,
+) -> ModelConfig:
+    """The network with what only the data, or the folder that it comes from, can tell."""
+    network = parents.init.spec.model if parents.init else config.model
+    if isinstance(network, HuggingFaceConfig) and isinstance(transform, TextTransform) and not parents.init:
+        return whole_network(catalog, network, pretrained, transform, target)
+    if isinstance(network, RecommenderConfig) and isinstance(transform, FittedTransform) and target.items:
+        tables = {"query_tables": tuple(transform.tables), "item_tables": tuple(target.items.tables)}
+        return network.model_copy(update=tables)
+    return network
+
+
 def _require_inputs(config: TrainConfig, transform: Transform, target: Target, parents: Parents) -> None:
     """A network of numbers cannot read tokens, nor the other way round; a user's own may do either."""
     kind = parents.init.spec.network.kind if parents.init else config.model.kind
     right, asked = ["mlp", "cnn"], target.task
+    if target.task == "retrieval":
+        right = ["recommender"]
     if isinstance(transform, TokenTransform):
         right = ["gpt"]
     elif isinstance(transform, TextTransform):
         right, asked = ["huggingface"], f"{target.task} of texts"
-    if kind not in ("custom", *right):
+    if target.task in ("embedding", "retrieval"):
+        if kind not in right:  # of a user's own network nobody knows how to ask it for the other side
+            raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {right[0]}")
+    elif kind not in ("custom", *right):
         raise ConfigError("train.model.kind", f"{kind!r} is not for {asked}; take {', '.join(right)}, or custom")
+
+
+def _require_pairs(config: TrainConfig, transform: Transform, target: Target, parents: Parents) -> None:
+    """What cannot be done with rows that are told from each other."""
+    others = "a row is told from the other rows of its step"
+    if config.strategy in ("diloco", "tensor"):
+        raise ConfigError("train.strategy", f"{others}, which {config.strategy} does not bring together; take ddp")
+    if config.accumulate > 1:
+        raise ConfigError(
+            "train.accumulate", f"{others}: passes would cut it, and change what is learned; 1, or more ranks"
+        )
+    if config.optimizer.name == "gd":
+        raise ConfigError("train.optimizer.name", f"{others}, and gd takes all rows for one step; take adam")
+    init = parents.init
+    if init and target.items and (init.transform, init.target.items) != (transform, target.items):
+        raise ConfigError(
+            "train.init.model", f"{init.ref} has tables for other values than this data set's: its vectors would stand for"
+            " other users and items; begin anew"
+        )  # fmt: skip
 
 
 def _require_parts(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:

@@ -176,7 +176,7 @@ class Stepper:
         """Norm of the last step's gradient, before it was clipped. Every rank must ask: it may be a collective."""
         if self._norm is not None:
             return float(whole(self._norm))
-        gradients = [parameter.grad for parameter in self.network.parameters() if parameter.grad is not None]
+        gradients = [dense(one.grad) for one in self.network.parameters() if one.grad is not None]
         return float(whole(nn.utils.get_total_norm(gradients)))
 
     def shared(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -267,6 +267,11 @@ def whole(value: torch.Tensor) -> torch.Tensor:
     """A tensor of which each rank may hold a part, put together; every rank has to ask."""
     gather = getattr(value, "full_tensor", None)
     return gather() if gather else value
+
+
+def dense(gradient: torch.Tensor) -> torch.Tensor:
+    """What of a gradient is not zero for sure, each number once: the rows of a table that a batch names."""
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int, plateau_fraction: float) -> float:

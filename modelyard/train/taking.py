@@ -13,7 +13,7 @@ from modelyard.models.transformer import load_pretrained
 from modelyard.pretrained import CONFIG_FILE
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
-from modelyard.train.pretrained_network import whole_network
+from modelyard.train.pretrained_network import vector_target, whole_network
 from modelyard.train.publish import add_library_files, add_network
 from modelyard.train.stage import HISTORY_FILE
 from modelyard.train.starting import read_transform
@@ -40,8 +40,7 @@ def take_as_it_is(
             "0 steps publish a network as it comes: that takes train.model.kind huggingface, with a source, and texts",
         )
     whole = whole_network(catalog, network, pretrained, transform, target)
-    if target.task == "embedding":
-        target = target.model_copy(update={"width": _vector_width(whole)})
+    target = vector_target(whole, target)
     _require_same_answers(json.loads(catalog.read(pretrained, CONFIG_FILE)), target)
     width = task_kind(target.task).output_width(target)
     catalog.fetch(pretrained, attempt.scratch / "pretrained")
@@ -61,13 +60,6 @@ def take_as_it_is(
         metrics={}, headline="", epochs=0.0, steps=0, stopped_by="stop.max_steps",
         parameters=sum(weight.numel() for weight in made.parameters()),
     )  # fmt: skip
-
-
-def _vector_width(network: HuggingFaceConfig) -> int:
-    found = next((network.config[key] for key in ("hidden_size", "d_model", "dim") if key in network.config), None)
-    if not isinstance(found, int):
-        raise ConfigError("train.model.config", "config.json does not say hidden_size: how wide its vectors are")
-    return found
 
 
 def _require_same_answers(settings: dict[str, object], target: Target) -> None:

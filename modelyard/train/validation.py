@@ -11,6 +11,8 @@ from torch import distributed
 
 from modelyard.metrics import Metric
 from modelyard.train.losses import REDUCED, token_losses
+from modelyard.train.pair_rows import Pairs, TextPairs
+from modelyard.train.pair_validation import validate_pairs
 from modelyard.train.rows import Rows
 from modelyard.train.stepper import Stepper
 
@@ -26,12 +28,14 @@ class Objective:
         metric: name of the validation metric that decides.
         new_metric: a fresh accumulator.
         validation_rows: rows a rank validates at a time, unless its share of a batch is larger.
+        temperature: of rows that are pairs: what similarities are divided by.
     """
 
     loss: str
     metric: str
     new_metric: Callable[[], Metric]
     validation_rows: int = VALIDATION_ROWS
+    temperature: float = 1.0
 
 
 @torch.no_grad()
@@ -45,6 +49,9 @@ def validate(stepper: Stepper, split: Rows, objective: Objective, num_rows: int)
     stepper.settle_()
     stepper.align_()
     metric = objective.new_metric()
+    if isinstance(split, Pairs | TextPairs):
+        with stepper.average.in_place() if stepper.average else nullcontext():
+            return validate_pairs(stepper, split, metric, num_rows, objective.temperature)
     # Equal numbers of batches: under fsdp a forward pass is a collective.
     shares = torch.arange(len(split)).split(num_rows * stepper.judged.count)
     with stepper.average.in_place() if stepper.average else nullcontext():

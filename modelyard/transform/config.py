@@ -58,6 +58,12 @@ class TransformConfig(Frozen):
     )
     max_categories: int = Field(64, ge=1, description="the most frequent values are told apart, others are unknown")
     hash_buckets: int = Field(32, ge=2)
+    table_rows: int = Field(
+        1_000_000,
+        ge=1,
+        le=2**24 - 2,
+        description="for retrieval: the most frequent values of a category, each with a vector of its own; others share one",
+    )
     date_parts: list[DatePart] = Field(
         ["elapsed", "month", "weekday", "hour"],
         min_length=1,

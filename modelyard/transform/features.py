@@ -66,9 +66,9 @@ class FeatureScale(Frozen):
 
 class Category(Frozen):
     """A text with known values. ``one_hot``: an input for each, all 0 for another; ``ordinal``: 0 for another, 1 for the
-    last."""
+    last; ``index``: the row of a table, 0 for another."""
 
-    kind: Literal["one_hot", "ordinal"]
+    kind: Literal["one_hot", "ordinal", "index"]
     name: str
     values: list[str] = Field(min_length=1)
     fill: str | None = None
@@ -76,6 +76,11 @@ class Category(Frozen):
     @property
     def width(self) -> int:
         return len(self.values) if self.kind == "one_hot" else 1
+
+    @property
+    def table_rows(self) -> int:
+        """Rows of the table that its one input names; 0: its inputs are numbers."""
+        return len(self.values) + 1 if self.kind == "index" else 0
 
     @cached_property
     def _codes(self) -> dict[str, float]:
@@ -87,22 +92,31 @@ class Category(Frozen):
         return np.fromiter((codes.get(plain_text(value), UNKNOWN) for value in values), np.float64, len(values))
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
+        if self.kind == "index":
+            return _table_row(codes, len(self.values))
         if self.kind == "ordinal":
             return ((codes + 1) / len(self.values))[:, None]
         return (codes[:, None] == np.arange(len(self.values))).astype(np.float64)
 
 
 class HashedCategory(Frozen):
-    """A text with any number of values: an input for each bucket of its CRC-32 (Weinberger et al., 2009, unsigned)."""
+    """A text with any number of values: an input for each bucket of its CRC-32 (Weinberger et al., 2009, unsigned); or
+    ``as_index``: the row of a table, 0 for none."""
 
     kind: Literal["hashing"] = "hashing"
     name: str
     buckets: int = Field(ge=2)
     fill: str | None = None
+    as_index: bool = False
 
     @property
     def width(self) -> int:
-        return self.buckets
+        return 1 if self.as_index else self.buckets
+
+    @property
+    def table_rows(self) -> int:
+        """As `Category.table_rows`."""
+        return self.buckets + 1 if self.as_index else 0
 
     def code(self, values: Sequence[Any] | np.ndarray) -> np.ndarray:
         texts = (plain_text(value) or self.fill for value in values)
@@ -110,6 +124,8 @@ class HashedCategory(Frozen):
         return np.fromiter(buckets, np.float64, len(values))
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
+        if self.as_index:
+            return _table_row(codes, self.buckets)
         return (codes[:, None] == np.arange(self.buckets)).astype(np.float64)
 
 
@@ -146,6 +162,12 @@ class DateParts(Frozen):
                 angle = 2 * np.pi * _turn(codes, part)
                 columns += [np.sin(angle), np.cos(angle)]
         return np.column_stack(columns)
+
+
+def _table_row(codes: np.ndarray, count: int) -> np.ndarray:
+    """Codes (n,) as rows of a table (n, 1): one above, so that 0 is left for what is unknown."""
+    known = (codes >= 0) & (codes < count)
+    return np.where(known, np.floor(codes) + 1, 0.0)[:, None]
 
 
 Feature = FeatureScale | Category | HashedCategory | DateParts

@@ -164,15 +164,21 @@ def fit_scales(columns: Sequence[str], moments: Moments, config: TransformConfig
     ]
 
 
-def fit_category(column: str, counts: Counts, config: TransformConfig, fill: str | None) -> Category:
+def fit_category(
+    column: str, counts: Counts, config: TransformConfig, fill: str | None, *, as_index: bool = False
+) -> Category:
     """The known values of a column: the most frequent ones.
+
+    Args:
+        as_index: for a network with a table of vectors; else as the config says.
 
     Raises:
         DataError: the training split has none.
     """
-    values = counts.most_common(config.max_categories)
+    values = counts.most_common(config.table_rows if as_index else config.max_categories)
     if not values:
         raise DataError(f"column {column!r} has no value in the training split; leave it out")
-    return Category(
-        kind="ordinal" if config.categories == "ordinal" else "one_hot", name=column, values=values, fill=fill
-    )
+    if as_index:
+        return Category(kind="index", name=column, values=values, fill=fill)
+    kind = "ordinal" if config.categories == "ordinal" else "one_hot"
+    return Category(kind=kind, name=column, values=values, fill=fill)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import DataError
-from modelyard.transform.features import Feature, FeatureScale
+from modelyard.transform.features import Category, Feature, FeatureScale, HashedCategory
 
 if TYPE_CHECKING:
     import pandas as pd  # half a second and 70 MB that a worker of the endpoint does without
@@ -42,6 +42,16 @@ class FittedTransform(Frozen):
         if self.components is not None:
             return len(self.components[1])
         return sum(feature.width for feature in self.features) if self.selected is None else len(self.selected)
+
+    @property
+    def tables(self) -> list[int]:
+        """For each input the rows of the table that it names a row of; 0: it is a number."""
+        rows = [
+            rows
+            for feature in self.features
+            for rows in [feature.table_rows if isinstance(feature, Category | HashedCategory) else 0] * feature.width
+        ]
+        return rows if self.selected is None else [rows[at] for at in self.selected]
 
     @property
     def takes_plain_numbers(self) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
-from modelyard.evaluate.vectors import agreement, cosines, partner_ranks, scores_of
+from modelyard.evaluate.vectors import agreement, cosines, partner_ranks, resampled, scores_of
 
 OPTIONS = {"resamples": 400, "confidence": 0.95, "seed": 0}
 
@@ -58,3 +58,31 @@ def test_agreement_is_an_angle_not_a_length():
     found = agreement(turned, texts)
     assert found["smallest_cosine_to_float"] == pytest.approx(-1)
     assert found["cosine_to_float"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("metric", "has_likeness"), [("recall_at_10", False), ("ndcg_at_10", False), ("spearman", True)]
+)
+def test_two_models_are_compared_on_the_same_draws(metric: str, has_likeness: bool):
+    """The interval of the difference is that of the same rows drawn for both, narrower than their own; better vectors are
+    better with a probability, the same ones with one half."""
+    texts, good = near(80, 0.9)
+    bad = good + 1.5 * np.random.default_rng(9).normal(size=good.shape)
+    said = cosines(texts, near(80, 0.0)[1] + 0.5 * np.random.default_rng(0).normal(size=texts.shape))
+    likeness = cosines(texts, good) + 0.1 * said if has_likeness else None
+    one, other = (resampled(texts, partners, likeness, resamples=400, seed=0) for partners in (good, bad))
+    found = one.against(other, metric, 0.95)
+    assert found.difference.value == pytest.approx(one.values[metric] - other.values[metric])
+    assert found.difference.low == pytest.approx(np.quantile(one.drawn[metric] - other.drawn[metric], 0.025))
+    assert found.probability_better > 0.99
+    assert found.only_candidate_right > found.only_champion_right
+    assert other.against(one, metric, 0.95).probability_better < 0.01
+    same = one.against(one, metric, 0.95)
+    assert (same.probability_better, same.difference.low, same.p_value) == (0.5, 0.0, 1.0)
+
+
+def test_what_has_no_correlation_is_compared_with_nothing():
+    """Likenesses that do not vary: no number, so that a bound on it refuses."""
+    texts, partners = near(20, 0.5)
+    one = resampled(texts, partners, np.ones(20), resamples=200, seed=0)
+    assert one.against(one, "spearman", 0.95) is None

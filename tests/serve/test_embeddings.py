@@ -17,7 +17,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Product
 from modelyard.compress import CompressConfig, DynamicInt8, MeasureConfig, SearchConfig, compress
 from modelyard.errors import ConfigError
-from modelyard.evaluate import EvaluateConfig, evaluate
+from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.model_package import ModelPackage
 from modelyard.models import HuggingFaceConfig, MlpConfig
 from modelyard.preprocess import PreprocessConfig
@@ -25,7 +25,7 @@ from modelyard.revisions import ServedVersion
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
-from modelyard.train import StopConfig, TrainConfig, train
+from modelyard.train import OptimizerConfig, StopConfig, TrainConfig, train
 from tests.serve.inprocess import Inside, endpoint
 from tests.serve.packages import publish_version, roll_out
 from tests.textbench import pair_config, pairs, sentence_folder, text_config, text_dataset
@@ -105,6 +105,49 @@ def test_partners_are_found_where_nobody_said_how_alike_they_are(imported: Impor
         evaluate(catalog, imported.package, plain, None, bounds.model_copy(update={"metric": "spearman"}), Origin())
 
 
+def test_a_champion_is_compared_pair_by_pair(imported: Imported, tmp_path: Path):
+    """Trained on its pairs the network is better than as it came, by a probability; the other way round it is refused. A champion
+    for another column, one that is gone and one that was altered are a sentence each in a verdict that refuses."""
+    catalog, small = imported.catalog, CompressConfig(techniques=[], measure=MeasureConfig(repeats=2, batches=[1]))
+    config = pair_config(f"file://{imported.source}")
+    split = {"train": 0.5, "validation": 0.1, "test": 0.4}
+    dataset = text_dataset(
+        catalog, PreprocessConfig.model_validate({**config.model_dump(exclude_unset=True), "split": split}), pairs(600)
+    )
+    learning = taken(imported.source).model_copy(
+        update={"stop": StopConfig(), "max_epochs": 6, "optimizer": OptimizerConfig(learning_rate=0.003)}
+    )
+    trained = train(catalog, dataset, learning, Origin())
+    assert trained.manifest.content.facts["headline"] == "spearman"
+    packages = [
+        compress(catalog, ref, dataset, small, Origin()).ref
+        for ref in (trained.ref, train(catalog, dataset, taken(imported.source), Origin()).ref)
+    ]
+    bounds = EvaluateConfig(metric="spearman", floor=0.3, probability_better=0.95, resamples=400, robustness_rows=0)
+    better = evaluate(catalog, packages[0], dataset, packages[1], bounds, Origin())
+    assert refusal(better.manifest) is None, refusal(better.manifest)
+    assert json.loads(catalog.read(better.ref, "verdict.json"))["comparison"]["difference"]["low"] > 0
+    assert len(refusal(evaluate(catalog, packages[1], dataset, packages[0], bounds, Origin()).manifest).reasons) >= 1
+    frame = pairs(600).rename(columns={"other": "answer"})
+    named = {**config.model_dump(exclude_unset=True), "target": "answer"}
+    other = text_dataset(catalog, PreprocessConfig.model_validate(named), frame)
+    champions = {"vectors of texts that belong to 'answer'": compress(
+        catalog, train(catalog, other, taken(imported.source), Origin()).ref, other, small, Origin()
+    ).ref}  # fmt: skip
+    for repeats, body in ((3, None), (4, b"else")):
+        copied = small.model_copy(update={"measure": MeasureConfig(repeats=repeats, batches=[1])})
+        made = compress(catalog, trained.ref, dataset, copied, Origin())
+        uri = made.manifest.file_uri(made.ref.uri, "float.onnx")
+        if body:
+            catalog.store.put(uri, body)
+        else:
+            catalog.store.delete([uri])
+        champions[f"{'sha256' if body else 'nothing'}"] = made.ref
+    for words, champion in champions.items():
+        (reason,) = refusal(evaluate(catalog, packages[0], dataset, champion, bounds, Origin()).manifest).reasons[:1]
+        assert words in reason
+
+
 async def test_the_openai_client_gets_embeddings(imported: Imported, settings: Settings, store: Store, tmp_path: Path):
     """A text, several, or tokens; as base64, which the client asks for by itself, and as numbers: the package's own
     vectors, with the tokens counted. What it cannot have is an error of the client's own kind."""
@@ -166,7 +209,7 @@ async def _asked_of_another(inside: Inside) -> None:
 
 def test_what_cannot_be_taken_as_it_comes_is_refused(imported: Imported, tmp_path: Path):
     """A network without weights of its own, a head that would be random, parts nobody knows, a way of pooling that nobody
-    says, and training for embedding, which there is not."""
+    says."""
     catalog, dataset = imported.catalog, imported.dataset
     with pytest.raises(ConfigError, match=r"train\.stop\.max_steps: 0 steps publish a network as it comes"):
         train(catalog, dataset, TrainConfig(model=MlpConfig(), stop=StopConfig(max_steps=0)), Origin())
@@ -174,8 +217,6 @@ def test_what_cannot_be_taken_as_it_comes_is_refused(imported: Imported, tmp_pat
     _with_labels(tmp_path / "labels", imported.source)
     with pytest.raises(ConfigError, match="the network's classes are LABEL_0, LABEL_1, the data set's bad, good, odd"):
         train(catalog, moods, taken(tmp_path / "labels"), Origin())
-    with pytest.raises(ConfigError, match="a network for embedding is taken as it comes"):
-        train(catalog, dataset, taken(imported.source).model_copy(update={"stop": StopConfig()}), Origin())
     bare = tmp_path / "bare"
     shutil.copytree(imported.source, bare)
     (bare / "modules.json").write_text(json.dumps([{"type": "sentence_transformers.models.Dense"}]))
