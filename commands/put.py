@@ -22,7 +22,8 @@ def put(
     files: Annotated[list[Path], typer.Argument(help="Files to upload, or folders with all that is below them.")],
     folder: Annotated[str, typer.Option("--to", help="Folder: s3://bucket/raw/mine, or raw/mine in our own bucket.")],
 ) -> None:
-    """Upload files into a folder of the bucket. What is there with the same bytes is skipped, so a broken upload goes on."""
+    """Upload files into a folder of the bucket. What is there with the same bytes is skipped, a large file's parts
+    included: a broken upload goes on where it was."""
     store = Store(load_settings())
     target = folder.rstrip("/") if "://" in folder else f"{store.root}/{folder.strip('/')}"
     split_uri(target)
@@ -44,7 +45,7 @@ def ingest(store: Store, file: Path, uri: str) -> bool:
     digest = file_sha256(file)
     if _is_there(store, uri, file.stat().st_size, digest):
         return False
-    store.upload(file, uri, {SHA256: digest})
+    store.upload_resumably(file, uri, digest, {SHA256: digest})
     arrived = _digest(store, uri)
     if arrived != digest:
         store.delete([uri])

@@ -2,6 +2,7 @@
 
     store.py      `Store`: objects by URI; `Store.put_new` is the primitive that every commit rests on
     transfer.py   large files in parallel parts
+    resumable.py  uploads that go on where a killed one stopped
     control.py    buckets and stale uploads
     clients.py    the clients, made from settings
     failures.py   their exceptions as ours

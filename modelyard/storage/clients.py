@@ -82,7 +82,7 @@ def filesystem_options(settings: Settings, *, with_credentials: bool) -> dict[st
         "use_listings_cache": False,
     }
     if settings.s3_encryption:
-        options["s3_additional_kwargs"] = _encryption_arguments(settings)
+        options["s3_additional_kwargs"] = encryption_arguments(settings)
     if with_credentials and settings.s3_access_key and settings.s3_secret_key:
         options |= {
             "key": settings.s3_access_key,
@@ -103,7 +103,10 @@ def _botocore_options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _encryption_arguments(settings: Settings) -> dict[str, str]:
+def encryption_arguments(settings: Settings) -> dict[str, str]:
+    """What a write through boto3 or s3fs says of encryption; nothing where the store is to decide."""
+    if not settings.s3_encryption:
+        return {}
     arguments = {"ServerSideEncryption": str(settings.s3_encryption)}
     if settings.s3_kms_key_id:
         arguments["SSEKMSKeyId"] = settings.s3_kms_key_id

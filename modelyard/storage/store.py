@@ -141,6 +141,19 @@ class Store:
             )
         self.traffic.bytes_out += size
 
+    def upload_resumably(self, path: Path, uri: str, sha256: str, attributes: Mapping[str, str] | None = None) -> None:
+        """The same, for a file that may take long: where an earlier try of this machine was killed, its parts count.
+
+        Args:
+            sha256: of the file, by which an earlier try is known to be one of the same bytes.
+        """
+        if path.stat().st_size <= transfer.PART_BYTES:
+            self.upload(path, uri, attributes)
+            return
+        from modelyard.storage.resumable import ResumableUpload  # boto3: 0.5 s and 30 MB
+
+        self.traffic.bytes_out += ResumableUpload(self._settings, path, uri, sha256, attributes or {}).run()
+
     def attributes(self, uri: str) -> Mapping[str, str]:
         """What was given to `upload`, without reading the object."""
         bucket, key = split_uri(uri)
