@@ -26,7 +26,7 @@ STEPS_AT_A_TIME = 16
 
 
 def explain_texts(one: Judged, parent: Parent, transform: TextTransform, frame: pd.DataFrame) -> dict[str, Any] | None:
-    """Explanations of a few texts, the errors made with most confidence first; None without a trained network.
+    """Explanations of a few texts, errors first, then some of each class; None without a trained network.
 
     Returns:
         ``rows``: how many were looked at; ``texts``: each with ``truth``, ``answer``, ``confidence`` (of a regression the
@@ -38,7 +38,7 @@ def explain_texts(one: Judged, parent: Parent, transform: TextTransform, frame: 
     rows, targets = transform.rows(frame), one.targets(frame)
     outputs = one.package.outputs(rows)
     answers = outputs.argmax(axis=1) if one.is_classifier else np.zeros(len(rows), np.int64)
-    chosen = _worst_first(one, outputs, targets)[:NUM_TEXTS]
+    chosen = _told_first(one, outputs, targets)[:NUM_TEXTS]
     inputs = transform.apply(rows[chosen])
     weights, gaps = _attributions(parent.network, inputs, answers[chosen], transform.pad)
     texts = [str(text) for text in frame[transform.column].iloc[chosen]]
@@ -51,11 +51,18 @@ def explain_texts(one: Judged, parent: Parent, transform: TextTransform, frame: 
     return {"rows": len(chosen), "columns": transform.columns, "texts": told, "completeness": completeness}
 
 
-def _worst_first(one: Judged, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _told_first(one: Judged, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Rows (n,) in the order in which they are worth being told: errors, the surest first; then of every class in turn the
+    answers it was surest of."""
     if not one.is_classifier:
         return np.argsort(-np.abs(outputs.astype(np.float64).reshape(-1) - targets), kind="stable")
+    answers = outputs.argmax(axis=1)
     sure = np.nan_to_num(softmax(outputs.astype(np.float64)).max(axis=1))
-    return np.argsort(np.where(outputs.argmax(axis=1) != targets, -1.0 - sure, -sure), kind="stable")
+    place = np.zeros(len(answers), np.int64)  # within its class; errors stand before all
+    for number in np.unique(answers):
+        of_class = np.flatnonzero((answers == number) & (answers == targets))
+        place[of_class[np.argsort(-sure[of_class], kind="stable")]] = 1 + np.arange(len(of_class))
+    return np.lexsort((-sure, place))
 
 
 def _attributions(

@@ -69,11 +69,20 @@ def interval(
 ) -> Interval:
     """Bootstrap interval of a score.
 
+    Where all rows are right, or all wrong, resampling sees no variation and would say that the score is certain. Then the
+    interval reaches to the score with the share of other answers that such a sample may still come from (`unseen`).
+
     Args:
         confusion: (k, k) counts, row: truth.
     """
     values = np.concatenate([statistic(draw) for draw in _resampled(confusion, rng, resamples)])
-    return percentiles(float(statistic(confusion.astype(np.float64))), values, confidence)
+    found = percentiles(float(statistic(confusion.astype(np.float64))), values, confidence)
+    rows, right = int(confusion.sum()), int(np.trace(confusion))
+    if not rows or len(confusion) < 2 or 0 < right < rows:
+        return found
+    share = unseen(rows, confidence)
+    reached = float(statistic((1 - share) * confusion + share * _otherwise(confusion)))
+    return found.model_copy(update={"low": min(found.low, reached), "high": max(found.high, reached)})
 
 
 def compare(
@@ -126,6 +135,12 @@ def comparison(
     )
 
 
+def unseen(rows: int, confidence: float) -> float:
+    """The largest share that something may have which happened in none of so many rows: the limit of Clopper and Pearson's
+    interval (The use of confidence or fiducial limits, 1934)."""
+    return float(1 - ((1 - confidence) / 2) ** (1 / rows))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that two models are right equally often, from the rows on which just one is right
     (McNemar 1947; the mid-p variant of Fagerland et al. 2013, whose level is closer to the nominal one)."""
@@ -135,6 +150,14 @@ def mcnemar(only_first: int, only_second: int) -> float:
     fewer = min(only_first, only_second)
     tail = 2 * stats.binom.cdf(fewer, rows, 0.5) - stats.binom.pmf(fewer, rows, 0.5)
     return float(min(1.0, tail))
+
+
+def _otherwise(confusion: np.ndarray) -> np.ndarray:
+    """The same rows of each class (k, k), right ones spread evenly over the other answers, wrong ones right."""
+    size = len(confusion)
+    right = np.diagonal(confusion)
+    spread = (right[:, None] / (size - 1)) * (1 - np.eye(size))
+    return spread + np.diag(confusion.sum(axis=1) - right)
 
 
 def _resampled(confusion: np.ndarray, rng: np.random.Generator, resamples: int) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from modelyard.evaluate.grouped import resampled_means
-from modelyard.evaluate.intervals import Interval, percentiles
+from modelyard.evaluate.intervals import Interval, percentiles, unseen
 from modelyard.metrics import softmax
 
 NUM_RANKS = 4096
@@ -69,7 +69,19 @@ class Ranking:
         if not np.isfinite(without).all():
             return None
         values = area + (len(groups) - 1) * (float(_mean_area(whole[None])[0]) - without)
-        return percentiles(area, np.clip(resampled_means(values, rng, resamples), 0.0, 1.0), confidence)
+        found = percentiles(area, np.clip(resampled_means(values, rng, resamples), 0.0, 1.0), confidence)
+        if area < 1:
+            return found
+        return found.model_copy(update={"low": min(found.low, self._low_of_perfect(confidence))})
+
+    def _low_of_perfect(self, confidence: float) -> float:
+        """How low the area may be where every pair was ranked rightly, mean over the classes.
+
+        Each row of the rarer side with one of its own of the other: so many pairs have nothing to do with each other, and
+        are ranked rightly with the probability that is the area.
+        """
+        rarer = self.state.sum(axis=2).min(axis=0)
+        return float(np.mean([1 - unseen(int(rows), confidence) for rows in rarer if rows]))
 
 
 def _log_odds_steps(probabilities: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from torch import nn
 from modelyard.evaluate import EvaluateConfig
 from modelyard.evaluate.explain import _attributions, _grid, explain
 from modelyard.evaluate.explain_figure import explanation_figure, explanation_png
+from modelyard.evaluate.explain_texts import _told_first
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.parents import Parent
 from modelyard.model_package import ModelPackage, PackageSpec
@@ -122,6 +123,14 @@ def test_errors_made_with_most_confidence_come_first(judged: Judged):
     assert len(confidences) == 6
     assert confidences == sorted(confidences, reverse=True)
     assert all(len(one["values"]) == len(one["attribution"]) == 3 for one in found["worst"])
+
+
+def test_texts_are_told_of_every_class():
+    """Errors come first, then of each class in turn what the model was surest of."""
+    classifier = cast("Judged", SimpleNamespace(is_classifier=True))
+    outputs = np.array([[5.0, 0.0], [9.0, 0.0], [7.0, 0.0], [0.0, 2.0], [0.0, 1.0], [3.0, 0.0]])
+    told = _told_first(classifier, outputs, np.array([0, 0, 0, 1, 1, 1]))
+    assert told.tolist() == [5, 1, 3, 2, 4, 0]
 
 
 def test_nothing_asked_nothing_said(judged: Judged):

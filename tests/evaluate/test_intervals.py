@@ -38,6 +38,17 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(metric: str, rows: in
     assert 0.93 <= covered / 500 <= 0.97
 
 
+@pytest.mark.parametrize("is_right", [True, False])
+def test_few_rows_without_an_error_are_no_certainty(is_right: bool):
+    """All of 20 rows right: the true accuracy may still be 0.83, Clopper and Pearson's limit; all wrong: the other way."""
+    confusion = np.diag([10, 10]) if is_right else np.array([[0, 10], [10, 0]])
+    found = interval(confusion, accuracy, np.random.default_rng(1), **OPTIONS)
+    limit = stats.binomtest(20 if is_right else 0, 20).proportion_ci(0.95, "exact")
+    assert (found.low, found.high) == pytest.approx((limit.low, limit.high))
+    mean = interval(confusion, macro_f1, np.random.default_rng(1), **OPTIONS)
+    assert mean.high - mean.low > 0.1
+
+
 def test_counts_are_resampled_as_rows_would_be():
     """The bootstrap over counts gives the interval of the plain one over rows, scored by scikit-learn."""
     rng = np.random.default_rng(1)

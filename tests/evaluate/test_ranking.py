@@ -69,6 +69,17 @@ def test_interval_of_a_single_row_is_not_claimed():
     assert ranking.interval(np.random.default_rng(0), resamples=100, confidence=0.95) is None
 
 
+def test_a_perfect_order_of_few_rows_is_no_certainty():
+    """20 rows of one class, 30 of another, all ranked rightly: the area may be as low as what 20 pairs cannot exclude."""
+    ranking = Ranking(2)
+    targets = np.repeat([0, 1], [20, 30])
+    ranking.update(np.column_stack([-5.0 * targets, 5.0 * targets]), targets)
+    found = ranking.interval(np.random.default_rng(0), resamples=1000, confidence=0.95)
+    assert found is not None
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(0.025 ** (1 / 20))
+
+
 def test_many_classes_are_not_ranked():
     """Beyond the limit there is neither area nor interval, and rows are taken all the same."""
     num_classes = MAX_RANKED_CLASSES + 1
