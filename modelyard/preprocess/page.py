@@ -103,9 +103,12 @@ class _Raw(str):
 def _distribution(told: dict[str, Any]) -> str:
     if "frequent" in told:
         return escape(", ".join(f"{value} {share:.0%}" for value, share in told["frequent"][:5]))
-    shares = told.get("histogram", {}).get("shares", [])
-    if not shares:
-        return ""
+    if characters := told.get("characters"):
+        return f"{_bars(characters['shares'])}{characters['low']:.0f} to {characters['high']:.0f} characters"
+    return _bars(told["histogram"]["shares"]) if "histogram" in told else ""
+
+
+def _bars(shares: Sequence[float]) -> str:
     top = max(shares)
     bars = "".join(
         f"<rect x='{at * BAR_WIDTH}' y='{BAR_HEIGHT * (1 - share / top):.1f}' width='{BAR_WIDTH - 1}'"

@@ -18,6 +18,7 @@ PARTITION_VALUES, LEAST_VALUES = 1024, 32  # of a column, fewer where there are 
 PARTITION_BUDGET = 65_536
 BINS = 20
 TOP_VALUES = 10
+FEWEST_TEXTS = 20  # of which it is told how long they are, instead of what they say
 
 
 class TableProfile:
@@ -47,7 +48,7 @@ class TableProfile:
 
 
 class ColumnProfile:
-    """One column: rows, nulls, range, and a histogram or the most frequent values.
+    """One column: rows, nulls, range, and a histogram, the most frequent values, or how long texts are.
 
     Values of a sensitive column are not shown, though they are masked or hashed by now.
     """
@@ -114,9 +115,17 @@ class ColumnProfile:
         if self._sample and isinstance(self._sample[0], float):
             told["histogram"] = _histogram(np.array(self._sample))
         elif self._sample:
-            counts = sorted(Counter(map(str, self._sample)).items(), key=lambda item: (-item[1], item[0]))
-            told["frequent"] = [[value[:60], count / len(self._sample)] for value, count in counts[:TOP_VALUES]]
+            told |= _of_texts([str(value) for value in self._sample])
         return told
+
+
+def _of_texts(sample: list[str]) -> dict[str, Any]:
+    """The most frequent values; of texts that hardly ever repeat, which say nothing one by one, how long they are."""
+    found = Counter(sample)
+    if len(sample) >= FEWEST_TEXTS and len(found) > len(sample) / 2:
+        return {"characters": _histogram(np.array([len(text) for text in sample], np.float64))}
+    counts = sorted(found.items(), key=lambda item: (-item[1], item[0]))
+    return {"frequent": [[value[:60], count / len(sample)] for value, count in counts[:TOP_VALUES]]}
 
 
 def _histogram(sample: np.ndarray) -> dict[str, Any]:

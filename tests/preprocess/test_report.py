@@ -39,6 +39,18 @@ def report_of(catalog: Catalog, product: Product) -> dict[str, Any]:
     return json.loads(catalog.read(product.ref, "report.json"))
 
 
+def test_texts_that_do_not_repeat_are_told_by_their_length(catalog: Catalog):
+    """400 notes, each another one of 10 to 409 characters: a histogram of lengths, and none of them on the page."""
+    frame = rows()
+    frame["note"] = ["n" * (10 + at) for at in range(len(frame))]
+    report = report_of(catalog, run(catalog, {"p.csv": csv_bytes(frame)}))
+    told = report["profile"]["before"]["note"]
+    assert (told["characters"]["low"], told["characters"]["high"], len(told["characters"]["shares"])) == (10, 409, 20)
+    page = report_page("notes", report)
+    assert "10 to 409 characters" in page
+    assert "nnnnnnnnnn" not in page
+
+
 def test_columns_are_profiled_before_and_after(catalog: Catalog):
     """Rows, nulls, range and distribution as pandas counts them; of a masked column no value."""
     frame = rows()
@@ -52,6 +64,7 @@ def test_columns_are_profiled_before_and_after(catalog: Catalog):
     np.testing.assert_allclose(after["histogram"]["shares"], counts / 399, atol=1e-6)
     assert profile["before"]["note"]["frequent"] == [["plain", 0.75], ["<b>", 0.25]]
     assert "frequent" not in profile["after"]["who"]
+    assert "characters" not in profile["after"]["who"]
 
 
 def test_how_files_are_cut_does_not_show(catalog: Catalog):
