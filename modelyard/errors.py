@@ -7,6 +7,7 @@
     │   ├── TrackerUnavailable    the same for MLflow
     │   ├── EndpointUnavailable   the same for the serving endpoint
     │   ├── HubUnavailable        the same for a hub of networks, where one is named
+    │   ├── ClusterUnavailable    the same for a Ray cluster; or all of it is taken
     │   ├── RankLost              a training process died or hung without saying why
     │   ├── CheckpointFailed      a checkpoint could not be saved within its time
     │   ├── Preempted             the machine asked a rank to end; its state is saved
@@ -78,6 +79,10 @@ class EndpointUnavailable(TransientError):
 
 class HubUnavailable(TransientError):
     """The hub that networks may be downloaded from did not answer."""
+
+
+class ClusterUnavailable(TransientError):
+    """A Ray cluster does not answer, or had no room in time."""
 
 
 class RankLost(TransientError):

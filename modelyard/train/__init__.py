@@ -5,6 +5,9 @@
     launch.py         one launched group of ranks, seen from the process that asked for it
     nodes.py          how several machines find each other
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
+    ray_launcher.py  ray_group.py  ray_agent.py  ray_placement.py
+                      the process that has a Ray cluster start the ranks; one try of it; what runs on each node; what goes
+                      where
     worker.py         one rank                                     (started by the launcher)
     assembly.py       from what a rank is told to its trainer
     publish.py        the model artifact of a finished training
@@ -40,6 +43,7 @@ from modelyard.train.config import (
     LoraConfig,
     OptimizerConfig,
     ParameterServerConfig,
+    RayConfig,
     ScheduleConfig,
     StopConfig,
     TensorConfig,
@@ -64,6 +68,7 @@ __all__ = [
     "ParameterServerConfig",
     "Parents",
     "RankEvent",
+    "RayConfig",
     "ScheduleConfig",
     "StopConfig",
     "TensorConfig",

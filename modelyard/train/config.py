@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.models.config import MlpConfig, ModelConfig, RecommenderConfig
 from modelyard.nearest import nearest
+from modelyard.ray_cluster import ray_address
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
 StrategyName = Literal["ddp", "fsdp", "hsdp", "tensor", "parameter_server", "diloco"]
 SHARDED = {"fsdp", "hsdp", "tensor"}  # no rank has whole weights
+LauncherName = Literal["torch", "ray"]
 ServerMode = Literal["synchronous", "asynchronous"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
@@ -249,8 +251,32 @@ class DistillConfig(Frozen):
     weight: float = Field(0.5, gt=0, le=1)
 
 
+class RayConfig(Frozen):
+    """Options of ``launcher: ray``.
+
+    Attributes:
+        address: ``host:port`` of a cluster that the machine of the flow is a node of (one without CPUs will do);
+            ``auto``: the one that was started there.
+        cpus, gpus: what the cluster sets aside for each rank. A rank without a GPU trains on the CPU.
+        wait_seconds: how long a training waits until others have left it room.
+    """
+
+    address: Annotated[str, AfterValidator(ray_address)] = "auto"
+    cpus: int = Field(1, ge=1, le=256)
+    gpus: int = Field(0, ge=0, le=1)
+    wait_seconds: float = Field(60, ge=0)
+
+
 # What only decides how the work is carried out, never what comes out of it.
-OPERATIONAL = {"checkpoint_every_epochs", "checkpoint", "rendezvous", "max_restarts", "silence_seconds"}
+OPERATIONAL = {
+    "checkpoint_every_epochs",
+    "checkpoint",
+    "launcher",
+    "ray",
+    "rendezvous",
+    "max_restarts",
+    "silence_seconds",
+}
 # Sections that speak of the strategy of their name alone.
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
@@ -276,7 +302,9 @@ class TrainConfig(Frozen):
             the best weights.
         ranks: processes that share each step, on each node.
         nodes: machines that share the training: a number, or ``least:most``, between which they may come and go.
-        rendezvous: ``host:port`` where nodes meet, an address of the one that runs the flow, free there; the others start
+        launcher: who starts the ranks: ``torch`` on this machine and wherever its launcher is started, or ``ray`` on the
+            nodes of a Ray cluster. With ``ray``, ``nodes: 1`` is anywhere in the cluster, together where they fit.
+        rendezvous: for torch's launcher: ``host:port`` where nodes meet, an address of the one that runs the flow, free there; the others start
             ``python -m modelyard.train.launch <job>``.
         max_restarts: how often the launcher restarts the group after a lost rank.
         silence_seconds: a group that says nothing for so long is taken for hung, ended and tried again.
@@ -307,6 +335,8 @@ class TrainConfig(Frozen):
     seed: int = Field(0, ge=0, lt=2**31)
     ranks: int = Field(2, ge=1, le=64)
     nodes: str = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
+    launcher: Annotated[LauncherName, _named(LauncherName)] = "torch"
+    ray: RayConfig = RayConfig()
     rendezvous: str = Field("", pattern=r"^$|^[^:\s]+:\d{1,5}$")
     checkpoint_every_epochs: int = Field(1, ge=1)
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -366,7 +396,7 @@ class TrainConfig(Frozen):
         least, most = self.node_range
         if least > most:
             raise ValueError(f"nodes {self.nodes} is least:most, and {least} is more than {most}: write {most}:{least}")
-        if most > 1 and not self.rendezvous:
+        if self.meets and not self.rendezvous:
             raise ValueError(
                 f"nodes {self.nodes} need train.rendezvous: host:port of the machine that runs the flow, as the others"
                 " reach it"
@@ -386,6 +416,11 @@ class TrainConfig(Frozen):
         """Least and most nodes."""
         least, _, most = self.nodes.partition(":")
         return int(least), int(most or least)
+
+    @property
+    def meets(self) -> bool:
+        """Whether machines find each other by themselves, at ``rendezvous``."""
+        return self.launcher == "torch" and self.node_range[1] > 1
 
     @property
     def most_ranks(self) -> int:

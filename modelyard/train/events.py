@@ -52,6 +52,11 @@ class EventWriter:
         self._channel: IO[str] = os.fdopen(os.dup(1), "w", buffering=1)
         os.dup2(2, 1)  # what libraries and users print goes to the log instead
 
+    def pass_on(self, line: bytes) -> None:
+        """Repeat another rank's line as it is."""
+        with self._lock:
+            self._channel.write(line.decode(errors="replace").rstrip("\n") + "\n")
+
     def emit(self, event: RankEvent) -> None:
         # One write call a line: lines of several ranks must not mix within the shared pipe.
         line = event.model_copy(update={"rank": self._rank}).model_dump_json() + "\n"

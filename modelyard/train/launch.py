@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import Self
 
 import modelyard.errors
-from modelyard.errors import ConfigError, ModelyardError, PermanentError, RankLost, TrainingFailed
+from modelyard.errors import ClusterUnavailable, ConfigError, ModelyardError, PermanentError, RankLost, TrainingFailed
 from modelyard.train.config import TrainConfig
 from modelyard.train.events import RankEvent, parse_event
 from modelyard.train.nodes import launcher_options, rank_variables
@@ -74,6 +74,7 @@ class RankGroup:
         Raises:
             TrainingFailed: (or its subclass, or another `PermanentError`) a rank met an error that would come again.
             RankLost: the launcher gave up, or nothing was heard for too long.
+            ClusterUnavailable: Ray's launcher found no cluster, or no room in it.
         """
         finished = False
         for line in self._lines():
@@ -83,6 +84,9 @@ class RankGroup:
             if event.kind == "failed" and event.permanent:
                 self.stop()
                 raise _rank_error(event)
+            if event.kind == "failed" and event.error == ClusterUnavailable.__name__:
+                self.stop()
+                raise ClusterUnavailable(event.message)
             finished = finished or event.kind == "finished"
             yield event
         status = self._wait(GRACE_SECONDS)
@@ -133,7 +137,9 @@ class RankGroup:
 
 
 def launch_command(spec_file: Path, config: TrainConfig, group: str = "") -> list[str]:
-    """torch's launcher for this node's part of a group, restarts included."""
+    """What starts the ranks and restarts them: Ray's for the whole group, torch's for this node's part of it."""
+    if config.launcher == "ray":
+        return [sys.executable, "-m", "modelyard.train.ray_launcher", str(spec_file)]
     return [
         *(sys.executable, "-m", "modelyard.train.launcher"),
         *launcher_options(config, group),

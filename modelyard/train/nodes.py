@@ -24,7 +24,7 @@ def launcher_options(config: TrainConfig, group: str) -> list[str]:
     Raises:
         ConfigError: the meeting point cannot be reached from here.
     """
-    if config.node_range[1] == 1:
+    if not config.meets:
         # The static rendezvous lost four of six groups after a killed rank; c10d recovers them.
         return ["--standalone"]
     own = own_address(config.rendezvous)
@@ -44,9 +44,11 @@ def launcher_options(config: TrainConfig, group: str) -> list[str]:
 
 def rank_variables(config: TrainConfig) -> dict[str, str]:
     """Environment that ranks need to reach those of other nodes: gloo's network interface."""
-    if config.node_range[1] == 1:
-        return {}
-    own = own_address(config.rendezvous)
+    return interface_variables(own_address(config.rendezvous)) if config.meets else {}
+
+
+def interface_variables(own: str) -> dict[str, str]:
+    """Has gloo use the network interface with this machine's address ``own``, where there is one."""
     interfaces = [
         name for name, addresses in psutil.net_if_addrs().items() if any(one.address == own for one in addresses)
     ]

@@ -18,6 +18,7 @@ from modelyard.models.config import (
     ReshapedConfig,
 )
 from modelyard.nearest import nearest
+from modelyard.ray_cluster import require_ray
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
@@ -64,7 +65,10 @@ def require_trainable(
         ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
             teacher for another task or other columns, a network that does not read such data, or a strategy that this
             network cannot be spread by.
+        MissingExtra: Ray is to start the ranks, and is not installed.
     """
+    if config.launcher == "ray":
+        require_ray("train.launcher ray")
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
@@ -213,8 +217,8 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
         sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
     if config.strategy == "parameter_server":
         deal(sizes, config.parameter_server.servers)
-    # What is held for a part that is trained is far less than the reckoning says.
-    if not (torch.accelerator.is_available() or config.init.trains_a_part):
+    # What is held for a part that is trained is far less than the reckoning says; and Ray's ranks are not on this machine.
+    if not (torch.accelerator.is_available() or config.init.trains_a_part or config.launcher == "ray"):
         require_memory(config, sum(sizes), free_memory())
 
 

@@ -111,7 +111,7 @@ def _run_ranks(
     spec_file = attempt.scratch / "spec.json"
     spec_file.write_text(RankSpec.model_validate(spec).model_dump_json())
     job = f"{spec['checkpoints']}/{JOB_FILE}"
-    if config.node_range[1] > 1:
+    if config.meets:
         catalog.store.put(job, spec_file.read_bytes())
         on_event(RankEvent(kind="warning", message=f"other nodes: python -m modelyard.train.launch {job}"))
     with RankGroup(spec_file, config, group_name(job)) as group:

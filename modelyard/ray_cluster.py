@@ -1,0 +1,82 @@
+"""A Ray cluster, as those see it who start something on it. Ray itself is imported when a cluster is reached."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import socket
+
+from modelyard.errors import ClusterUnavailable, ConfigError, MissingExtra
+
+PROBE_SECONDS = 5.0
+NODE_ADVICE = "make this machine a node of the cluster: ray start --address=<host:port> --num-cpus=0"
+
+
+def require_ray(needed_for: str) -> None:
+    """Say what is missing before anything is started.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise MissingExtra("ray", "ray", needed_for)
+
+
+def ray_address(address: str) -> str:
+    """``auto`` or ``host:port``, as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if address == "auto" or re.fullmatch(r"[^:/\s]+:\d{1,5}", address):
+        return address
+    if address.startswith("ray://"):
+        raise ValueError(
+            f"{address} is that of Ray's client server, through which a cluster does not notice at once that who"
+            f" started something is gone; {NODE_ADVICE}, and name that host:port, or 'auto'"
+        )
+    raise ValueError(f"{address!r} is neither host:port nor 'auto', the cluster that was started on this machine")
+
+
+def connect(address: str, field: str) -> None:
+    """Make this process a driver of a cluster: what it starts there ends with it.
+
+    A socket that is open and says nothing is found out by Ray after more than a minute: who must not wait calls this
+    where it can be given up.
+
+    Args:
+        address: as `ray_address` takes it.
+        field: the setting or key that it comes from.
+
+    Raises:
+        MissingExtra: Ray is not installed.
+        ClusterUnavailable: nothing answers there.
+        ConfigError: that cluster runs another release of Ray or Python, or this machine is no node of it.
+    """
+    require_ray(field)
+    if address != "auto":
+        _probe(address)
+    # Nothing is reported about a cluster that this process would be the first in; the same for what it is used for.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as failure:
+        raise ClusterUnavailable(f"no Ray cluster answers at {address}: {failure}") from failure
+    except RuntimeError as failure:
+        if "version" in str(failure).lower():
+            raise ConfigError(field, f"{address} runs another release: {failure}") from failure
+        raise ConfigError(field, f"{address} takes no driver from here ({failure}); {NODE_ADVICE}") from failure
+
+
+def _probe(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
+    except (OSError, OverflowError) as failure:
+        raise ClusterUnavailable(
+            f"no Ray cluster answers at {address}: {failure}; start one there: ray start --head --port={port}"
+        ) from failure
