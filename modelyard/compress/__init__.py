@@ -11,8 +11,9 @@
     quality.py     how much worse a candidate is, and how much worse it could be
 
     networks.py    techniques on the network; their maths in factorise.py and prune.py
-    chains.py      which units and channels can go
-    forms.py       techniques that make files: export.py (ONNX), quantize.py (onnxruntime), openvino.py (OpenVINO, NNCF)
+    chains.py      which units and channels can go; heads.py: which attention heads
+    forms.py       techniques that make files: export.py (ONNX), quantize.py and block_weights.py (onnxruntime), openvino.py
+                   (OpenVINO, NNCF), learned.py (int8 as it was trained)
     check.py       a converted model must be valid and compute what its parent computes
     rows.py        network input of a data set
     latency.py     what the machine at hand makes of each form
@@ -27,20 +28,26 @@ from modelyard.compress.budget import Budget, DropLimit, LatencyLimit
 from modelyard.compress.config import CompressConfig, MeasureConfig, SearchConfig
 from modelyard.compress.stage import compress
 from modelyard.compress.techniques import (
+    AcceleratorOnly,
     Distil,
     DynamicInt8,
     Float32,
     HalfWeights,
+    Int4Weights,
+    Int8Weights,
     LowRank,
     NncfInt8,
     PrincipalComponents,
+    PruneHeads,
     PruneUnits,
     PruneWeights,
+    QuantizeAware,
     Recovery,
     StaticInt8,
 )
 
 __all__ = [
+    "AcceleratorOnly",
     "Budget",
     "CompressConfig",
     "Distil",
@@ -48,13 +55,17 @@ __all__ = [
     "DynamicInt8",
     "Float32",
     "HalfWeights",
+    "Int4Weights",
+    "Int8Weights",
     "LatencyLimit",
     "LowRank",
     "MeasureConfig",
     "NncfInt8",
     "PrincipalComponents",
+    "PruneHeads",
     "PruneUnits",
     "PruneWeights",
+    "QuantizeAware",
     "Recovery",
     "SearchConfig",
     "StaticInt8",

@@ -21,7 +21,7 @@ from modelyard.compress.quiet import building, measuring
 from modelyard.compress.rows import CALIBRATION_ROWS, Rows
 from modelyard.compress.search import Built, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.stage import installed_libraries
-from modelyard.compress.techniques import Distil, NetworkTechnique, PrincipalComponents, PruneUnits
+from modelyard.compress.techniques import Distil, NetworkTechnique
 from modelyard.compress.workshop import Workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
@@ -153,12 +153,15 @@ def _shrink(bench: Bench, technique: NetworkTechnique, attempt: Attempt) -> None
     out.mkdir()
     bench.catalog.fetch(bench.model, model, MODEL_FILES)
     rows = Rows.fetch(bench.catalog, bench.dataset, bench.model, attempt.scratch / "rows", ["train"])
-    wanted = technique.rows if isinstance(technique, PruneUnits | PrincipalComponents) else 1
-    np.save(attempt.scratch / "rows.npy", rows.some("train", wanted))
+    seen, targets = rows.some_labelled("train", getattr(technique, "rows", 1))
+    np.save(attempt.scratch / "rows.npy", seen)
+    np.save(attempt.scratch / "targets.npy", targets)
     request = {
         "model": str(model),
         "technique": technique.model_dump(mode="json"),
         "rows": str(attempt.scratch / "rows.npy"),
+        "targets": str(attempt.scratch / "targets.npy"),
+        "target": rows.target.model_dump(mode="json"),
         "out": str(out),
         "threads": _builder_threads(bench.search),
     }

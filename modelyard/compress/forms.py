@@ -8,10 +8,23 @@ import numpy as np
 import torch
 from torch import nn
 
+from modelyard.compress.block_weights import block_weights
 from modelyard.compress.export import example_of, export_onnx, open_axes
+from modelyard.compress.learned import learned_int8
 from modelyard.compress.quantize import dynamic_int8, half_weights, static_int8
-from modelyard.compress.techniques import DynamicInt8, Float32, FormTechnique, HalfWeights, NncfInt8, StaticInt8
+from modelyard.compress.techniques import (
+    AcceleratorOnly,
+    DynamicInt8,
+    Float32,
+    FormTechnique,
+    HalfWeights,
+    Int4Weights,
+    Int8Weights,
+    NncfInt8,
+    StaticInt8,
+)
 from modelyard.errors import ConversionFailed
+from modelyard.models.simulate import simulated
 from modelyard.runtime import RuntimeSpec
 from modelyard.runtime.hosts import require_host
 
@@ -42,6 +55,10 @@ def make_form(
         ConversionFailed: the network cannot be exported or quantized, or there are too few or impossible rows.
         MissingExtra: the engine is not installed.
     """
+    if simulated(network):
+        return _learned(network, width, folder, name, technique, calibration)
+    if isinstance(technique, AcceleratorOnly):
+        raise ConversionFailed(missing_accelerator(technique))
     if isinstance(technique, Float32) and technique.engine == "torch":
         return _torch_program(network, width, folder, name, technique)
     if float_file is None:
@@ -68,6 +85,11 @@ def from_onnx(
         case HalfWeights():
             half_weights(float_file, folder / spec.file)
             return spec.model_copy(update={"precision": "fp32"})
+        case Int4Weights() | Int8Weights():
+            block_weights(float_file, folder / spec.file, technique)
+            return spec.model_copy(update={"precision": "int4" if isinstance(technique, Int4Weights) else "int8"})
+        case AcceleratorOnly():
+            raise ConversionFailed(missing_accelerator(technique))
         case Float32() | NncfInt8():
             require_host(name, "openvino", [])
             from modelyard.compress.openvino import int8_form, plain_form
@@ -76,6 +98,24 @@ def from_onnx(
                 return plain_form(float_file, folder, name, technique.precision)
             rows = _calibration(calibration, technique.calibration_rows)
             return int8_form(float_file, folder, name, technique, rows)
+
+
+def missing_accelerator(technique: AcceleratorOnly) -> str:
+    """Why a technique whose kernels need a GPU is not tried here."""
+    needed = f"the kernels of {technique.technique} need a CUDA device of compute capability 8.0 or more"
+    if not torch.cuda.is_available():
+        return f"{needed}, and this machine has none"
+    return f"{needed}, and the endpoint executes forms on processors alone so far"
+
+
+def _learned(
+    network: nn.Module, width: int, folder: Path, name: str, technique: FormTechnique | None, rows: np.ndarray
+) -> RuntimeSpec:
+    if technique is not None:
+        raise ConversionFailed(
+            f"the network was trained to be int8: {technique.technique} finds no float weights in it"
+        )
+    return RuntimeSpec(file=learned_int8(network, width, folder, name, rows), precision="int8")
 
 
 def _calibration(rows: np.ndarray, wanted: int) -> np.ndarray:

@@ -18,12 +18,14 @@ from torch import nn
 from modelyard.compress.check import Parity, check_operators, check_parity, outputs_of
 from modelyard.compress.forms import make_form
 from modelyard.compress.latency import measure_in_turns
+from modelyard.compress.learned import TOLERANCE, prepare_
 from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
 from modelyard.compress.quality import PairedBlocks
-from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique
+from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique, QuantizeAware
 from modelyard.errors import ConversionFailed
 from modelyard.models.build import load_model, save_model
 from modelyard.models.config import MODEL_FILE, ModelSpec, ReshapedConfig
+from modelyard.models.simulate import simulated
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target, task_kind
 
@@ -34,7 +36,8 @@ BATCH_ROWS = 4096
 def shrink(request: Json) -> dict[str, Any]:
     """A smaller network of a trained one.
 
-    ``model``: folder; ``technique``; ``rows``: .npy of network input; ``out``: folder for the new model.
+    ``model``: folder; ``technique``; ``rows``, ``targets``: .npy of network input and encoded targets; ``target``; ``out``:
+    folder for the new model.
     """
     torch.set_num_threads(request["threads"])
     spec = ModelSpec.model_validate_json((Path(request["model"]) / MODEL_FILE).read_bytes())
@@ -42,8 +45,15 @@ def shrink(request: Json) -> dict[str, Any]:
         raise ConversionFailed("the trained network was made smaller before: search from the one it came from")
     technique = TypeAdapter(NetworkTechnique).validate_python(request["technique"])
     network = load_model(Path(request["model"]))
-    shapes = shrink_(network, technique, torch.from_numpy(np.load(request["rows"])))
-    config = ReshapedConfig(kind="reshaped", base=spec.model, linears=shapes) if shapes else spec.model
+    rows, targets = (torch.from_numpy(np.load(request[name])) for name in ("rows", "targets"))
+    if isinstance(technique, QuantizeAware):
+        with torch.no_grad():
+            names = prepare_(network, rows)
+        config = ReshapedConfig(kind="reshaped", base=spec.model, linears={}, simulated=names)
+    else:
+        loss = task_kind(Target.model_validate(request["target"]).task).loss
+        shapes = shrink_(network, technique, rows, targets, loss)
+        config = ReshapedConfig(kind="reshaped", base=spec.model, linears=shapes) if shapes else spec.model
     save_model(spec.model_copy(update={"model": config}), network.state_dict(), Path(request["out"]))
     return {"parameters": parameters(network)}
 
@@ -73,10 +83,12 @@ def build(request: Json) -> dict[str, Any]:
     runtime = open_runtime(spec, out, request["threads"])
     require_any_batch(runtime, np.array(features[:3]))
     float_network = load_model(Path(request["model"]))
+    is_learned = bool(simulated(network))
     is_lossless = technique is None or (isinstance(technique, Float32) and technique.precision == "fp32")
     parity, drops = _judged(request, runtime, float_network, load_model(Path(request["parent"])), features)
     if is_lossless:
-        check_parity(request["name"], parity, request["parity_tolerance"])
+        tolerance = request["parity_tolerance"]
+        check_parity(request["name"], parity, max(tolerance, TOLERANCE) if is_learned else tolerance)
     operators = check_operators(out / spec.file) if spec.engine == "onnxruntime" else {}
     return {
         **counts,

@@ -7,15 +7,17 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from modelyard.compress import factorise, prune
+from modelyard.compress import factorise, heads, prune
 from modelyard.compress.chains import Chain, Layer, layers_of, unit_chains
 from modelyard.compress.techniques import (
     Distil,
     LowRank,
     NetworkTechnique,
     PrincipalComponents,
+    PruneHeads,
     PruneUnits,
     PruneWeights,
+    QuantizeAware,
 )
 from modelyard.errors import ConversionFailed
 from modelyard.models.config import LinearShape
@@ -24,12 +26,15 @@ from modelyard.models.reshape import linear_of, replace_
 Shapes = dict[str, LinearShape]
 
 
-def shrink_(network: nn.Module, technique: NetworkTechnique, rows: Tensor) -> Shapes:
+def shrink_(
+    network: nn.Module, technique: NetworkTechnique, rows: Tensor, targets: Tensor | None = None, loss: str = ""
+) -> Shapes:
     """Make a network smaller in place.
 
     Args:
         network: in evaluation mode.
         rows: (n, width) network input of training rows.
+        targets: (n,) encoded, and ``loss`` of the task kind: for what is judged by the loss.
 
     Returns:
         Layers whose shape is another one now.
@@ -45,11 +50,16 @@ def shrink_(network: nn.Module, technique: NetworkTechnique, rows: Tensor) -> Sh
                 return _principal_components_(network, technique, rows)
             case PruneUnits():
                 return _prune_units_(network, technique, rows)
+            case PruneHeads():
+                assert targets is not None, "heads are judged by the loss"
+                return _prune_heads_(network, technique, rows, targets, loss)
             case PruneWeights():
                 prune.prune_smallest_([layer.weight for layer in layers_of(network).values()], technique.fraction)
                 return {}
             case Distil():
                 raise AssertionError("a student is trained, not cut out of its teacher")
+            case QuantizeAware():
+                raise AssertionError("its layers keep their shapes: see learned.py")
 
 
 def linears(network: nn.Module) -> dict[str, nn.Linear]:
@@ -126,6 +136,14 @@ def _prune_units_(network: nn.Module, technique: PruneUnits, rows: Tensor) -> Sh
             maker.bias = nn.Parameter(maker.bias[kept])
         reader.weight = nn.Parameter(reader.weight[:, places])
     return {name: _took_shape_(layers[name]) for chain in chains for name in (chain.makes, chain.reads)}
+
+
+def _prune_heads_(network: nn.Module, technique: PruneHeads, rows: Tensor, targets: Tensor, loss: str) -> Shapes:
+    found = heads.attentions(network)
+    importance = heads.importances(network, found, rows, targets, heads.loss_of(loss))
+    changed = heads.prune_heads_(network, found, heads.kept_heads(importance, technique.fraction), rows)
+    layers = linears(network)
+    return {name: _took_shape_(layers[name]) for name in changed}
 
 
 def _by_unit(values: Tensor, chain: Chain) -> Tensor:

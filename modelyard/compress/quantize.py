@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -54,7 +55,13 @@ def apply_technique(float_file: Path, path: Path, technique: Technique, rows: Ca
             half_weights(float_file, path)
 
 
-def static_int8(float_file: Path, path: Path, config: StaticInt8, rows: np.ndarray) -> None:
+def static_int8(
+    float_file: Path,
+    path: Path,
+    config: StaticInt8,
+    rows: np.ndarray,
+    scales: Mapping[str, list[dict[str, Any]]] | None = None,
+) -> None:
     """Post-training quantization after Jacob et al. (2018), arXiv 1712.05877, with a scale for each output of a layer
     as in Krishnamoorthi (2018), arXiv 1806.08342; onnxruntime's `quantize_static`.
 
@@ -63,6 +70,7 @@ def static_int8(float_file: Path, path: Path, config: StaticInt8, rows: np.ndarr
 
     Args:
         rows: (n, width) float32, n >= 1; what they make each layer put out decides the ranges.
+        scales: tensor -> scale and zero point that are known already, as onnxruntime's ``TensorQuantOverrides`` has them.
     """
     with _prepared(float_file, path) as prepared, redirect_stdout(StringIO()):  # the histogram methods print
         quantize_static(
@@ -76,7 +84,11 @@ def static_int8(float_file: Path, path: Path, config: StaticInt8, rows: np.ndarr
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=METHODS[config.calibration],
-            extra_options={"OpTypesToExcludeOutputQuantization": WEIGHTED, "MatMulConstBOnly": True},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": WEIGHTED,
+                "MatMulConstBOnly": True,
+                **({"TensorQuantOverrides": dict(scales)} if scales else {}),
+            },
         )
 
 

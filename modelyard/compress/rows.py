@@ -66,18 +66,29 @@ class Rows:
         Raises:
             DataError: the split is empty.
         """
+        return self.some_labelled(split, num_rows)[0]
+
+    def some_labelled(self, split: Split, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same with their encoded targets (n,).
+
+        Raises:
+            DataError: the split is empty.
+        """
         available = self._dataset.num_rows(split)
         if not available:
             raise DataError(
                 f"the {'training' if split == 'train' else split} split is empty: nothing to calibrate with"
             )
         chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
-        found, position = [], 0
+        kind, target = task_kind(self.target.task), self.target
+        found, targets, position = [], [], 0
         for frame in self._dataset.frames(split):
             here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-            found.append(self._transform.apply_frame(frame.iloc[here]))
+            rows = frame.iloc[here]
+            found.append(self._transform.apply_frame(rows))
+            targets.append(kind.encode(target, rows[target.column]))
             position += len(frame)
-        return joined(found)
+        return joined(found), np.concatenate(targets)
 
     def calibration(self, num_rows: int) -> np.ndarray:
         """Rows of the training split."""

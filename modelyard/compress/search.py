@@ -326,7 +326,8 @@ def _rounds(config: SearchConfig) -> list[list[Recipe]]:
     forms = [Recipe(form=form) for form in config.forms]
     quick = [Recipe(network=one) for one in config.networks if not one.needs_training]
     slow = [Recipe(network=one) for one in config.networks if one.needs_training]
-    combined = [Recipe(network=trunk.network, form=form) for trunk in (*quick, *slow) for form in config.forms]
+    trunks = [trunk for trunk in (*quick, *slow) if trunk.network and trunk.network.takes_forms]
+    combined = [Recipe(network=trunk.network, form=form) for trunk in trunks for form in config.forms]
     return [[Recipe()], forms, quick, slow, combined]
 
 

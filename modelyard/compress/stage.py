@@ -15,9 +15,14 @@ from modelyard.compress.config import CompressConfig
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConfigError
 from modelyard.models.config import MODEL_FILE, HuggingFaceConfig, ModelSpec
-from modelyard.task_kinds import Target, refuse_language_models
+from modelyard.task_kinds import LANGUAGE_TASKS, Target
 
 LIBRARIES = ("numpy", "onnx", "onnxruntime", "onnxscript", "torch")
+LANGUAGE_MODELS = (
+    "compress does not take language models: a form is judged by one answer a row, and the endpoint serves it so; a text that"
+    " is being written is neither. The trained model is a folder that transformers loads, with its weights as safetensors:"
+    " llama.cpp, vLLM and others take and quantize it from there"
+)
 OPTIONAL_LIBRARIES = ("nncf", "openvino")
 
 
@@ -56,7 +61,8 @@ def compress(
 def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig) -> Work:
     """What a package depends on."""
     target = Target.model_validate_json(catalog.read(model_ref, TARGET_FILE))
-    refuse_language_models("compress", target)
+    if target.task in LANGUAGE_TASKS:
+        raise ConfigError("preprocess.task", LANGUAGE_MODELS)
     if target.task in ("embedding", "retrieval") and config.search is not None:
         raise ConfigError(
             "compress.search",

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -96,7 +96,57 @@ class NncfInt8(Frozen):
     transformer: bool = False
 
 
-FormTechnique = Annotated[StaticInt8 | DynamicInt8 | HalfWeights | Float32 | NncfInt8, Field(discriminator="technique")]
+class BlockWeights(Frozen):
+    """What the forms share whose weights alone are stored in few bits, a scale and a zero point for each block of a column;
+    onnxruntime's `MatMulNBits`, which multiplies them as they are.
+
+    Nothing is calibrated, and a row's outputs do not depend on its batch. Convolutions stay as they are.
+
+    Attributes:
+        block_size: weights that share a scale: fewer are more exact and take more room.
+    """
+
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+
+
+class Int4Weights(BlockWeights):
+    """Weights of matrix products in 4 bits: an eighth of their float size, and the scales."""
+
+    technique: Literal["int4_weights"] = "int4_weights"
+    form: str = Field("int4-weights", pattern=FORM_NAME)
+
+
+class Int8Weights(BlockWeights):
+    """Weights of matrix products in 8 bits: a quarter of their float size, and the scales."""
+
+    technique: Literal["int8_weights"] = "int8_weights"
+    form: str = Field("int8-weights", pattern=FORM_NAME)
+
+
+class AcceleratorOnly(Frozen):
+    """Techniques whose kernels only an accelerator has. They can be named, and fall with the reason where it is missing.
+
+    Attributes:
+        technique: ``torchao_int4``: weights in 4 bits by torchao; ``gptq_int4``: the same, rounded so that a layer's outputs
+            change least (Frantar et al. 2022, arXiv 2210.17323); ``sparse_2_4``: of each four weights in a row two are zero
+            (Mishra et al. 2021, arXiv 2104.08378), which sparse tensor cores skip.
+    """
+
+    technique: Literal["torchao_int4", "gptq_int4", "sparse_2_4"]
+    form: str = Field("", pattern=FORM_NAME, description="name of the form; empty: that of the technique")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _form_is_named(cls, given: Any) -> Any:
+        if isinstance(given, dict) and not given.get("form"):
+            return {**given, "form": str(given.get("technique", "")).replace("_", "-")}
+        return given
+
+
+FormTechnique = Annotated[
+    StaticInt8 | DynamicInt8 | HalfWeights | Float32 | NncfInt8 | Int4Weights | Int8Weights | AcceleratorOnly,
+    Field(discriminator="technique"),
+]
 
 
 # -- networks ---------------------------------------------------------------------------------------------
@@ -116,6 +166,8 @@ class Recovery(Frozen):
 
 class NetworkBase(Frozen):
     """What techniques on networks share: an optional fine-tune afterwards."""
+
+    takes_forms: ClassVar[bool] = True  # whether there is a float network that other forms can be made of
 
     recovery: Recovery | None = None
 
@@ -186,6 +238,24 @@ class PruneUnits(NetworkBase):
         return f"units-{self.fraction:g}"
 
 
+class PruneHeads(NetworkBase):
+    """Whole attention heads are removed, the least important ones first (Michel et al. 2019, arXiv 1905.10650): queries, keys,
+    values and the layer that reads them are narrower afterwards.
+
+    Attributes:
+        fraction: of the heads of all layers together; each layer keeps at least one.
+        rows: of the training split that importance is measured on.
+    """
+
+    technique: Literal["prune_heads"] = "prune_heads"
+    fraction: float = Field(0.25, gt=0, lt=1)
+    rows: int = Field(512, ge=1, le=100_000)
+
+    @property
+    def label(self) -> str:
+        return f"heads-{self.fraction:g}"
+
+
 class PruneWeights(NetworkBase):
     """The smallest weights are set to zero. **Alone this gives neither speed nor size**: zeros are stored and multiplied
     like other numbers. A recovery fine-tune keeps them at zero.
@@ -221,6 +291,33 @@ class Distil(NetworkBase):
         return True
 
 
+class QuantizeAware(NetworkBase):
+    """A fine-tune that computes as int8 will: weights and inputs of each layer are rounded on the way forward, gradients go
+    straight through (Jacob et al. 2018, arXiv 1712.05877). Its float form is the int8 file itself, with the ranges that
+    training left.
+
+    Attributes:
+        rows: of the training split that fix the ranges that training begins with, and follows from there.
+    """
+
+    takes_forms: ClassVar[bool] = False
+
+    technique: Literal["quantize_aware"] = "quantize_aware"
+    recovery: Recovery | None = Recovery()
+    rows: int = Field(512, ge=1, le=10_000)
+
+    @model_validator(mode="after")
+    def _trains(self) -> Self:
+        if self.recovery is None:
+            raise ValueError("quantize_aware is a training: say recovery, or take the form static_int8")
+        return self
+
+    @property
+    def label(self) -> str:
+        return "int8-aware"
+
+
 NetworkTechnique = Annotated[
-    LowRank | PrincipalComponents | PruneUnits | PruneWeights | Distil, Field(discriminator="technique")
+    LowRank | PrincipalComponents | PruneUnits | PruneHeads | PruneWeights | Distil | QuantizeAware,
+    Field(discriminator="technique"),
 ]

@@ -29,6 +29,7 @@ from modelyard.models.gpt import Gpt
 from modelyard.models.mlp import Mlp
 from modelyard.models.recommender import Recommender
 from modelyard.models.reshape import reshape_
+from modelyard.models.simulate import simulate_
 
 
 def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.Module:
@@ -40,7 +41,9 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
         DataError: a reshaped network without the layers that were reshaped.
     """
     if isinstance(config, ReshapedConfig):
-        return reshape_(build_model(config.base, input_width, output_width), config.linears)
+        return simulate_(
+            reshape_(build_model(config.base, input_width, output_width), config.linears), config.simulated
+        )
     if isinstance(config, CustomConfig):
         return _build_custom(config, input_width, output_width)
     if isinstance(config, GptConfig):

@@ -201,11 +201,12 @@ class LinearShape(Frozen):
 
 
 class ReshapedConfig(Frozen):
-    """A network some of whose layers have other shapes than its own config says: compression made it smaller.
+    """A network some of whose layers are others than its own config says: compression made it smaller.
 
     Attributes:
         base: the network it was.
         linears: name of the layer, as `torch.nn.Module.named_modules` has it -> its shape.
+        simulated: names of layers that compute in float what their int8 form will compute.
     """
 
     kind: Literal["reshaped"]
@@ -214,6 +215,7 @@ class ReshapedConfig(Frozen):
         Field(discriminator="kind"),
     ]
     linears: dict[str, LinearShape]
+    simulated: list[str] = Field(default_factory=list)
 
 
 ModelConfig = Annotated[

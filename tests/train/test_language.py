@@ -232,7 +232,9 @@ def test_stages_that_do_not_take_language_models_say_so(
     """Compression names the task, and what there is instead; so does whatever reads a data set as rows of a table."""
     with pytest.raises(ConfigError, match="what reads rows of a table does not take language models yet"):
         Dataset.fetch(catalog, texts, tmp_path, ["test"])
-    with pytest.raises(ConfigError, match="compress does not take language models yet; a trained one is a folder"):
+    with pytest.raises(
+        ConfigError, match="compress does not take language models: a form is judged by one answer a row"
+    ):
         compress(catalog, trained.ref, texts, CompressConfig(), Origin())
 
 
