@@ -22,6 +22,11 @@ ALLOWED = frozenset(
 )  # fmt: skip
 
 
+def region_names(home: Settings) -> list[str]:
+    """Every region that has a file."""
+    return sorted(file.stem for file in home.regions_folder.glob("*.env"))
+
+
 def region_settings(home: Settings, name: str) -> Settings:
     """The settings of an installation whose store and endpoint are those of a region.
 
@@ -29,7 +34,7 @@ def region_settings(home: Settings, name: str) -> Settings:
         ConfigError: there is no such region, others may read its file, or the file says what does not fit.
     """
     path = home.regions_folder / f"{name}.env"
-    given = _read(path, home.regions_folder, name)
+    given = _read(path, region_names(home), name)
     if missing := [ENV_PREFIX + field.upper() for field in NEEDED if not given.get(field)]:
         raise ConfigError(f"region {name}", f"{path} does not say {', '.join(missing)}")
     inherited = {field: getattr(home, field) for field in Settings.model_fields}
@@ -41,9 +46,8 @@ def region_settings(home: Settings, name: str) -> Settings:
         raise ConfigError(f"region {name}", f"{path}: {variable}: {first['msg']}") from None
 
 
-def _read(path: Path, folder: Path, name: str) -> dict[str, str]:
+def _read(path: Path, known: list[str], name: str) -> dict[str, str]:
     """The fields that a region's file names."""
-    known = sorted(file.stem for file in folder.glob("*.env"))
     if name not in known:
         raise ConfigError("rollout.regions", f"there is no {path}; known regions: {', '.join(known) or 'none'}")
     if path.stat().st_mode & 0o077:

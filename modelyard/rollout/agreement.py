@@ -1,4 +1,4 @@
-"""Do all who speak of what is served say the same? Aliases, revisions, replicas, manifests."""
+"""Do all who speak of what is served say the same? Aliases, revisions, replicas, manifests; at home and in every region."""
 
 from __future__ import annotations
 
@@ -8,25 +8,74 @@ from datetime import UTC, datetime, timedelta
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.errors import EndpointUnavailable, ModelyardError, PermanentError, StoreUnavailable, TrackerUnavailable
+from modelyard.ledger import history
+from modelyard.regions import region_names, region_settings
 from modelyard.revisions import ModelState, Revision, ServedVersion, first_revision, latest_revision, replica_statuses
 from modelyard.rollout.endpoint import EndpointClient
 from modelyard.settings import Settings
+from modelyard.storage import Store
 from modelyard.tracking import Tracker
 
 # A rollout that has not moved for so long has lost its owner, or waits for requests that do not come.
 STUCK_AFTER = timedelta(days=1)
+# Regions follow one after another: only then one that serves something else than home is no longer waiting for its turn.
+FOLLOWS_WITHIN = timedelta(hours=6)
 
 
 def disagreements(catalog: Catalog, tracker: Tracker, settings: Settings) -> list[str]:
     """Every disagreement, as a sentence that names both sides and what to do; none: all is well.
 
+    Regions that cannot be asked are named as well: the others' answers are not to be missed for one of them.
+
     Raises:
         StoreUnavailable, TrackerUnavailable: it cannot be told now.
     """
-    newest = latest_revision(catalog.store, settings.endpoint_name) or first_revision()
+    home = latest_revision(catalog.store, settings.endpoint_name) or first_revision()
+    found = _of_an_installation(catalog, tracker, settings, home)
+    for model, state in home.models.items():
+        found += _aliases(tracker, model, state)
+    for region in region_names(settings):
+        found += [f"region {region}: {said}" for said in _of_a_region(region, catalog, tracker, settings, home)]
+    return found
+
+
+def _of_a_region(region: str, catalog: Catalog, tracker: Tracker, settings: Settings, home: Revision) -> Iterator[str]:
+    """The same of a region's endpoint and bucket. The registry's aliases speak of home, so a region is held against it."""
+    try:
+        own = region_settings(settings, region)
+        there = Catalog(Store(own))
+        newest = latest_revision(there.store, own.endpoint_name) or first_revision()
+        yield from _of_an_installation(there, tracker, own, newest)
+    except TrackerUnavailable:
+        raise
+    except ModelyardError as failure:
+        yield f"it cannot be asked: {failure}"
+        return
+    for model, state in newest.models.items():
+        if model not in home.models:
+            yield f"it serves {model} version {state.stable.version}, which the home installation does not serve"
+        elif state.rollout is None:
+            yield from _left_behind(region, catalog.store, settings.endpoint_name, model, state, home.models[model])
+
+
+def _left_behind(
+    region: str, store: Store, endpoint: str, model: str, there: ModelState, home: ModelState
+) -> Iterator[str]:
+    """A region that was to follow, and did not."""
+    if home.rollout or there.stable.artifact.digest == home.stable.artifact.digest:
+        return
+    [now] = [span for span in history(store, endpoint, model) if span.end is None]
+    if datetime.now(UTC) - datetime.fromisoformat(now.begin) > FOLLOWS_WITHIN:
+        yield (
+            f"it serves {model} version {there.stable.version}, the home installation {home.stable.version} since"
+            f" {now.begin}; roll it out with `rollout.regions: [{region}]`, or go back at home"
+        )
+
+
+def _of_an_installation(catalog: Catalog, tracker: Tracker, settings: Settings, newest: Revision) -> list[str]:
+    """Of one endpoint, its ledger, its replicas, and the manifests in its bucket."""
     found = [*_endpoint(settings, newest), *_replicas(catalog, settings, newest)]
     for model, state in newest.models.items():
-        found += _aliases(tracker, model, state)
         found += _stuck(model, state)
         for served in [*state.versions, *([state.previous] if state.previous else [])]:
             found += _manifests(catalog, model, served)

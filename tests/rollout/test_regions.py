@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from commands import stack as stack_commands
+from commands.parts import STORE
 from modelyard.artifacts import Manifest
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import DigestMismatch
 from modelyard.regions import region_settings
 from modelyard.revisions import ServedVersion, latest_revision
-from modelyard.rollout import rollback_in, rollout_in
+from modelyard.rollout import agreement, rollback_in, rollout_in
+from modelyard.rollout.agreement import disagreements
 from modelyard.rollout.regions import copy_artifact
+from modelyard.settings import Settings
 from modelyard.storage import Store
-from tests.conftest import Installation
+from tests.conftest import Installation, new_installation
 from tests.rollout.yard import Yard
 from tests.serve.packages import publish_version
 from tests.serve.processes import TOKEN, Endpoint
@@ -34,23 +40,28 @@ POLICY = {
 class Place:
     """A region's bucket and endpoint, and its file."""
 
-    def __init__(self, stack: Installation, name: str, home: Path) -> None:
+    def __init__(self, stack: Installation, name: str, home: Path, store: Settings | None = None) -> None:
         self.name = name
+        self._store = store or stack.settings
         folder = stack.settings.regions_folder
         folder.mkdir(exist_ok=True)
         self._file = folder / f"{name}.env"
-        self._write(stack, url="http://127.0.0.1:9")
+        self.write(url="http://127.0.0.1:9")
         self.settings = region_settings(stack.settings, name)
         self.catalog = Catalog(Store(self.settings))
         self.catalog.store.control.create_bucket()
         self.endpoint = Endpoint(self.settings, self.settings.endpoint_name, home)
-        self._write(stack, url=self.endpoint.url)
+        self.write(url=self.endpoint.url)
         self.endpoint.start()
 
-    def _write(self, stack: Installation, url: str) -> None:
+    def write(self, url: str) -> None:
+        secret = self._store.s3_secret_key
+        assert secret
         lines = {
             "BUCKET": f"region-{self.name}",
-            "S3_ENDPOINT_URL": stack.settings.store_url,
+            "S3_ENDPOINT_URL": self._store.store_url,
+            "S3_ACCESS_KEY": self._store.s3_access_key,
+            "S3_SECRET_KEY": secret.get_secret_value(),
             "ENDPOINT_URL": url,
             "ENDPOINT_NAME": self.name,
             "ENDPOINT_ADMIN_TOKEN": TOKEN,
@@ -115,6 +126,30 @@ def test_a_version_is_copied_verified_and_rolled_out_elsewhere(yard: Yard, eu: P
     assert back.artifact.digest == eu.serving(yard.model) == first.artifact.digest
     assert yard.tracker.version_by_alias(yard.model, "champion").artifact.digest == second.artifact.digest
     yard.assert_one_truth()
+    _assert_each_disagreement_is_named(yard, eu, second)
+
+
+def _assert_each_disagreement_is_named(yard: Yard, eu: Place, second: ServedVersion) -> None:
+    """What `verify` says of a region: a file that is gone there, an endpoint that is away, and one left behind for long."""
+
+    def said() -> list[str]:
+        return disagreements(yard.catalog, yard.tracker, yard.settings)
+
+    manifest = f"{eu.catalog.resolve(second.verdict.digest).uri}/manifest.json"
+    body = eu.catalog.store.get(manifest)
+    eu.catalog.store.delete([manifest])
+    [sentence] = said()
+    assert sentence.startswith(f"region eu: the verdict of {yard.model} version 2 is gone")
+    eu.catalog.store.put(manifest, body)
+    eu.write(url="http://127.0.0.1:9")
+    [sentence] = said()
+    assert sentence.startswith("region eu: the endpoint cannot be asked")
+    eu.write(url=eu.endpoint.url)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(agreement, "FOLLOWS_WITHIN", timedelta(0))
+        [sentence] = said()
+    assert sentence.startswith(f"region eu: it serves {yard.model} version 1, the home installation 2 since")
+    assert said() == []
 
 
 def test_a_copy_that_was_damaged_is_not_rolled_out(yard: Yard, eu: Place):
@@ -151,7 +186,7 @@ def test_the_first_region_that_refuses_takes_all_back(
         us.endpoint = Endpoint(
             us.settings, "us", us.endpoint.log.parent, MODELYARD_TRUSTED_KEYS=str(us.endpoint.log.parent / "nobody")
         )
-        us._write(stack, us.endpoint.url)
+        us.write(us.endpoint.url)
         us.endpoint.start()
         flow = yard.start_flow(publish_version(yard.store, "5"), "rollout.regions=[eu, us]")
         assert flow.wait(120) != 0
@@ -162,3 +197,41 @@ def test_the_first_region_that_refuses_takes_all_back(
         assert {yard.state().stable.artifact.digest, eu.serving(yard.model)} == {good.artifact.digest}
     finally:
         us.close()
+
+
+@pytest.mark.soak
+def test_the_rollback_flow_goes_back_everywhere(
+    yard: Yard, eu: Place, stack: Installation, tmp_path_factory: pytest.TempPathFactory
+):
+    """Two regions, one of them on a store of its own: the flow that people start brings home and both back, in one run;
+    and a second run, with no version named, nowhere else than one step on."""
+    elsewhere = new_installation()
+    stack_commands.up(elsewhere.settings, [STORE])
+    asia = Place(stack, "asia", tmp_path_factory.mktemp("asia"), store=elsewhere.settings)
+    regions = "rollout.regions=[eu, asia]"
+    try:
+        older, newer = yard.publish(6), yard.publish(7)
+        for candidate in (older, newer):
+            flow = yard.start_flow(candidate, regions)
+            assert flow.wait(150) == 0, yard.log.read_text()
+            assert _everywhere(yard, eu, asia) == {candidate.artifact.digest}
+        assert asia.catalog.store.get(f"{asia.catalog.resolve(newer.artifact.digest).uri}/manifest.json")
+        assert asia.settings.store_url != yard.settings.store_url
+        assert yard.start_rollback(regions).wait(150) == 0, yard.log.read_text()
+        assert _everywhere(yard, eu, asia) == {older.artifact.digest}
+        yard.assert_one_truth()
+        newest = latest_revision(asia.catalog.store, "asia")
+        assert newest
+        assert newest.decision
+        assert newest.decision.action == "return"
+    finally:
+        asia.close()
+        stack_commands.down(elsewhere.settings)
+        shutil.rmtree(elsewhere.home, ignore_errors=True)
+
+
+def _everywhere(yard: Yard, *places: Place) -> set[str]:
+    """Digests of what home and the regions serve."""
+    state = yard.state()
+    assert state
+    return {state.stable.artifact.digest, *(place.serving(yard.model) for place in places)}

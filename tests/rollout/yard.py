@@ -40,7 +40,10 @@ from tests.conftest import Installation
 from tests.serve.packages import publish_version
 from tests.serve.processes import until
 
-FLOW = "import json, sys; from flows.rollout import rollout; rollout(**json.loads(sys.argv[1]))"
+FLOW = (
+    "import json, sys; from importlib import import_module; name = sys.argv[1];"
+    " getattr(import_module(f'flows.{name}'), name)(**json.loads(sys.argv[2]))"
+)
 TRY_AGAIN_SECONDS = 0.5
 ENDS = ("promote", "roll_back", "give_up")
 
@@ -82,9 +85,16 @@ class Yard:
                 *(f"rollout.policy.{key}={json.dumps(value)}" for key, value in self._policy.items()),
             ],
         }
+        return self._start("rollout", given)
+
+    def start_rollback(self, *overrides: str) -> subprocess.Popen[bytes]:
+        """The rollback flow likewise."""
+        return self._start("rollback", {"overrides": [f"model_name={self.model}", *overrides]})
+
+    def _start(self, flow: str, given: dict[str, Any]) -> subprocess.Popen[bytes]:
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", FLOW, json.dumps(given)], cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT
+                [sys.executable, "-c", FLOW, flow, json.dumps(given)], cwd=PROJECT, stdout=log, stderr=subprocess.STDOUT
             )
 
     def roll_out(self, candidate: ServedVersion, seconds: float = 60) -> Release:
