@@ -211,7 +211,7 @@ def _network(
 
 def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
     if spec.init:
-        return Beginning(_fetched(catalog, spec.init, folder), [])
+        return Beginning(_fetched(catalog, spec.init, folder).train(), [])
     if not spec.pretrained:
         return Beginning(build_model(spec.config.model, input_width, output_width), [])
     from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra

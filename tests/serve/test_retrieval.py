@@ -129,11 +129,7 @@ def test_items_are_published_for_an_index(shop: Shop):
     (shop.folder / "items.parquet").write_bytes(catalog.store.get(f"{made.uri}/part-000000.parquet"))
     index = pd.read_parquet(shop.folder / "items.parquet")
     assert index["item"].is_unique
-    assert list(index.columns) == ["row", "item", "genre", "embedding"] or list(index.columns) == [
-        "item",
-        "genre",
-        "embedding",
-    ]
+    assert list(index.columns) == ["item", "genre", "embedding"]
     vectors = np.stack(list(index["embedding"]))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-4)
     package = ModelPackage.open(shop.folder / "package")

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
+from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError
 from modelyard.models import HuggingFaceConfig, MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, TrainConfig, train
+from modelyard.train.pair_rows import text_pairs
 from tests.textbench import pair_config, pairs, text_dataset
 from tests.train.ranks import Ranks
 from tests.train.test_language import curve
@@ -52,6 +56,29 @@ def likened(catalog: Catalog, source: Path) -> ArtifactRef:
     return text_dataset(catalog, whole, pairs(240).assign(likeness=lambda rows: rows["likeness"] * 5))
 
 
+def test_rows_hold_both_texts(catalog: Catalog, source: Path, tmp_path: Path):
+    """As wide as the longer of the two; partners that say the same have one number and stand in the catalogue once; likenesses
+    are divided by the largest of training, in both splits."""
+    ref = together(catalog, source)
+    dataset = Dataset.fetch(catalog, ref, tmp_path / "together", [])
+    train_rows, rows = text_pairs(catalog, ref, dataset)
+    numbers, partners = rows.batch(torch.arange(len(rows))).targets[:, 0], pd.Series(rows_of(catalog, ref, "other"))
+    assert len(train_rows.catalogue) < len(train_rows)
+    assert len(rows.catalogue) == partners.nunique() == int(numbers.max()) + 1
+    some = rows.batch(torch.tensor([3, 0])).features
+    expected = dataset.transform.tokens([rows_of(catalog, ref, "text")[3], partners[3]])
+    assert some[0, :, : expected.shape[1]].tolist() == expected.tolist()
+    ref = likened(catalog, source)
+    told = text_pairs(catalog, ref, Dataset.fetch(catalog, ref, tmp_path / "likened", []))
+    assert [float(one.batch(torch.arange(len(one))).targets.max()) for one in told] == [1.0, 1.0]
+
+
+def rows_of(catalog: Catalog, ref: ArtifactRef, column: str) -> list[str]:
+    names = [name for name in catalog.manifest(ref).content.files if name.startswith("validation/")]
+    return [value for name in sorted(names) for value in pd.read_parquet(BytesIO(catalog.read(ref, name)))[column]]
+
+
+@pytest.mark.soak
 def test_texts_are_told_from_all_of_a_step_and_likenesses_are_learned(
     catalog: Catalog, settings: Settings, store: Store, alone: Ranks, pair: Ranks, source: Path, folder: str
 ):
