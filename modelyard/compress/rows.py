@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
@@ -66,29 +67,32 @@ class Rows:
         Raises:
             DataError: the split is empty.
         """
-        return self.some_labelled(split, num_rows)[0]
+        return joined([self._transform.apply_frame(frame) for frame in self._spread(split, num_rows)])
 
     def some_labelled(self, split: Split, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """The same with their encoded targets (n,).
+        """The same with their encoded targets (n,), or tags of tokens (n, t).
 
         Raises:
             DataError: the split is empty.
         """
+        frames = list(self._spread(split, num_rows))
+        features = [self._transform.apply_frame(frame) for frame in frames]
+        return joined(features), joined_targets(
+            [encoded_targets(self._transform, self.target, frame) for frame in frames]
+        )
+
+    def _spread(self, split: Split, num_rows: int) -> Iterator[pd.DataFrame]:
         available = self._dataset.num_rows(split)
         if not available:
             raise DataError(
                 f"the {'training' if split == 'train' else split} split is empty: nothing to calibrate with"
             )
         chosen = np.unique(np.linspace(0, available - 1, min(num_rows, available)).astype(np.int64))
-        kind, target = task_kind(self.target.task), self.target
-        found, targets, position = [], [], 0
+        position = 0
         for frame in self._dataset.frames(split):
             here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-            rows = frame.iloc[here]
-            found.append(self._transform.apply_frame(rows))
-            targets.append(kind.encode(target, rows[target.column]))
             position += len(frame)
-        return joined(found), np.concatenate(targets)
+            yield frame.iloc[here]
 
     def calibration(self, num_rows: int) -> np.ndarray:
         """Rows of the training split."""
