@@ -98,7 +98,8 @@ def test_a_killed_upload_goes_on_with_the_parts_that_are_there(store: Store, pla
     before = store.traffic.bytes_out
     assert ingest(store, file, uri)
     kept = len(arrived) - 1
-    assert store.traffic.bytes_out - before == file.stat().st_size - kept * PART_BYTES
+    # At most: the store may still have finished a part of the killed one.
+    assert 0 < store.traffic.bytes_out - before <= file.stat().st_size - kept * PART_BYTES
     assert store.attributes(uri)["sha256"] == file_sha256(file)
     assert not note.exists()
 
