@@ -191,3 +191,13 @@ def percentiles(value: float, resampled: np.ndarray, confidence: float) -> Inter
     outside = (1 - confidence) / 2
     low, high = np.quantile(resampled, [outside, 1 - outside])
     return Interval(value=value, low=float(low), high=float(high), confidence=confidence)
+
+
+def share_percentiles(value: float, resampled: np.ndarray, rows: int, confidence: float) -> Interval:
+    """The same of a mean over rows of numbers between 0 and 1. Where each row has the same extreme, resampling sees no
+    variation: then the interval reaches to what so many rows cannot exclude (`unseen`)."""
+    found = percentiles(value, resampled, confidence)
+    share = unseen(rows, confidence)
+    if found.low >= 1:
+        return found.model_copy(update={"low": 1 - share})
+    return found.model_copy(update={"high": share}) if found.low == found.high == 0 else found

@@ -17,7 +17,7 @@ from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, SliceScore, small_slices
 from modelyard.evaluate.grouped import GroupedSums, resample
-from modelyard.evaluate.intervals import Interval, comparison, percentiles
+from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_vectors import other_width
 from modelyard.evaluate.pairs import Closer
@@ -188,7 +188,8 @@ def _work_out(evidence: Evidence, judged: Mapping[str, JudgedItems], closer: Clo
         means = drawn[role][:, :COUNT] / drawn[role][:, COUNT:]
         found = one.headline()
         evidence.intervals[role] = {
-            name: percentiles(found[name], means[:, at], config.confidence) for at, name in enumerate(SCORES)
+            name: share_percentiles(found[name], means[:, at], int(one.sums.total[COUNT]), config.confidence)
+            for at, name in enumerate(SCORES)
         }
         evidence.scores[role] = evidence.intervals[role][config.metric]
     at = SCORES.index(config.metric)
@@ -211,4 +212,4 @@ def _work_out(evidence: Evidence, judged: Mapping[str, JudgedItems], closer: Clo
 
 def _slice_score(sums: GroupedSums, values: np.ndarray, at: int, config: EvaluateConfig) -> Interval:
     value = float(sums.total[at] / sums.total[COUNT])
-    return percentiles(value, values[:, at] / values[:, COUNT], config.confidence)
+    return share_percentiles(value, values[:, at] / values[:, COUNT], int(sums.total[COUNT]), config.confidence)

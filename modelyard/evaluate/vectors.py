@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from modelyard.evaluate.intervals import Comparison, Interval, comparison, percentiles
+from modelyard.evaluate.intervals import Comparison, Interval, comparison, share_percentiles
 from modelyard.retrieval import retrieval_rows
 
 ROWS_AT_A_TIME = 1024
@@ -68,7 +68,8 @@ class Resampled:
 
     def intervals(self, confidence: float) -> dict[str, Interval]:
         """Percentile bootstrap intervals."""
-        return {name: _interval(value, self.drawn[name], confidence) for name, value in self.values.items()}
+        rows = len(self.misses)
+        return {name: _interval(value, self.drawn[name], rows, confidence) for name, value in self.values.items()}
 
     def against(self, champion: Resampled, metric: str, confidence: float) -> Comparison | None:
         """The paired comparison with a champion on the same rows; None where no resample gives a number."""
@@ -128,9 +129,9 @@ def _draws(rng: np.random.Generator, rows: np.ndarray, resamples: int) -> list[n
     return [rng.choice(rows, (size, len(rows))) for size in sizes]
 
 
-def _interval(value: float, resampled: np.ndarray, confidence: float) -> Interval:
+def _interval(value: float, resampled: np.ndarray, rows: int, confidence: float) -> Interval:
     varied = resampled[np.isfinite(resampled)]
-    return percentiles(value, varied if len(varied) else np.array([np.nan]), confidence)
+    return share_percentiles(value, varied if len(varied) else np.array([np.nan]), rows, confidence)
 
 
 def _pearson(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from modelyard.evaluate.intervals import STATISTICS, accuracy, compare, interval, macro_f1, mcnemar
+from modelyard.evaluate.intervals import STATISTICS, accuracy, compare, interval, macro_f1, mcnemar, share_percentiles
 from modelyard.evaluate.pairs import Pairs
 
 OPTIONS = {"resamples": 1000, "confidence": 0.95}
@@ -47,6 +47,13 @@ def test_few_rows_without_an_error_are_no_certainty(is_right: bool):
     assert (found.low, found.high) == pytest.approx((limit.low, limit.high))
     mean = interval(confusion, macro_f1, np.random.default_rng(1), **OPTIONS)
     assert mean.high - mean.low > 0.1
+
+
+def test_a_perfect_recall_of_few_queries_is_no_certainty():
+    """Ten of ten found, or none: the other end is Clopper and Pearson's; between the extremes nothing changes."""
+    for value, limit in ((1.0, (0.025**0.1, 1)), (0.0, (0, 1 - 0.025**0.1)), (0.5, (0.5, 0.5))):
+        found = share_percentiles(value, np.full(100, value), 10, 0.95)
+        assert (found.low, found.high) == pytest.approx(limit)
 
 
 def test_counts_are_resampled_as_rows_would_be():
