@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from modelyard.transform import joined
 logger = logging.getLogger(__name__)
 
 UNHEARD = "an answer did not reach who waited for it; the others of its batch are not concerned"
+CALLS_A_WORKER = 2  # of which `Limits.max_unanswered_batches` is a multiple: one that runs, one that waits
 
 Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
 
@@ -59,6 +60,7 @@ class Batcher:
         self._queued_bytes = 0
         self._flush_is_due = False
         self._running: set[asyncio.Task[None]] = set()
+        self._call_seconds = 0.0  # of the last calls, the later ones more
 
     def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
         """Get answers for these rows (n, width), or tokens of texts (n, t) int64.
@@ -80,22 +82,39 @@ class Batcher:
 
     def _flush(self) -> None:
         self._flush_is_due = False
-        while self._queue and len(self._running) < self._limits.max_unanswered_batches:
-            batch = self._take()
+        while self._queue and (free := self._num_calls_ahead() - len(self._running)) > 0:
+            batch = self._take(-(-len(self._queue) // free) if self._is_slow else len(self._queue))
             if batch:
                 task = self._loop.create_task(self._run(batch))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
 
+    @property
+    def _is_slow(self) -> bool:
+        return self._call_seconds > self._limits.slow_call_seconds
+
+    def _num_calls_ahead(self) -> int:
+        """Calls that the workers may owe. A quick model is given its next call before it has answered, as the way there
+        takes as long as the call; of a slow one that would halve the batches, which cost it more than the way."""
+        allowed = self._limits.max_unanswered_batches
+        return max(1, allowed // CALLS_A_WORKER) if self._is_slow else allowed
+
+    def _time(self, seconds: float, num_before: int) -> None:
+        """Note how long a call took, its wait behind those before it on the same worker left out."""
+        num_workers = max(1, self._limits.max_unanswered_batches // CALLS_A_WORKER)
+        alone = seconds / (1 + num_before // num_workers)
+        self._call_seconds += (alone - self._call_seconds) / 8
+
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._flush()
 
-    def _take(self) -> list[tuple[np.ndarray, Waiting]]:
-        """The oldest requests, up to the cap of rows; at least one, whatever its size."""
+    def _take(self, most: int) -> list[tuple[np.ndarray, Waiting]]:
+        """The oldest requests, up to so many and to the cap of rows; at least one, whatever its size. Of a slow model each
+        idle worker gets its share of what waits."""
         batch: list[tuple[np.ndarray, Waiting]] = []
         num_rows, width = 0, self._queue[0][0].shape[1]
-        while self._queue:
+        while self._queue and len(batch) < most:
             rows, waiting = self._queue[0]
             fits = rows.shape[1] == width or rows.dtype.kind == "i"  # texts are of any length
             if batch and (num_rows + len(rows) > self._limits.max_batch_rows or not fits):
@@ -110,10 +129,13 @@ class Batcher:
         return batch
 
     async def _run(self, batch: list[tuple[np.ndarray, Waiting]]) -> None:
+        began, num_before = self._loop.time(), len(self._running) - 1
         try:
             together = batch[0][0] if len(batch) == 1 else joined([rows for rows, _ in batch])
             answers = await self._infer(together)
+            self._time(self._loop.time() - began, num_before)
         except Exception as failure:  # noqa: BLE001 (whatever it is, those who wait shall hear it)
+            self._owes_no_more()
             self._settled(len(batch))
             for _, waiting in batch:
                 try:
@@ -121,6 +143,7 @@ class Batcher:
                 except Exception:
                     logger.exception(UNHEARD)
             return
+        self._owes_no_more()
         self._settled(len(batch))
         begin = 0
         for rows, waiting in batch:
@@ -130,6 +153,10 @@ class Batcher:
             except Exception:
                 logger.exception(UNHEARD)
             begin = end
+
+    def _owes_no_more(self) -> None:
+        """Before the answers are given out: who is answered may ask again in the same turn, and finds the worker idle."""
+        self._running.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     def _settled(self, count: int) -> None:
         self.num_unanswered -= count

@@ -12,9 +12,14 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple, NoReturn, Protocol
 
-# One thread a process; whoever embeds pydantic plugins (https://docs.pydantic.dev) has them elsewhere: looking for them
-# costs each process the packages' metadata, 15 ms.
-LEAN = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
+# One thread a process, for texts as well: waking others costs more than most of them. Nobody embeds pydantic plugins here,
+# and looking for them costs each process the packages' metadata, 15 ms.
+LEAN = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYDANTIC_DISABLE_PLUGINS": "__all__",
+}
 
 
 class ChildProcess(Protocol):

@@ -1,9 +1,10 @@
-"""Requests of one turn are one call, and share nothing else."""
+"""Requests of one turn are one call, and share nothing else; how many calls the workers owe, and how large they are."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from statistics import median
 
 import numpy as np
 import pytest
@@ -12,8 +13,64 @@ from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.wire import Tensor
 
+CLIENTS, ROUNDS = 8, 25
+
 
 class Client:
+    """Asks for one row again as soon as it is answered, as one connection of a closed loop does."""
+
+    is_over = False
+
+    def __init__(self, batcher: Batcher) -> None:
+        self._batcher = batcher
+        self._left = ROUNDS
+        self.done = asyncio.get_running_loop().create_future()
+
+    def ask(self) -> None:
+        self._batcher.submit(self, np.zeros((1, 4)))
+
+    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
+        assert end - begin == 1
+        assert len(answers["outputs"]) >= end
+        self._left -= 1
+        if self._left:
+            self.ask()
+        else:
+            self.done.set_result(None)
+
+    def failed(self, failure: Exception) -> None:
+        self.done.set_exception(failure)
+
+
+@pytest.mark.parametrize(("call_seconds", "num_owed"), [(0.0005, 4), (0.01, 2)])
+async def test_a_slow_model_owes_one_call_a_worker(call_seconds: float, num_owed: int):
+    """Two workers, eight clients. A model of microseconds is sent two calls a worker, so that neither waits for the way; one
+    of 10 ms gets a single one, with its half of what came meanwhile."""
+    owed = 0
+    calls: list[tuple[int, int]] = []  # rows, and calls owed with it
+
+    async def infer(rows: np.ndarray) -> dict[str, Tensor]:
+        nonlocal owed
+        owed += 1
+        calls.append((len(rows), owed))
+        await asyncio.sleep(call_seconds)
+        owed -= 1
+        return {"outputs": rows}
+
+    batcher = Batcher(infer, Limits(max_unanswered_batches=4, max_batch_rows=64 if num_owed == 2 else 2))
+    clients = [Client(batcher) for _ in range(CLIENTS)]
+    for client in clients:
+        client.ask()
+        await asyncio.sleep(0)  # they do not come in one turn of the loop
+    await asyncio.gather(*(client.done for client in clients))
+    settled = calls[len(calls) // 2 :]
+    assert max(number for _, number in settled) == num_owed
+    assert batcher.num_unanswered == 0
+    if num_owed == 2:
+        assert median(rows for rows, _ in settled) == CLIENTS // 2, "each worker has half of what waits"
+
+
+class Caller:
     """Who waits; one that is broken raises when it is called back."""
 
     is_over = False
@@ -45,12 +102,12 @@ async def test_one_who_cannot_be_called_back_costs_the_others_nothing(
         return {"y": rows * 2}
 
     batcher = Batcher(infer, Limits())
-    clients = [Client(broken=True), Client()]
+    callers = [Caller(broken=True), Caller()]
     with caplog.at_level(logging.ERROR):
-        for client in clients:
-            batcher.submit(client, np.ones((1, 1)))
+        for caller in callers:
+            batcher.submit(caller, np.ones((1, 1)))
         async with asyncio.timeout(5):
             await batcher.idle.wait()
             await asyncio.sleep(0)
-    assert clients[1].heard == heard
+    assert callers[1].heard == heard
     assert "the client is broken" in caplog.text
