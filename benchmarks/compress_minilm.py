@@ -165,7 +165,7 @@ class Maker:
         adapted = {name: _Rows(runtime) for name, runtime in runtimes.items()}
         timings = {
             batch: measure_in_turns(
-                adapted, rows, batch, reference=EAGER, rounds=self._rounds, repeats=2 * self._rounds
+                adapted, rows, batch, reference=EAGER, rounds=self._rounds, repeats=2 * self._rounds, enough=0.025
             )
             for batch in BATCHES
         }

@@ -236,6 +236,8 @@ def _measured(bench: Bench, forms: Mapping[str, Any], reference: str, folder: Pa
         "threads": config.threads,
         "rounds": bench.search.rounds,
         "repeats": config.repeats,
+        # Else it depends on the noise of the day who counts as equally fast.
+        "enough": bench.search.tie_fraction / 2,
     }
     seconds = bench.search.candidate_seconds * len(forms)
     told = bench.workshop.run("measure", request, folder / "job", seconds, _cores(config.threads))

@@ -35,7 +35,8 @@ class SearchConfig(Frozen):
         forms: techniques that give each network another form.
         candidate_seconds: bound on building one candidate.
         builders: candidates built at the same time.
-        rounds: turns in which the candidates are measured; ``repeats`` runs are shared among them.
+        rounds: turns in which the candidates are measured, ``repeats`` runs shared among them; up to five times as many on a
+            machine so busy that the ratios stay unclear.
     """
 
     budget: Budget = Budget()

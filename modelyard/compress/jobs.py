@@ -117,6 +117,7 @@ def measure(request: Json) -> dict[str, Any]:
                 reference=request["reference"],
                 rounds=request["rounds"],
                 repeats=request["repeats"],
+                enough=request["enough"],
             ).items()
         }
         for batch in request["batches"]

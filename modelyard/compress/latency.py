@@ -18,6 +18,7 @@ WARM_UP_RUNS = 20
 # A turn of calls of a few microseconds needs many of them, or one interruption decides it.
 TURN_SECONDS = 0.01
 MAX_CALLS = 2000
+MOST_TIMES = 5
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,14 @@ def median_milliseconds(runtime: Runtime, features: np.ndarray, batch: int, repe
 
 
 def measure_in_turns(
-    runtimes: Mapping[str, Runtime], features: np.ndarray, batch: int, *, reference: str, rounds: int, repeats: int
+    runtimes: Mapping[str, Runtime],
+    features: np.ndarray,
+    batch: int,
+    *,
+    reference: str,
+    rounds: int,
+    repeats: int,
+    enough: float = math.inf,
 ) -> dict[str, Timing]:
     """Time several forms in turns, in an order drawn anew for each: what else the machine does meets all alike.
 
@@ -52,6 +60,8 @@ def measure_in_turns(
         features: (n, width) rows, taken round and round.
         reference: the form whose time in the same turn each form's is divided by.
         repeats: calls of each form, at least, over all rounds.
+        enough: the noise that every form's ratio should come down to: until then there are more rounds, up to
+            `MOST_TIMES` as many. A busy machine is measured longer, not worse.
     """
     inputs = np.ascontiguousarray(np.resize(features, (batch, features.shape[1])))
     draw = random.Random(0)
@@ -62,12 +72,16 @@ def measure_in_turns(
             runtime.run(inputs)
     gc.disable()  # a collection would fall on whoever's turn it is
     try:
-        for _ in range(rounds):
+        for number in range(1, MOST_TIMES * rounds + 1):
             for name in draw.sample(list(runtimes), len(runtimes)):
                 taken[name].append(_one_turn(runtimes[name], inputs, calls))
+            if number % rounds == 0:
+                timings = {name: _timing(turns, taken[reference]) for name, turns in taken.items()}
+                if all(timing.noise <= enough for timing in timings.values()):
+                    break
     finally:
         gc.enable()
-    return {name: _timing(turns, taken[reference]) for name, turns in taken.items()}
+    return timings
 
 
 def _one_turn(runtime: Runtime, inputs: np.ndarray, calls: int) -> list[float]:
