@@ -43,7 +43,8 @@ def _of_scores(evidence: Evidence, config: EvaluateConfig) -> Iterator[gates.Che
 
 def _against_champion(evidence: Evidence, config: EvaluateConfig) -> Iterator[gates.Check]:
     if evidence.champion_problem:
-        yield gates.floor(f"comparison with the champion ({evidence.champion_problem})", math.nan, 0.0)
+        sentence = f"not compared with the champion: {evidence.champion_problem}"
+        yield gates.Check(name="comparison with the champion", value=None, limit=None, passed=False, sentence=sentence)
     if CHAMPION not in evidence.judged:
         return
     value, reference = evidence.candidate.value(config.metric), evidence.judged[CHAMPION].value(config.metric)

@@ -108,7 +108,10 @@ def test_partners_are_found_where_nobody_said_how_alike_they_are(imported: Impor
 def test_a_champion_is_compared_pair_by_pair(imported: Imported, tmp_path: Path):
     """Trained on its pairs the network is better than as it came, by a probability; the other way round it is refused. A champion
     for another column, one that is gone and one that was altered are a sentence each in a verdict that refuses."""
-    catalog, small = imported.catalog, CompressConfig(techniques=[], measure=MeasureConfig(repeats=2, batches=[1]))
+    catalog, small = (
+        imported.catalog,
+        CompressConfig(techniques=[], default_form="float", measure=MeasureConfig(repeats=2, batches=[1])),
+    )
     config = pair_config(f"file://{imported.source}")
     split = {"train": 0.5, "validation": 0.1, "test": 0.4}
     dataset = text_dataset(
