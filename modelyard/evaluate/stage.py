@@ -31,11 +31,13 @@ from modelyard.evaluate.files import (
     VERDICT_FILE,
 )
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.judge_spans import JudgedSpans, gather_spans, is_for_spans
 from modelyard.evaluate.judge_vectors import JudgedVectors, gather_vectors, is_for_vectors
 from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
 from modelyard.evaluate.safety import refuse_unsafe_networks
 from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_files
+from modelyard.task_kinds import Target
 
 # The picture of the explanations is part of a verdict, so matplotlib is too.
 LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
@@ -70,7 +72,8 @@ def evaluate(
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
         - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
-          regression r2, mae, rmse and loss; for vectors of texts the scores of `modelyard.evaluate.vectors`; and
+          regression r2, mae, rmse and loss; for spans of texts those of `modelyard.span_metrics`, per label and the worst
+          texts as ``entities``; for vectors of texts the scores of `modelyard.evaluate.vectors`; and
           ``intervals`` (name -> low, high) of those that are no counts;
         - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
           `modelyard.evaluate.explain` says; absent where nothing was looked at;
@@ -142,6 +145,10 @@ def _evidence(
     vectors = {role: one for role, one in judged.items() if isinstance(one, JudgedVectors)}
     if is_for_vectors(dataset.target):
         return gather_vectors(dataset, vectors, config)
+    if is_for_spans(dataset.target):
+        return gather_spans(
+            dataset, {role: one for role, one in judged.items() if isinstance(one, JudgedSpans)}, config
+        )
     return gather(dataset, judged, _parents(catalog, work, judged, scratch), config)
 
 
@@ -173,9 +180,14 @@ def _open_all(catalog: Catalog, work: Work, config: EvaluateConfig, scratch: Pat
             catalog.fetch(work.inputs[source], folder)
             refuse_unsafe_networks(folder)
         package = ModelPackage.open(folder, form, config.threads)
-        sort = JudgedVectors if is_for_vectors(package.spec.target) else Judged
-        opened[role] = sort(role, package)
+        opened[role] = _sort(package.spec.target)(role, package)
     return opened
+
+
+def _sort(target: Target) -> type[Judged]:
+    if is_for_spans(target):
+        return JudgedSpans
+    return JudgedVectors if is_for_vectors(target) else Judged
 
 
 def _measured_latency(catalog: Catalog, package_ref: ArtifactRef, form: str) -> float:
