@@ -23,11 +23,14 @@ from modelyard.models import HuggingFaceConfig
 from modelyard.models.build import load_model
 from modelyard.preprocess import PreprocessConfig
 from modelyard.settings import Settings
+from modelyard.storage import Store
 from modelyard.train import OptimizerConfig, TrainConfig, train
-from modelyard.train.assembly import RankSpec
+from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.requirements import require_trainable
+from modelyard.train.rows import Batch
 from modelyard.train.starting import Parents
 from tests.textbench import BERT, reviews, text_dataset, tokenizer_folder
+from tests.train import runs
 from tests.train.ranks import Ranks
 from tests.train.test_resume import assert_same
 from tests.train.test_starting import assembled
@@ -87,12 +90,31 @@ def settings_of(**changes: Any) -> TrainConfig:
 
 
 def test_a_network_learns_hidden_tokens(catalog: Catalog, settings: Settings, alone: Ranks, texts: ArtifactRef):
-    """Better than one that knows nothing; its outputs are as many as the tokenizer has tokens, and a long text is all of
-    it there, in several rows."""
-    ((validations, _),) = alone.run(assembled, settings, spec_of(catalog, texts, ranks=1, max_epochs=1))
+    """Better than one that knows nothing. Every row comes once in an epoch, with the epoch in its number, from which follows
+    what is hidden of it; its outputs are as many as the tokenizer has tokens."""
+    spec = spec_of(catalog, texts, ranks=1, max_epochs=2, batch_size=64)
+    ((validations, asked, num_rows),) = alone.run(_fitted, settings, spec)
     vocabulary = json.loads(catalog.read(texts, "target.json"))["width"]
     assert validations[-1]["loss"] < np.log(vocabulary)
     assert validations[-1]["perplexity"] == pytest.approx(np.exp(validations[-1]["loss"]))
+    assert num_rows > catalog.manifest(texts).content.facts["splits"]["train"]  # long texts are several
+    assert sorted(asked[:num_rows]) == list(range(num_rows))
+    assert sorted(asked[num_rows:]) == list(range(num_rows, 2 * num_rows))
+
+
+def _fitted(settings: Settings, spec: RankSpec) -> tuple[list[dict[str, float]], list[int], int]:
+    """Validations of a training, the numbers of the rows that it asked for, and how many there are."""
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    asked: list[int] = []
+    batch = made.train.batch
+
+    def noted(numbers: torch.Tensor) -> Batch:
+        asked.extend(numbers.tolist())
+        return batch(numbers)
+
+    made.train.batch = noted  # ty: ignore[invalid-assignment]
+    made.fit()
+    return made.progress.validations, asked, len(made.train)
 
 
 def test_its_schema_is_a_preset_again(catalog: Catalog, texts: ArtifactRef):
