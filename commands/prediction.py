@@ -77,8 +77,8 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
         raise PermanentError(f"{url}: HTTP {response.status_code}: {response.text[:300]}")
     outputs = {output["name"]: output["data"] for output in response.json()["outputs"]}
     return Prediction(
-        labels=_told(outputs),
-        probabilities=outputs.get("probability", []),
+        labels=_told(outputs, rows.values),
+        probabilities=[] if "tag" in outputs else outputs.get("probability", []),
         truths=rows.truths,
         version=response.headers["Modelyard-Model-Version"],
         digest=response.headers["Modelyard-Artifact-Digest"],
@@ -87,8 +87,12 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
     )
 
 
-def _told(outputs: dict[str, list[Any]]) -> list[Any]:
-    """What an answer says in one word or number; of a vector how long it is."""
+def _told(outputs: dict[str, list[Any]], rows: np.ndarray) -> list[Any]:
+    """What an answer says in one word or number; of a text's tags how many are those of a span."""
+    if "tag" in outputs:
+        here = rows >= 0
+        inside = (np.reshape(outputs["tag"], rows.shape) > 0) & here
+        return [f"{some} of {whole} tokens in spans" for some, whole in zip(inside.sum(1), here.sum(1), strict=True)]
     if "embedding" in outputs:
         return ["a vector"]
     return outputs["label"] if "label" in outputs else outputs["value"]

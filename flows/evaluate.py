@@ -12,6 +12,7 @@ from flows.compress import compress
 from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_name, explained, load_config, trail_of
 from flows.preprocess import preprocess
 from flows.train import train
+from modelyard.task_kinds import LANGUAGE_TASKS
 from tasks.recording import resolve
 from tasks.results import StageResult
 
@@ -34,7 +35,7 @@ def evaluate(
     if not dataset:
         dataset = preprocess(preset, dataset_uri, overrides, parent_run).ref.digest
     if not candidate:
-        is_language = config.preprocess.task == "language_modelling"  # which nobody compresses
+        is_language = config.preprocess.task in LANGUAGE_TASKS  # which nobody compresses
         made = train(preset, dataset_uri, dataset, overrides, parent_run) if is_language else compress(
             preset, dataset_uri, "", dataset, overrides, parent_run
         )  # fmt: skip

@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import Field
 
 from modelyard.artifacts import Frozen
+from modelyard.entities import ENTITIES, entities_of
 from modelyard.errors import DataError, NotFound
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target, task_kind
-from modelyard.transform import RowTransform, read_row_transform
+from modelyard.transform import RowTransform, TextTransform, read_row_transform
+from modelyard.transform.features import plain_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,8 +82,12 @@ class ModelPackage:
         return cls(spec, transform, open_runtime(spec.forms[chosen], folder, threads), chosen, items)
 
     def outputs(self, rows: np.ndarray) -> np.ndarray:
-        """Raw feature rows (n, width), or rows of tokens (n, t), to raw network outputs (n, k), float32."""
-        return self.run(self.transform.apply(rows))
+        """Raw feature rows (n, width), or rows of tokens (n, t), to raw network outputs (n, k), or (n, t, k), float32."""
+        outputs = self.run(self.transform.apply(rows))
+        if outputs.ndim == 3 and outputs.shape[1] != rows.shape[1]:  # computed as narrow, or as wide, as need be
+            missing = max(0, rows.shape[1] - outputs.shape[1])
+            return np.pad(outputs, ((0, 0), (0, missing), (0, 0)))[:, : rows.shape[1]]
+        return outputs
 
     def run(self, inputs: np.ndarray) -> np.ndarray:
         """Network input (n, width), as the transform gives it, to raw network outputs (n, k), float32."""
@@ -108,10 +114,18 @@ class ModelPackage:
         """MLflow's pyfunc contract: a frame of feature columns to a frame of answers. ``params`` are not used."""
         import pandas as pd
 
+        if self.spec.target.task == "token_classification":
+            return pd.DataFrame({ENTITIES: self._entities(list(frame[self.transform.columns[0]]))}, index=frame.index)
         rows = self.transform.apply_frame(frame)
         answers = self.decode(self._runtime.run(rows))
         plain = {name: list(values) if values.ndim > 1 else values for name, values in answers.items()}
         return pd.DataFrame(plain, index=frame.index)
+
+    def _entities(self, texts: list[str]) -> list[list[dict[str, Any]]]:
+        transform = self.transform
+        assert isinstance(transform, TextTransform)
+        answers, plain = self.decode(self.outputs(transform.tokens(texts))), [plain_text(text) for text in texts]
+        return entities_of(transform, self.spec.target.classes, plain, answers["tag"], answers["probability"])
 
 
 def refuse_foreign_files(names: Iterable[str]) -> None:

@@ -27,7 +27,7 @@ class Parity:
 
     Attributes:
         largest_difference: of any output, as a fraction of the largest output (or of 1 where all are smaller).
-        agreement_fraction: rows whose largest output is the same one.
+        agreement_fraction: rows whose largest output is the same one; of answers for each token, those in which all are.
         mean_cosine, smallest_cosine: between the outputs of a row, where those are a vector; else None.
     """
 
@@ -72,7 +72,7 @@ def compare(
         expected = outputs_of(parent, features)
         actual = converted.run(features)
         num_rows += len(features)
-        num_agreeing += int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum())
+        num_agreeing += int(agreeing(expected, actual).sum())
         # np.maximum keeps NaN, where max() would drop it.
         difference = float(np.maximum(difference, np.abs(actual - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
@@ -87,6 +87,12 @@ def compare(
         mean_cosine=None if angles is None else float(angles.mean()),
         smallest_cosine=None if angles is None else float(angles.min()),
     )
+
+
+def agreeing(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """Rows (n,) whose largest output is the same one, for outputs (n, k); for (n, t, k) of every token."""
+    same = expected.argmax(axis=-1) == actual.argmax(axis=-1)
+    return same.all(axis=1) if same.ndim == 2 else same
 
 
 def outputs_of(network: nn.Module, rows: np.ndarray) -> np.ndarray:

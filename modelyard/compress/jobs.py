@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from modelyard.compress.check import Parity, check_operators, check_parity, outputs_of
+from modelyard.compress.check import Parity, agreeing, check_operators, check_parity, outputs_of
 from modelyard.compress.forms import make_form
 from modelyard.compress.latency import measure_in_turns
 from modelyard.compress.learned import TOLERANCE, prepare_
@@ -151,21 +151,21 @@ def _judged(
     kind = task_kind(target.task)
     blocks = PairedBlocks(lambda: kind.metric(target), len(targets))
     difference = largest = 0.0
-    agreeing = broken = 0
+    num_agreeing = broken = 0
     for start in range(0, len(targets), BATCH_ROWS):
         rows = np.ascontiguousarray(features[start : start + BATCH_ROWS])
         outputs, own, trained = runtime.run(rows), outputs_of(network, rows), outputs_of(parent, rows)
-        broken += int((~np.isfinite(outputs)).any(axis=1).sum())
+        broken += int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=1).sum())
         if broken:
             continue
         difference, largest = (
             max(difference, float(np.abs(outputs - own).max())),
             max(largest, float(np.abs(own).max())),
         )
-        agreeing += int((outputs.argmax(axis=1) == own.argmax(axis=1)).sum())
+        num_agreeing += int(agreeing(own, outputs).sum())
         blocks.update(trained, outputs, targets[start : start + BATCH_ROWS])
     if broken:
         raise ConversionFailed(f"its outputs are NaN or infinite for {broken} of {len(targets)} validation rows")
     drops = blocks.drops(request["confidence"])
-    parity = Parity(len(targets), difference / max(largest, 1.0), agreeing / max(len(targets), 1))
+    parity = Parity(len(targets), difference / max(largest, 1.0), num_agreeing / max(len(targets), 1))
     return parity, {name: drop.model_dump() for name, drop in drops.items()}

@@ -10,7 +10,7 @@ from modelyard.artifacts import Frozen
 
 MetricName = Literal[
     "accuracy", "macro_f1", "r2", "spearman", "pearson", "recall_at_1", "recall_at_10", "recall_at_100", "ndcg_at_10", "mrr",
-    "bits_per_byte", "perplexity",
+    "bits_per_byte", "perplexity", "span_f1", "macro_span_f1", "span_precision", "span_recall",
 ]  # fmt: skip
 LANGUAGE_METRICS = ("bits_per_byte", "perplexity")  # less is better
 # Fewer rows prove nothing about a slice: it is shown with its interval, and no gate looks at it.
@@ -23,8 +23,9 @@ class EvaluateConfig(Frozen):
     Attributes:
         metric: what the gates look at; more is better. A regression has ``r2``; vectors of texts have ``spearman`` and
             ``pearson`` where pairs have a similarity, else ``recall_at_1``, ``recall_at_10``, ``ndcg_at_10``, ``mrr``;
-            retrieval has these and ``recall_at_100``. A language model has ``bits_per_byte`` and ``perplexity``, of which
-            less is better.
+            retrieval has these and ``recall_at_100``. Spans of texts have ``span_f1``, ``macro_span_f1``,
+            ``span_precision`` and ``span_recall``. A language model has ``bits_per_byte`` and ``perplexity``, of which less
+            is better.
         floor: what the candidate must reach.
         ceiling: in its place for a language model: what the metric may reach at most.
         allowed_drop_against_float: how far it may lie below its own float form.

@@ -23,7 +23,9 @@ from modelyard.evaluate.scores import (
 )
 from modelyard.metrics import ClassificationMetrics, negative_log_likelihood
 from modelyard.model_package import ModelPackage
+from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, task_kind
+from modelyard.token_labels import labels_of
 
 
 class Judged:
@@ -67,8 +69,7 @@ class Judged:
 
     def targets(self, frame: pd.DataFrame) -> np.ndarray:
         """The frame's targets (n,), encoded as this model was trained on them."""
-        target = self.package.spec.target
-        return task_kind(target.task).encode(target, frame[target.column])
+        return encoded_targets(self.package.transform, self.package.spec.target, frame)
 
     def count(self, frame: pd.DataFrame, groups: Sequence[np.ndarray] = ()) -> np.ndarray:
         """Answer rows and compare with their targets.
@@ -175,6 +176,8 @@ def _described(target: Target) -> str:
         return f"vectors of texts that belong to {target.column!r}"
     if target.task == "retrieval":
         return f"which {target.column!r} belongs to a query"
+    if target.task == "token_classification":
+        return f"{target.column!r} as spans ({', '.join(labels_of(target.classes)[:5])})"
     if target.task == "regression":
         return f"{target.column!r} as a number"
     shown = ", ".join(map(str, target.classes[:5])) + (", ..." if len(target.classes) > 5 else "")

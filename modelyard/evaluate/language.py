@@ -43,6 +43,10 @@ STATISTICS: Mapping[str, SumStatistic] = {
 }
 
 
+# Of hidden tokens nobody asks how many bytes they have: a word's parts are hidden one by one.
+MASKED_STATISTICS = {name: STATISTICS[name] for name in ("perplexity", "loss")}
+
+
 def evaluate_language(
     catalog: Catalog,
     model_ref: ArtifactRef,
@@ -76,15 +80,22 @@ def evaluate_language(
 
 
 def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attempt) -> None:
-    data = TokenData.fetch(catalog, work.inputs["dataset"], attempt.scratch / "dataset", ["test"])
-    if config.metric not in LANGUAGE_METRICS:
-        raise ConfigError(
-            "evaluate.metric", f"language_modelling has no {config.metric}; it has {', '.join(LANGUAGE_METRICS)}"
-        )
+    task = Target.model_validate_json(catalog.read(work.inputs["dataset"], TARGET_FILE)).task
+    statistics = MASKED_STATISTICS if task == "masked_language_modelling" else STATISTICS
+    known = [name for name in LANGUAGE_METRICS if name in statistics]
+    if config.metric not in known:
+        raise ConfigError("evaluate.metric", f"{task} has no {config.metric}; it has {', '.join(known)}")
     if config.slices:
-        raise ConfigError("evaluate.slices", "sequences of tokens run over the borders of texts: no slices")
-    read = {role: _read(catalog, work.inputs[role], role, data, attempt.scratch / role) for role in (CANDIDATE, CHAMPION) if role in work.inputs}  # fmt: skip
-    found = _intervals(read, config)
+        raise ConfigError("evaluate.slices", "language models are judged by tokens, not by rows: no slices")
+    roles = {role: work.inputs[role] for role in (CANDIDATE, CHAMPION) if role in work.inputs}
+    if statistics is MASKED_STATISTICS:
+        from modelyard.evaluate.masked_language import read_masked
+
+        read = read_masked(catalog, work.inputs["dataset"], roles, config.seed, attempt.scratch)
+    else:
+        data = TokenData.fetch(catalog, work.inputs["dataset"], attempt.scratch / "dataset", ["test"])
+        read = {role: _read(catalog, ref, role, data, attempt.scratch / role) for role, ref in roles.items()}
+    found = _intervals(read, statistics, config)
     compared = _compared(read, config)
     size = sum(path.stat().st_size for path in (attempt.scratch / CANDIDATE).glob(WEIGHTS_FILE))
     verdict = gates.Verdict(subject=str(work.inputs[CANDIDATE]), checks=_checks(read, found, compared, size, config))
@@ -99,22 +110,29 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
         reasons=verdict.reasons,
         checks=verdict.table(),
         form=FORM,
-        metrics={role: {name: one[name] for name in STATISTICS} for role, one in metrics.items()},
+        metrics={role: {name: one[name] for name in statistics} for role, one in metrics.items()},
         interval=document["scores"][CANDIDATE],
         override=document["override"],
     )
 
 
-class _Read:
-    """What one model made of every sequence: nats, tokens and bytes in `sums`, nats a token in `losses` (n,)."""
+class Read:
+    """What one model made of every sequence, or text: nats, tokens and bytes in `sums`, nats a token in `losses` (n,)."""
 
     def __init__(self) -> None:
         self.sums = GroupedSums(3)
         self.losses: list[np.ndarray] = []
         self.num_finite = self.num_rows = 0
 
+    def add(self, sums: np.ndarray) -> None:
+        """Take in nats, tokens and bytes of the next sequences, (n, 3)."""
+        self.sums.add(sums)
+        self.losses.append(sums[:, 0] / np.maximum(sums[:, 1], 1))
+        self.num_finite += int(np.isfinite(sums[:, 0]).sum())
+        self.num_rows += len(sums)
 
-def _read(catalog: Catalog, ref: ArtifactRef, role: str, data: TokenData, folder: Path) -> _Read:
+
+def _read(catalog: Catalog, ref: ArtifactRef, role: str, data: TokenData, folder: Path) -> Read:
     from modelyard.models.build import load_model  # torch: seconds
 
     target = Target.model_validate_json(catalog.read(ref, TARGET_FILE))
@@ -127,11 +145,11 @@ def _read(catalog: Catalog, ref: ArtifactRef, role: str, data: TokenData, folder
     return _counted(load_model(folder), data.sequences("test"), np.asarray(target.token_bytes, dtype=np.float64))
 
 
-def _counted(network: Any, sequences: Sequences, token_bytes: np.ndarray) -> _Read:
+def _counted(network: Any, sequences: Sequences, token_bytes: np.ndarray) -> Read:
     import torch
     from torch.nn import functional
 
-    found = _Read()
+    found = Read()
     length = len(sequences.read(np.arange(1))[0][0])
     some = max(1, SCORES_AT_A_TIME // (length * len(token_bytes)))
     for start in range(0, len(sequences), some):
@@ -149,31 +167,30 @@ def _counted(network: Any, sequences: Sequences, token_bytes: np.ndarray) -> _Re
                 np.where(here, token_bytes[following], 0.0).sum(axis=1),
             ]
         )
-        found.sums.add(sums)
-        found.losses.append(sums[:, 0] / np.maximum(sums[:, 1], 1))
-        found.num_finite += int(np.isfinite(sums[:, 0]).sum())
-        found.num_rows += len(tokens)
+        found.add(sums)
     return found
 
 
-def _drawn(read: Mapping[str, _Read], config: EvaluateConfig) -> dict[str, np.ndarray]:
+def _drawn(read: Mapping[str, Read], config: EvaluateConfig) -> dict[str, np.ndarray]:
     """Sums over the same resamples of sequences for each role, (b, 3)."""
     parts = resample([one.sums for one in read.values()], np.random.default_rng(config.seed), config.resamples)
     return dict(zip(read, parts, strict=True))
 
 
-def _intervals(read: Mapping[str, _Read], config: EvaluateConfig) -> dict[str, dict[str, Interval]]:
+def _intervals(
+    read: Mapping[str, Read], statistics: Mapping[str, SumStatistic], config: EvaluateConfig
+) -> dict[str, dict[str, Interval]]:
     drawn = _drawn(read, config)
     return {
         role: {
             name: percentiles(float(statistic(one.sums.total[None])[0]), statistic(drawn[role]), config.confidence)
-            for name, statistic in STATISTICS.items()
+            for name, statistic in statistics.items()
         }
         for role, one in read.items()
     }
 
 
-def _compared(read: Mapping[str, _Read], config: EvaluateConfig) -> Comparison | None:
+def _compared(read: Mapping[str, Read], config: EvaluateConfig) -> Comparison | None:
     """The candidate against the champion, the difference turned so that more is better."""
     if CHAMPION not in read:
         return None
@@ -185,7 +202,7 @@ def _compared(read: Mapping[str, _Read], config: EvaluateConfig) -> Comparison |
 
 
 def _checks(
-    read: Mapping[str, _Read],
+    read: Mapping[str, Read],
     found: Mapping[str, Mapping[str, Interval]],
     compared: Comparison | None,
     size_bytes: int,
@@ -210,7 +227,7 @@ def _checks(
     return checks
 
 
-def _metrics(one: _Read, found: Mapping[str, Interval]) -> dict[str, Any]:
+def _metrics(one: Read, found: Mapping[str, Interval]) -> dict[str, Any]:
     values = {name: interval.value for name, interval in found.items()}
     return {**values, "rows": one.num_rows, "intervals": {name: {"low": at.low, "high": at.high} for name, at in found.items()}}  # fmt: skip
 

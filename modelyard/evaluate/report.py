@@ -6,9 +6,10 @@ import base64
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from modelyard.evaluate.report_entities import ENTITIES, STYLES, label_bars, marked
 from modelyard.evaluate.report_template import INTERVALS, TEMPLATE
 
 WIDTH = 300.0  # of a bar, in the units of the drawing
@@ -41,11 +42,26 @@ def report(
         score_names=[name for name, value in candidate.items() if isinstance(value, float)],
         confusion_rows=_confusion_rows(candidate),
         class_rows=_class_rows(candidate),
+        entities=_entities(environment, bars, candidate.get("entities")),
         explained=explained,
         picture=base64.b64encode(picture).decode() if picture else None,
         calibration_points=points,
         calibration_line=" ".join(f"{point['x']},{point['y']}" for point in points),
     )
+
+
+def _entities(environment: Environment, bars: Template, told: Mapping[str, Any] | None) -> Markup:
+    """What is said of spans of texts; nothing where there are none."""
+    if told is None:
+        return Markup()
+    page = environment.from_string(ENTITIES).render(
+        labels=told["labels"],
+        label_rows=_bars(label_bars(told["labels"])),
+        worst=[marked(one) for one in told["worst"]],
+        styles=STYLES,
+        intervals=lambda rows: Markup(bars.render(rows=rows)),  # noqa: S704 (rendered with escaping)
+    )
+    return Markup(page)  # noqa: S704 (the same)
 
 
 def _slice(one: Mapping[str, Any]) -> tuple[str, Mapping[str, float], str, float | None]:

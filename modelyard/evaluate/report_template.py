@@ -45,7 +45,7 @@ on {{ "{:,}".format(metrics.candidate.rows) }} test rows.</p>
 {% if verdict.comparison %}{% set c = verdict.comparison %}
 <p>Against the champion, row by row: {{ "%+.4f" % c.difference.value }}
 ({{ "%+.4f" % c.difference.low }} to {{ "%+.4f" % c.difference.high }}). The candidate is better with probability
-<b>{{ "%.3f" % c.probability_better }}</b>. It {{ "alone is right" if "classes" in metrics.candidate else "is closer" }} on
+<b>{{ "%.3f" % c.probability_better }}</b>. It {{ "alone is right" if "classes" in metrics.candidate or "entities" in metrics.candidate else "is closer" }} on
 {{ c.only_candidate_right }} rows, the champion on {{ c.only_champion_right }} (McNemar p = {{ "%.3g" % c.p_value }}).</p>{% endif %}
 {% endif %}
 
@@ -105,6 +105,7 @@ mean row; they miss what they should add up to by {{ "%.2g" % (100 * explained.a
 attributions.{% endif %}</p>
 {% endif %}
 
+{{ entities }}
 {% if "confusion" in metrics.candidate %}
 <div class="columns"><div>
 <h2>Confusion (rows: truth)</h2>

@@ -32,6 +32,7 @@ from modelyard.evaluate.files import (
 )
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_items import JudgedItems, gather_items
+from modelyard.evaluate.judge_spans import JudgedSpans, gather_spans, is_for_spans
 from modelyard.evaluate.judge_vectors import JudgedVectors, gather_vectors, is_for_vectors
 from modelyard.evaluate.parents import Parent, find_parent
 from modelyard.evaluate.report import report
@@ -42,6 +43,12 @@ from modelyard.model_package import FLOAT_FORM, ModelPackage, refuse_foreign_fil
 LIBRARIES = ("captum", "matplotlib", "numpy", "onnxruntime", "pandas", "pyarrow", "scipy", "torch")
 OPTIONAL_LIBRARIES = ("tokenizers", "transformers")  # of models that read texts
 GOLDEN_DECIMALS = 6
+# Tasks whose models are judged in a way of their own.
+SORTS: dict[str, type[Judged]] = {
+    "embedding": JudgedVectors,
+    "retrieval": JudgedItems,
+    "token_classification": JudgedSpans,
+}
 
 
 def evaluate(
@@ -71,7 +78,8 @@ def evaluate(
           comparison with the champion, slices, disturbances, notes, and who overrode it, if somebody did;
         - ``metrics.json``: role -> for a classifier accuracy, macro_f1, loss (nats), roc_auc, calibration_error, the
           calibration curve, per class precision, recall, f1 and support, and the confusion matrix (row: truth); for a
-          regression r2, mae, rmse and loss; for vectors of texts the scores of `modelyard.evaluate.vectors`; and
+          regression r2, mae, rmse and loss; for spans of texts those of `modelyard.span_metrics`, per label and the worst
+          texts as ``entities``; for vectors of texts the scores of `modelyard.evaluate.vectors`; and
           ``intervals`` (name -> low, high) of those that are no counts;
         - ``explanations.json`` and ``explanations.png``: which columns the answers rest on, as
           `modelyard.evaluate.explain` says; absent where nothing was looked at;
@@ -145,6 +153,10 @@ def _evidence(
     vectors = {role: one for role, one in judged.items() if isinstance(one, JudgedVectors)}
     if is_for_vectors(dataset.target):
         return gather_vectors(dataset, vectors, config)
+    if is_for_spans(dataset.target):
+        return gather_spans(
+            dataset, {role: one for role, one in judged.items() if isinstance(one, JudgedSpans)}, config
+        )
     return gather(dataset, judged, _parents(catalog, work, judged, scratch), config)
 
 
@@ -191,9 +203,7 @@ def _opened(
         catalog.fetch(ref, folder)
         refuse_unsafe_networks(folder)
     package = ModelPackage.open(folder, form, config.threads, with_items=True)
-    task = package.spec.target.task
-    sort = {"embedding": JudgedVectors, "retrieval": JudgedItems}.get(task, Judged)
-    return sort(role, package)
+    return SORTS.get(package.spec.target.task, Judged)(role, package)
 
 
 def _measured_latency(catalog: Catalog, package_ref: ArtifactRef, form: str) -> float:

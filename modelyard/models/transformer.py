@@ -22,6 +22,7 @@ from modelyard.models.config import HuggingFaceConfig, Pooling
 
 # A network that lacks more of its weights than this is another one than the folder holds; a new head is far smaller.
 MAX_FRESH_FRACTION = 0.5
+MASKED = "AutoModelForMaskedLM"  # its outputs are tokens, which have no names of classes
 SILENT = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRANSFORMERS_VERBOSITY": "error"}
 
 
@@ -33,14 +34,22 @@ class Transformer(nn.Module):
             they are to be pooled.
         pad: a token's number to compute with where there is none; nothing looks at it.
         pooling, normalise: as `HuggingFaceConfig` has them.
+        scores: of tokens, behind which nothing has a meaning: some vocabularies are filled up to a round number; None: all.
     """
 
     reads_tokens = True
 
     def __init__(
-        self, network: nn.Module, pad: int, pooling: Pooling | Literal[""] = "", *, normalise: bool = False
+        self,
+        network: nn.Module,
+        pad: int,
+        pooling: Pooling | Literal[""] = "",
+        *,
+        normalise: bool = False,
+        scores: int | None = None,
     ) -> None:
         super().__init__()
+        self._scores = scores
         self.network = network
         self._pad, self._pooling, self._normalise = pad, pooling, normalise
 
@@ -58,7 +67,7 @@ class Transformer(nn.Module):
                 "train.model.auto_class", f"{type(self.network).__name__} gives no {wanted}; leave it to the task"
             )
         if not self._pooling:
-            return answer.logits
+            return answer.logits if self._scores is None else answer.logits[..., : self._scores]
         vectors = pooled(answer.last_hidden_state, here, self._pooling)
         if self.training and answer.get("pooler_output") is not None:
             # What the library would pool by plays no part; ranks that wait for each weight's gradient are sent a zero.
@@ -95,7 +104,7 @@ def build_transformer(config: HuggingFaceConfig, output_width: int) -> Transform
         network = _auto_class(config).from_config(settings, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, AttributeError) as failure:
         raise ConfigError("train.model", f"{config.auto_class} cannot be built: {_first_line(failure)}") from failure
-    return _wrapped(network, settings.pad_token_id, config)
+    return _wrapped(network, settings.pad_token_id, config, output_width)
 
 
 def load_pretrained(config: HuggingFaceConfig, output_width: int, folder: Path) -> tuple[Transformer, list[str]]:
@@ -133,11 +142,12 @@ def load_pretrained(config: HuggingFaceConfig, output_width: int, folder: Path) 
             f"{config.source} lacks most of the weights of {type(network).__name__} ({', '.join(fresh[:3])}, ...): it"
             " holds another network than its config.json says, or train.model.config changed its shapes",
         )
-    return _wrapped(network.train(), network.config.pad_token_id, config), fresh
+    return _wrapped(network.train(), network.config.pad_token_id, config, output_width), fresh
 
 
-def _wrapped(network: nn.Module, pad: int, config: HuggingFaceConfig) -> Transformer:
-    return Transformer(network, pad, config.pooling, normalise=bool(config.normalise))
+def _wrapped(network: nn.Module, pad: int, config: HuggingFaceConfig, output_width: int) -> Transformer:
+    scores = output_width if config.auto_class == MASKED else None
+    return Transformer(network, pad, config.pooling, normalise=bool(config.normalise), scores=scores)
 
 
 def class_name(config: HuggingFaceConfig, output_width: int) -> str:
@@ -161,7 +171,8 @@ def library_config(config: HuggingFaceConfig, output_width: int) -> Any:
         raise ConfigError("train.model.config.model_type", f"transformers has no {kind!r}{hint}")
     for key in ("auto_map", "architectures", "transformers_version", "id2label", "label2id", "num_labels"):
         keys.pop(key, None)
-    settings = known[kind](**keys, num_labels=output_width)
+    ends = {} if config.auto_class == MASKED else {"num_labels": output_width}
+    settings = known[kind](**keys, **ends)
     if settings.pad_token_id is None:
         settings.pad_token_id = 0
     settings.use_cache = False  # of earlier tokens, which only texts that are being written need

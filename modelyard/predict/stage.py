@@ -27,6 +27,7 @@ from modelyard.artifacts import ArtifactRef, Frozen, digest_of
 from modelyard.catalog import Catalog, Origin, file_sha256
 from modelyard.code_version import code_version
 from modelyard.datasets import SPLITS
+from modelyard.entities import ENTITIES
 from modelyard.errors import DataError, ModelyardError, NotFound
 from modelyard.model_package import ModelPackage
 from modelyard.predict.config import PredictConfig
@@ -37,6 +38,17 @@ log = logging.getLogger(__name__)
 
 LIBRARIES = ("numpy", "onnxruntime", "pandas", "pyarrow", "tokenizers")
 BATCH_BYTES = 32 * 2**20
+ENTITY_TYPE = pa.list_(
+    pa.struct(
+        [
+            ("start", pa.int64()),
+            ("end", pa.int64()),
+            ("label", pa.string()),
+            ("score", pa.float64()),
+            ("text", pa.string()),
+        ]
+    )
+)
 
 
 class Part(Frozen):
@@ -259,7 +271,7 @@ def _write(batches: Iterator[pd.DataFrame], path: Path, told: Mapping[str, str])
     writer: parquet.ParquetWriter | None = None
     try:
         for frame in batches:
-            table = pa.Table.from_pandas(frame, schema=writer.schema if writer else None, preserve_index=False)
+            table = _table(frame, writer.schema if writer else None)
             if writer is None:
                 schema = table.schema.with_metadata(dict(told))
                 writer = parquet.ParquetWriter(path, schema, compression="zstd")
@@ -271,6 +283,15 @@ def _write(batches: Iterator[pd.DataFrame], path: Path, told: Mapping[str, str])
         if writer:
             writer.close()
     return num_rows
+
+
+def _table(frame: pd.DataFrame, schema: pa.Schema | None) -> pa.Table:
+    if ENTITIES not in frame:
+        return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
+    # Of texts without any, nobody could tell of what kind they would be.
+    entities = pa.array(frame[ENTITIES].tolist(), ENTITY_TYPE)
+    others = pa.Table.from_pandas(frame.drop(columns=ENTITIES), preserve_index=False)
+    return others.append_column(ENTITIES, entities)
 
 
 def _put_json(catalog: Catalog, uri: str, value: Any) -> None:

@@ -167,7 +167,10 @@ def schema_yaml(config: PreprocessConfig, plan: Plan) -> bytes:
             columns[column.name] = rule
     said = config.model_dump(mode="json", exclude_defaults=True, exclude={"ranges", "nulls", "workers"})
     dropped = {name: rule for name, rule in said.get("columns", {}).items() if name not in columns}
-    tree = said | {"target": config.target, "features": plan.features, "columns": columns | dropped}
+    features = (
+        {} if config.task in LANGUAGE_TASKS else {"features": plan.features}
+    )  # those learn from their target alone
+    tree = said | {"target": config.target, **features, "columns": columns | dropped}
     return yaml.safe_dump({"preprocess": tree}, sort_keys=False, allow_unicode=True).encode()
 
 

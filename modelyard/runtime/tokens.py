@@ -10,7 +10,8 @@ from modelyard.transform.text import portions
 
 
 def answer_tokens(answer: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Outputs (n, ...) for rows of tokens (n, t) int64.
+    """Outputs (n, ...) for rows of tokens (n, t) int64. Where a network answers for each token, (n, t, k), outputs of places
+    without a token are 0, whatever a row was computed with.
 
     Args:
         answer: gives them for some rows, (m, s) int64, that are as narrow as they can be.
@@ -18,8 +19,13 @@ def answer_tokens(answer: Callable[[np.ndarray], np.ndarray], rows: np.ndarray) 
     outputs: np.ndarray | None = None
     for chosen, some in portions(rows):
         found = answer(some)
+        by_token = found.ndim == 3
         if outputs is None:
-            outputs = np.empty((len(rows), *found.shape[1:]), dtype=found.dtype)
-        outputs[chosen] = found
+            shape = (rows.shape[1], found.shape[2]) if by_token else found.shape[1:]
+            outputs = np.zeros((len(rows), *shape), dtype=found.dtype)
+        if by_token:
+            outputs[chosen, : some.shape[1]] = np.where((some >= 0)[..., None], found, 0)
+        else:
+            outputs[chosen] = found
     assert outputs is not None, "there are rows"
     return outputs

@@ -54,6 +54,10 @@ def refuse_other_schemas(revision: Revision, running: Running) -> None:
         if stable.columns != canary.columns:
             odd = sorted(set(stable.columns) ^ set(canary.columns)) or "their order"
             raise Refused(subject, [f"it takes other columns than the version that serves ({odd}): {hint}"])
+        if stable.tags != canary.tags:
+            raise Refused(
+                subject, [f"its tags are {canary.tags}, those of the version that serves {stable.tags}: {hint}"]
+            )
         if stable.outputs != canary.outputs:
             raise Refused(subject, [f"it answers {canary.outputs}, the version that serves {stable.outputs}: {hint}"])
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from modelyard.errors import EndpointUnavailable
 from modelyard.serve.limits import Limits
-from modelyard.serve.wire import Tensor
+from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.transform import joined
 
 logger = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Batcher:
         for rows, waiting in batch:
             end = begin + len(rows)
             try:
-                waiting.answered(answers, begin, end)
+                waiting.answered(_of_width(answers, rows.shape[1]), begin, end)
             except Exception:
                 logger.exception(UNHEARD)
             begin = end
@@ -162,3 +162,11 @@ class Batcher:
         self.num_unanswered -= count
         if not self.num_unanswered:
             self.idle.set()
+
+
+def _of_width(answers: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:
+    """Answers for each token without those for places that only longer texts beside them have."""
+    raw = answers.get(RAW_OUTPUTS)
+    if not isinstance(raw, np.ndarray) or raw.ndim < 3 or raw.shape[1] == tokens:
+        return answers
+    return {name: tensor[:, :tokens] if isinstance(tensor, np.ndarray) else tensor for name, tensor in answers.items()}

@@ -17,12 +17,13 @@ GOLDEN_FILE = "golden.json"
 
 
 class GoldenRows(BaseModel):
-    """Raw feature rows, the raw outputs that ``form`` gave for them, and the largest allowed difference."""
+    """Raw feature rows, the raw outputs that ``form`` gave for them (a row's, or each token's), and the largest allowed
+    difference."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     rows: list[list[float]] = Field(min_length=1)
-    outputs: list[list[float]] = Field(min_length=1)
+    outputs: list[list[float]] | list[list[list[float]]] = Field(min_length=1)
     tolerance: float = Field(ge=0, allow_inf_nan=False)
     form: str
 
@@ -41,7 +42,7 @@ def read_golden(folder: Path) -> GoldenRows:
 
 
 def refuse_unless_golden(subject: str, golden: GoldenRows, form: str, answered: np.ndarray) -> None:
-    """Compare the outputs (n, k) of the version with the golden ones.
+    """Compare the outputs (n, k) or (n, t, k) of the version with the golden ones.
 
     Raises:
         Refused: they differ by more than the tolerance, or are not finite.
@@ -54,13 +55,14 @@ def refuse_unless_golden(subject: str, golden: GoldenRows, form: str, answered: 
     difference = np.abs(expected - answered.astype(np.float64))
     wrong = ~(difference <= golden.tolerance)  # NaN is wrong too
     if wrong.any():
-        row, column = np.argwhere(wrong)[0]
+        first = tuple(np.argwhere(wrong)[0])
+        row, place = first[0], ", ".join(map(str, first[1:]))
         raise Refused(
             subject,
             [
                 (
-                    f"{int(wrong.any(axis=1).sum())} of {len(expected)} golden rows differ: row {row}, output {column}"
-                    f" is {answered[row, column]:.6g}, evaluated was {expected[row, column]:.6g}, tolerance"
+                    f"{int(wrong.reshape(len(wrong), -1).any(axis=1).sum())} of {len(expected)} golden rows differ: row {row},"
+                    f" output {place} is {answered[first]:.6g}, evaluated was {expected[first]:.6g}, tolerance"
                     f" {golden.tolerance:g}"
                 )
             ],

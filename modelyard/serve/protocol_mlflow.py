@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
+from modelyard.entities import ENTITIES, entities_of
 from modelyard.errors import DataError
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
@@ -22,6 +23,7 @@ from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerInfo
 from modelyard.transform import RowTransform, TextTransform
+from modelyard.transform.features import plain_text
 
 CSV_KIND = b"text/csv"
 SHAPES = ("dataframe_split", "dataframe_records", "instances", "inputs")
@@ -30,9 +32,10 @@ _LISTED = 5  # missing columns that a sentence names
 
 @dataclass(frozen=True, slots=True)
 class ScoringRequest:
-    """Raw rows (n, width), float64, in the model's order of columns; or tokens of texts (n, t), int64."""
+    """Raw rows (n, width), float64, in the model's order of columns; or tokens of texts (n, t), int64, with the texts."""
 
     rows: np.ndarray
+    texts: Sequence[str] = ()
 
 
 class Scoring:
@@ -49,6 +52,8 @@ class Scoring:
         if info.transform:
             table = _csv_columns(body) if head.kind == CSV_KIND else _json_columns(body, info.columns)
             rows = _coded(table, info.transform)
+            if info.tags is not None:  # characters are counted in the texts
+                return ScoringRequest(rows, [plain_text(text) for text in table[info.transform.columns[0]]])
             return ScoringRequest(rows if info.reads_text else as_rows(rows, DATATYPES["FP64"]))
         values = _from_csv(body, info.columns) if head.kind == CSV_KIND else _from_json(body, info.columns)
         if not values.size:
@@ -65,12 +70,24 @@ class Scoring:
         version: str,  # noqa: ARG002 (the same)
         request_id: str,  # noqa: ARG002 (the same)
     ) -> tuple[bytes, Headers]:
-        """`{"predictions": [{"label": ..., "probability": ...}, ...]}`, one record a row."""
+        """`{"predictions": [{"label": ..., "probability": ...}, ...]}`, one record a row; of token classification
+        `{"entities": [{"start": ..., "end": ..., "label": ..., "score": ..., "text": ...}, ...]}`."""
+        if info.tags is not None:
+            return orjson.dumps({"predictions": _entities(answers, info, request)}), [JSON]
         names = [name for name, _, _ in info.outputs if name != RAW_OUTPUTS]
         columns = [_plain(answers[name]) for name in names]
         records = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
         assert len(records) == len(request.rows)
         return orjson.dumps({"predictions": records}, option=orjson.OPT_SERIALIZE_NUMPY), [JSON]
+
+
+def _entities(answers: Mapping[str, Tensor], info: WorkerInfo, request: ScoringRequest) -> list[dict[str, Any]]:
+    transform, tags, said, sure = info.transform, info.tags, answers["tag"], answers["probability"]
+    assert isinstance(transform, TextTransform)
+    assert isinstance(said, np.ndarray)
+    assert isinstance(sure, np.ndarray)
+    found = entities_of(transform, tags or [], request.texts, said, sure)
+    return [{ENTITIES: entities} for entities in found]
 
 
 def _plain(tensor: Tensor) -> Sequence[Any]:

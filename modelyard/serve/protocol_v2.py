@@ -151,13 +151,14 @@ def model_metadata(model: str, versions: Sequence[str], info: WorkerInfo) -> dic
         from modelyard.serve.protocol_v2_text import text_inputs  # it builds on this module
 
         inputs = text_inputs(info.transform)
+    axes = [-1] if info.tags is None else [-1, -1]
     return {
         "name": model,
         "versions": list(versions),
         "platform": "modelyard",
         "inputs": inputs,
         "outputs": [
-            {"name": name, "datatype": datatype, "shape": [-1, columns] if columns else [-1]}
+            {"name": name, "datatype": datatype, "shape": [*axes, columns] if columns else axes}
             for name, datatype, columns in info.outputs
         ],
     }

@@ -129,7 +129,8 @@ def parquet(batch: Batch) -> bytes:
     }
     columns |= _inputs([np.asarray(record[INPUTS]) for record in records], schema.columns)
     outputs = [name for name in records[0] if not name.startswith("@")]
-    columns |= {f"out.{name}": _column([record[name] for record in records]) for name in outputs}
+    tell = _by_token if schema.by_token else _column
+    columns |= {f"out.{name}": tell([record[name] for record in records]) for name in outputs}
     told = {f"modelyard.{name}": str(value) for name, value in schema.model_dump().items() if name != "columns"}
     table = pa.table(columns).replace_schema_metadata(told)
     buffer = BytesIO()
@@ -157,6 +158,13 @@ def _column(tensors: Sequence[Tensor]) -> pa.Array:
     if joined.ndim == 1:
         return pa.array(joined)
     return pa.FixedSizeListArray.from_arrays(pa.array(joined.ravel()), joined.shape[1])
+
+
+def _by_token(tensors: Sequence[Tensor]) -> pa.Array:
+    """One output for each token of all records: a list a row, as long as its request was wide."""
+    import pyarrow as pa
+
+    return pa.array([row.tolist() for tensor in tensors for row in np.asarray(tensor)])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -30,7 +30,8 @@ REQUEST_ID, MOMENT, INPUTS = "@request_id", "@moment", "@inputs"
 
 
 class Schema(Frozen):
-    """What records of one version have in common; ``redacted`` are the fields that were left out."""
+    """What records of one version have in common; ``redacted`` are the fields that were left out, ``by_token`` whether it
+    answers for each token of a text."""
 
     endpoint: str
     replica: str
@@ -40,6 +41,7 @@ class Schema(Frozen):
     form: str
     columns: list[str]
     redacted: list[str]
+    by_token: bool = False
 
 
 class Recorder(asyncio.Protocol):
@@ -128,6 +130,7 @@ class Recorder(asyncio.Protocol):
             form=version.served.form,
             columns=[columns[place] for place in kept],
             redacted=[name for name in fields if name in redacted],
+            by_token=version.info.tags is not None,
         )
         self._schemas = {old: numbered for old, numbered in self._schemas.items() if old.state != "stopped"}
         number = 1 + max((number for number, _ in self._schemas.values()), default=0)

@@ -4,11 +4,12 @@
     number  pairs an answer with its request  u64
     kind    what the frame says               u8
 
-A tensor travels as raw little-endian bytes behind (name, dtype, rows, columns); a list of texts as JSON.
+A tensor travels as raw little-endian bytes behind (name, dtype, rows, columns, depth); a list of texts as JSON.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Iterator, Mapping
 from enum import IntEnum
@@ -18,7 +19,8 @@ import orjson
 
 HEADER = struct.Struct("<IQB")
 _LENGTH = struct.Struct("<I")
-_TENSOR = struct.Struct("<BBIII")  # bytes of the name, dtype, rows, columns (0: a vector), bytes of the data
+# Bytes of the name, dtype, rows, columns (0: a vector), depth (0: none), bytes of the data.
+_TENSOR = struct.Struct("<BBIIII")
 _DTYPES = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i8")}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 _TEXTS = 0
@@ -48,12 +50,11 @@ def pack_tensors(tensors: Tensors) -> bytes:
     parts: list[bytes] = []
     for name, tensor in tensors.items():
         if isinstance(tensor, list):
-            code, rows, columns, data = _TEXTS, len(tensor), 0, orjson.dumps(tensor)
+            code, shape, data = _TEXTS, (len(tensor), 0, 0), orjson.dumps(tensor)
         else:
-            code, data = _CODES[tensor.dtype], tensor.tobytes()
-            rows, columns = tensor.shape[0], tensor.shape[1] if tensor.ndim == 2 else 0
+            code, shape, data = _CODES[tensor.dtype], (*tensor.shape, 0, 0)[:3], tensor.tobytes()
         encoded = name.encode()
-        parts += [_TENSOR.pack(len(encoded), code, rows, columns, len(data)), encoded, data]
+        parts += [_TENSOR.pack(len(encoded), code, *shape, len(data)), encoded, data]
     return b"".join(parts)
 
 
@@ -62,15 +63,15 @@ def unpack_tensors(payload: bytes) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     at = 0
     while at < len(payload):
-        name_length, code, rows, columns, length = _TENSOR.unpack_from(payload, at)
+        name_length, code, *shape, length = _TENSOR.unpack_from(payload, at)
         begin = at + _TENSOR.size + name_length
         name = payload[begin - name_length : begin].decode()
         at = begin + length
         if code == _TEXTS:
             tensors[name] = orjson.loads(payload[begin:at])
         else:
-            flat = np.frombuffer(payload, _DTYPES[code], rows * (columns or 1), begin)
-            tensors[name] = flat.reshape(rows, columns) if columns else flat
+            whole = [size for place, size in enumerate(shape) if size or not place]  # there may be no rows
+            tensors[name] = np.frombuffer(payload, _DTYPES[code], math.prod(whole), begin).reshape(whole)
     return tensors
 
 

@@ -106,14 +106,22 @@ def _warmed(package: ModelPackage) -> dict[str, object]:
     width = min(WARM_TOKENS, transform.width) if isinstance(transform, TextTransform) else len(transform.columns)
     for num_rows in WARM_BATCHES:
         described = answers(package, np.zeros((num_rows, width), dtype=np.float32))
+    raw = described[RAW_OUTPUTS]
+    by_token = isinstance(raw, np.ndarray) and raw.ndim == 3
     return {
         "columns": transform.columns,
         "transform": None if transform.takes_plain_numbers else transform.model_dump_json(),
         "outputs": [
-            [name, _datatype(values), values.shape[1] if isinstance(values, np.ndarray) and values.ndim == 2 else 0]
-            for name, values in described.items()
+            [name, _datatype(values), _num_columns(values, by_token=by_token)] for name, values in described.items()
         ],
+        "tags": package.spec.target.classes if by_token else None,
     }
+
+
+def _num_columns(values: Tensor, *, by_token: bool) -> int:
+    """Numbers of a row's answer, or of each token's; 0 for a single one."""
+    axes = 2 if by_token else 1
+    return values.shape[axes] if isinstance(values, np.ndarray) and values.ndim > axes else 0
 
 
 def _portable(values: np.ndarray) -> Tensor:

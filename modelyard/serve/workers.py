@@ -36,13 +36,15 @@ class WorkerInfo:
 
     Attributes:
         columns: feature columns, in order.
-        outputs: (name, datatype of the v2 protocol, columns; 0 for one value a row).
+        outputs: (name, datatype of the v2 protocol, columns; 0 for one value a row, or for each token of one).
         transform: reads raw columns that are no plain numbers (texts, categories, dates, gaps); None where all are.
+        tags: where answers are for each token of a text: the classes; else None.
     """
 
     columns: list[str]
     outputs: list[tuple[str, str, int]]
     transform: RowTransform | None = None
+    tags: list[str] | None = None
 
     @property
     def width(self) -> int:
@@ -217,7 +219,7 @@ def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:
     if kind is Kind.READY:
         outputs = [(name, datatype, columns) for name, datatype, columns in said["outputs"]]
         transform = read_row_transform(said["transform"]) if said["transform"] else None
-        waiting.set_result(WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform))
+        waiting.set_result(WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform, tags=said["tags"]))
     elif said["transient"]:
         waiting.set_exception(EndpointUnavailable(said["error"]))
     else:

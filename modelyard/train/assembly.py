@@ -20,6 +20,7 @@ from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.datasets import Split as SplitName
 from modelyard.errors import ConfigError
+from modelyard.masking import Masker
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.targets import encoded_targets
@@ -35,6 +36,7 @@ from modelyard.train.events import RankEvent
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Trainer
 from modelyard.train.losses import PER_TOKEN
+from modelyard.train.masked_rows import MaskedSplit
 from modelyard.train.optimizers import sparse_tables
 from modelyard.train.pair_rows import Pairs, item_pairs, text_pairs
 from modelyard.train.precision import Precision
@@ -168,9 +170,29 @@ def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | N
 
 
 def _texts(spec: RankSpec, catalog: Catalog, dataset: Dataset, transform: TextTransform, split: SplitName) -> Rows:
+    if dataset.target.task == "masked_language_modelling":
+        return _hidden(spec, catalog, dataset, transform, split)
     parts = ((inputs, targets) for _, inputs, targets in _encoded(spec, catalog, dataset, split))
     sort = TaggedSplit if dataset.target.task == "token_classification" else TextSplit
     return sort(parts, transform.width if transform.padding == "fixed" else None)
+
+
+def _hidden(spec: RankSpec, catalog: Catalog, dataset: Dataset, transform: TextTransform, split: SplitName) -> Rows:
+    """Whole texts, long ones in several rows; in the validation split the same tokens are hidden each time."""
+    assert transform.mask is not None, "preprocessing asked for it"
+    config = spec.config
+    masker = Masker(
+        config.masking,
+        mask=transform.mask,
+        vocabulary=transform.vocabulary,
+        marks=transform.marks,
+        seed=config.seed,
+    )
+    frames = dataset.fetched_frames(catalog, spec.dataset, split)
+    texts = (transform.pieces(list(frame[transform.column])) for frame in frames)
+    pieces = (piece for some in texts for piece in some)
+    fixed = transform.width if transform.padding == "fixed" else None
+    return MaskedSplit(pieces, masker, is_fixed=split != "train", fixed=fixed)
 
 
 def _encoded(

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
+from modelyard.masking import MaskingConfig
 from modelyard.models.config import MlpConfig, ModelConfig, RecommenderConfig
 from modelyard.nearest import nearest
 from modelyard.ray_cluster import ray_address
@@ -298,6 +299,7 @@ class TrainConfig(Frozen):
         strategy: ``ddp`` copies the network to each rank, ``fsdp`` shards it, ``hsdp`` shards copies, ``tensor`` splits its
             matrices, ``parameter_server`` has ranks that hold the weights for the others, ``diloco`` lets ranks train by
             themselves between rare averages.
+        masking: which tokens are hidden, for masked language modelling.
         target: stop as soon as ``stop.metric`` on the validation split reaches this; None trains to a limit and keeps
             the best weights.
         ranks: processes that share each step, on each node.
@@ -329,6 +331,7 @@ class TrainConfig(Frozen):
     tensor: TensorConfig = TensorConfig()
     parameter_server: ParameterServerConfig = ParameterServerConfig()
     diloco: DilocoConfig = DilocoConfig()
+    masking: MaskingConfig = MaskingConfig()
     max_epochs: int = Field(40, ge=1, le=100_000)
     target: float | None = None
     stop: StopConfig = StopConfig()
@@ -430,5 +433,6 @@ class TrainConfig(Frozen):
     def identity(self, unused: Collection[str] = ()) -> dict[str, Any]:
         """The part of the config that the trained weights depend on, without keys that say nothing this time."""
         other_strategies = OF_ONE_STRATEGY - {self.strategy}
-        left_out = dict.fromkeys({*OPERATIONAL, *other_strategies, *unused}, True)
+        unsaid = {"masking"} if self.masking == MaskingConfig() else set()  # most trainings hide nothing
+        left_out = dict.fromkeys({*OPERATIONAL, *other_strategies, *unsaid, *unused}, True)
         return self.model_dump(mode="json", exclude={**NAMES, **left_out})

@@ -141,13 +141,17 @@ class Trainer:
     def _next_step(self) -> Step:
         """The step that follows in the stream of rows, counted as made."""
         progress = self.progress
-        rows = self._order.batch_at(progress.samples)
+        rows = self._numbered(self._order.batch_at(progress.samples))
         self._rate = learning_rate(self.config, progress.step, self._total_steps, progress.plateau.fraction)
         step = Step(rows, progress.step, self._rate)
         progress.step += 1
         progress.samples += len(rows)
         progress.rows_counted += len(rows)
         return step
+
+    def _numbered(self, rows: torch.Tensor) -> torch.Tensor:
+        """Numbers of rows, with the epoch in them where rows are not the same in each."""
+        return rows + self._epoch * len(self.train) if getattr(self.train, "varies_by_epoch", False) else rows
 
     def _must_meet(self) -> bool:
         """Always before a validation or a checkpoint: what is kept has a finite loss behind it."""

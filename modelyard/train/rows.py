@@ -28,7 +28,8 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     def batch(self, numbers: torch.Tensor) -> Batch:
-        """The rows with these numbers (n,) int64, on the CPU."""
+        """The rows with these numbers (n,) int64, on the CPU. Where a split has ``varies_by_epoch``, a number that is larger
+        by the length of the split is the same row in the next epoch."""
         ...
 
 

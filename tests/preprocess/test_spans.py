@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import yaml
 from hypothesis import strategies
 from pydantic import ValidationError
 
@@ -57,6 +58,8 @@ def test_every_way_to_write_spans_is_the_same_data_set(catalog: Catalog, source:
         ref = tag_dataset(catalog, tag_config(f"file://{source}", spans={"form": form}), {name: body})
         found.append(rows_of(catalog, ref, tmp_path / name))
         target = json.loads(catalog.read(ref, "target.json"))
+        written = yaml.safe_load(catalog.read(ref, "schema.yaml"))["preprocess"]
+        assert PreprocessConfig.model_validate(written) == tag_config(f"file://{source}", spans={"form": form})
         assert target["classes"] == ["O", "B-bad", "I-bad", "B-good", "I-good", "B-odd", "I-odd"]
     for other in found[1:]:
         pd.testing.assert_frame_equal(other, found[0])
@@ -188,8 +191,8 @@ def test_cleaned_texts_keep_their_spans(catalog: Catalog, source: Path, tmp_path
     assert json.loads(kept["spans"]) == [{"start": 4, "end": 10, "label": "good"}]
 
 
-def test_workers_hold_spans_against_the_same_tokenizer(catalog: Catalog, source: Path):
-    """It goes with the partition: another one, or another length, is another partition."""
+def test_a_partition_depends_on_who_reads_its_texts(catalog: Catalog, source: Path):
+    """Of the same rows fewer can be kept where fewer tokens are read."""
     files = {"a.jsonl": spans_jsonl(40)}
     config = tag_config(f"file://{source}")
     first = tag_dataset(catalog, config, files)
