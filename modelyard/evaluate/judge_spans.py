@@ -19,7 +19,7 @@ from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, Evidence, SliceScore
 from modelyard.evaluate.grouped import GroupedSums, resample
-from modelyard.evaluate.intervals import Interval, comparison, percentiles
+from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.slices import Slicer
 from modelyard.model_package import ModelPackage
@@ -147,20 +147,26 @@ def gather_spans(dataset: Dataset, judged: Mapping[str, JudgedSpans], config: Ev
             golden.append(candidate.package.transform.rows(frame.iloc[here]))
         position += len(frame)
     evidence = Evidence(judged=judged, golden=joined(golden), notes=list(NOTES))
-    _work_out(evidence, judged, alone, config)
+    _work_out(evidence, judged, num_rows, alone, config)
     return evidence
 
 
-def _work_out(evidence: Evidence, judged: Mapping[str, JudgedSpans], alone: np.ndarray, config: EvaluateConfig) -> None:
+def _work_out(
+    evidence: Evidence, judged: Mapping[str, JudgedSpans], num_rows: int, alone: np.ndarray, config: EvaluateConfig
+) -> None:
     rng, candidate = np.random.default_rng(config.seed), judged[CANDIDATE]
     drawn = dict(zip(judged, resample([one.sums for one in judged.values()], rng, config.resamples), strict=True))
     for role, one in judged.items():
-        evidence.intervals[role] = _intervals(one.sums.total, drawn[role], len(one.labels), config)
+        evidence.intervals[role] = _intervals(one.sums.total, drawn[role], len(one.labels), num_rows, config)
         evidence.scores[role] = evidence.intervals[role][config.metric]
         for number, label in enumerate(one.labels):
             own = slice(3 * number, 3 * number + 3)
-            one.by_label[label] = percentiles(
-                float(_f1(one.sums.total[None, own])[0]), _f1(drawn[role][:, own]), config.confidence
+            _, found, there = one.sums.total[own]
+            one.by_label[label] = share_percentiles(
+                float(_f1(one.sums.total[None, own])[0]),
+                _f1(drawn[role][:, own]),
+                max(int(found), int(there), 1),
+                config.confidence,
             )
     if CHAMPION in judged:
         values = {
@@ -181,7 +187,7 @@ def _slices(judged: Mapping[str, JudgedSpans], config: EvaluateConfig) -> list[S
     candidate, rival, found = judged[CANDIDATE], judged.get(CHAMPION), []
     for name, sums in sorted(candidate.slice_sums.items()):
         (drawn,) = resample([sums], np.random.default_rng(config.seed), config.resamples)
-        score = _intervals(sums.total, drawn, len(candidate.labels), config)[config.metric]
+        score = _intervals(sums.total, drawn, len(candidate.labels), candidate.slice_rows[name], config)[config.metric]
         other = None
         if rival:
             other = float(scores_of_sums(rival.slice_sums[name].total[None], len(rival.labels))[config.metric][0])
@@ -189,10 +195,13 @@ def _slices(judged: Mapping[str, JudgedSpans], config: EvaluateConfig) -> list[S
     return found
 
 
-def _intervals(total: np.ndarray, drawn: np.ndarray, num_labels: int, config: EvaluateConfig) -> dict[str, Interval]:
+def _intervals(
+    total: np.ndarray, drawn: np.ndarray, num_labels: int, num_rows: int, config: EvaluateConfig
+) -> dict[str, Interval]:
+    """Of texts that are all without an error, as many texts count; that no entity was wrong is known of no fewer."""
     whole, resampled = scores_of_sums(total[None], num_labels), scores_of_sums(drawn, num_labels)
     return {
-        name: percentiles(float(value[0]), resampled[name], config.confidence)
+        name: share_percentiles(float(value[0]), resampled[name], num_rows, config.confidence)
         for name, value in whole.items()
         if np.isfinite(value).all() and np.isfinite(resampled[name]).all()
     }
