@@ -1,9 +1,10 @@
 """Measure Modelyard against peers and limits, on a stack of its own.
 
     python -m benchmarks [storage] [preprocess] [train] [compress] [evaluate] [lifecycle] [endpoint] [--quick] [--json PATH]
+    python -m benchmarks endpoint --part start
 
-Without names all of them run. Results go to `benchmarks/results/`; a quick run only prints, and writes where
-``--json`` says.
+Without names all of them run. Results go to `benchmarks/results/`; a quick run, or one of some parts, only prints, and
+writes where ``--json`` says.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from benchmarks import report
@@ -22,11 +24,15 @@ from benchmarks.figures import Findings
 from benchmarks.installation import Installation, own_installation
 
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
+PARTS = {
+    "endpoint": ("requests", "start", "way-back", "texts"),
+    "train": ("perceptron", "ranks", "decoder", "strategies"),
+}
 Benchmark = Callable[[Installation, bool], Findings]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     command = " ".join(["python -m benchmarks", *(sys.argv[1:] if arguments is None else arguments)])
     signal.signal(signal.SIGTERM, _leave)  # so that the stack is taken down
     documents = []
@@ -34,10 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in options.names or NAMES:
             print(f"{name} ...", flush=True)
             began = time.monotonic()
-            findings = _load(name)(installation, options.quick)
+            findings = _load(name, options.parts)(installation, options.quick)
             document = report.as_json(name, findings, command=command, quick=options.quick)
             documents.append(document)
-            if not options.quick:
+            if not options.quick and not options.parts:
                 report.write(document)
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
             installation.clean()
@@ -46,19 +52,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(report.markdown(documents))
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.parts and len(options.names) != 1:
+        parser.error("--part needs the one benchmark that it is a part of: python -m benchmarks endpoint --part start")
+    known = PARTS.get(options.names[0], ()) if options.parts else ()
+    if wrong := [part for part in options.parts if part not in known]:
+        parser.error(f"{options.names[0]} has no part {wrong[0]!r}: {', '.join(known) or 'it has none'}")
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", choices=[*NAMES, []], metavar="name", help=", ".join(NAMES))
     parser.add_argument("--quick", action="store_true", help="tiny counts: tries the harness, measures nothing")
+    parser.add_argument(
+        "--part", action="append", dest="parts", default=[], metavar="part",
+        help="only this part of the one benchmark named",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the documents of this run there too")
     return parser
 
 
-def _load(name: str) -> Benchmark:
+def _load(name: str, parts: Sequence[str]) -> Benchmark:
     """Its module's `run`; imported here, after this process became a client of its own stack."""
-    return importlib.import_module(f"benchmarks.{name}").run
+    run = importlib.import_module(f"benchmarks.{name}").run
+    return partial(run, parts=parts) if parts else run
 
 
 def _leave(number: int, frame: object) -> None:  # noqa: ARG001 (the handler's signature)
