@@ -1,7 +1,7 @@
 """Measure Modelyard against peers and limits, on a stack of its own.
 
     python -m benchmarks [storage] [preprocess] [train] [compress] [evaluate] [lifecycle] [endpoint] [--quick] [--json PATH]
-    python -m benchmarks compress --part minilm
+    python -m benchmarks endpoint --part start
 
 Without names all of them run. Results go to `benchmarks/results/`; a quick run, or one of some parts, only prints, and
 writes where ``--json`` says.
@@ -26,6 +26,8 @@ from benchmarks.installation import Installation, own_installation
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 PARTS = {
     "compress": ("perceptron", "convolutional", "minilm"),
+    "endpoint": ("requests", "start", "way-back", "texts"),
+    "train": ("perceptron", "ranks", "decoder", "strategies"),
 }
 Benchmark = Callable[[Installation, bool], Findings]
 
@@ -55,7 +57,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.parts and len(options.names) != 1:
-        parser.error("--part needs the one benchmark that it is a part of: python -m benchmarks compress --part minilm")
+        parser.error("--part needs the one benchmark that it is a part of: python -m benchmarks endpoint --part start")
     known = PARTS.get(options.names[0], ()) if options.parts else ()
     if wrong := [part for part in options.parts if part not in known]:
         parser.error(f"{options.names[0]} has no part {wrong[0]!r}: {', '.join(known) or 'it has none'}")

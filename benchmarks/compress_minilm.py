@@ -238,7 +238,7 @@ def _network_and_sentences() -> tuple[Any, Sentences]:
     network = Embedding(AutoModel.from_pretrained(path, attn_implementation="eager")).eval()
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert tokenizer is not None
-    tokens = tokenizer(_texts(), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np")
+    tokens = tokenizer(sentences(), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="np")
     inputs = {name: np.ascontiguousarray(tokens[name], dtype=np.int64) for name in INPUTS}
     torch.set_num_threads(1)
     with torch.inference_mode():
@@ -246,7 +246,7 @@ def _network_and_sentences() -> tuple[Any, Sentences]:
     return network, Sentences(inputs, vectors)
 
 
-def _texts(count: int = 320) -> list[str]:
+def sentences(count: int = 320) -> list[str]:
     """Sentences of this project's own documentation."""
     words = " ".join(path.read_text() for path in sorted((PROJECT / "docs").glob("*.md")))
     sentences = [part.strip() for part in words.replace("\n", " ").split(". ") if 20 < len(part) < 300]

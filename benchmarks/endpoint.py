@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx
 import numpy as np
 import orjson
 
-from benchmarks import endpoint_start, load, plain, servers, way_back
+from benchmarks import endpoint_start, endpoint_texts, load, plain, servers, way_back
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.installation import Installation
 from benchmarks.peers.onnx_model import Model
@@ -72,46 +73,70 @@ PROMISED = {OURS: 0.12, BINARY: 0.17}
 P99_MS = 10.0
 START_SECONDS, MEMORY_MB = 0.5, 110.0
 FULL = Plan(connections=(1, 64), seconds=3, rounds=5)
+PARTS = ("requests", "start", "way-back", "texts")
+TEXT_CONNECTIONS = (8, 64)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
 
-def run(installation: Installation, quick: bool) -> Findings:
-    """Serve two models for real, and measure each of them."""
+def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -> Findings:
+    """Serve models for real, and measure each of them."""
     plan = QUICK if quick else FULL
     settings = installation.up([STORE, MLFLOW, ENDPOINT])
+    findings = Findings()
+    if "requests" in parts:
+        findings.add(_measure_requests(settings, plan, installation.scratch, quick=quick))
+    if "start" in parts or "way-back" in parts:
+        subject = _mlp(settings, installation.scratch)
+        ours = Server(url=f"{settings.serving_url}/v2/models/{subject.name}/infer", body=subject.body)
+        _check(ours, subject)
+        if "start" in parts:
+            findings.figures += _measure_start(settings, ours, plan, installation.scratch)
+        if "way-back" in parts:
+            findings.add(_measure_way_back(settings, subject, ours, plan, installation.scratch))
+    if "texts" in parts:
+        numbers = QUICK.connections if quick else TEXT_CONNECTIONS
+        findings.add(endpoint_texts.measure(settings, numbers, plan.seconds, min(plan.rounds, 3), installation.scratch))
+    return findings
+
+
+def _measure_requests(settings: Settings, plan: Plan, scratch: Path, *, quick: bool) -> Findings:
+    """Two perceptrons behind everybody's server."""
     findings = Findings(notes=_notes(plan))
-    programs = None if quick else servers.mlserver_programs()
-    if programs is None:
-        findings.notes.append("MLServer was not measured.")
-    for subject in _subjects(settings, installation.scratch):
-        with _all_servers(settings, subject, installation.scratch, programs) as contestants:
+    programs: dict[str, Path] = {}
+    for name in [] if quick else [MLSERVER, *servers.PEERS]:
+        found = servers.mlserver_programs() if name == MLSERVER else servers.peer_programs(name)
+        if isinstance(found, Path):
+            programs[name] = found
+        else:
+            findings.notes.append(f"{name} was not measured: {found}")
+    for subject in (_digits(settings, scratch), _mlp(settings, scratch)):
+        with _all_servers(settings, subject, scratch, programs) as (contestants, missing):
+            findings.notes += missing
             for name in (OURS, BINARY):
                 _check(contestants[name], subject)
             for connections in plan.connections:
-                findings.figures += _measure(contestants, subject, connections, plan, installation.scratch)
-            if subject.name == PROMISED_AT[0]:
-                findings.figures += _measure_start(settings, contestants[OURS], plan, installation.scratch)
-                findings.figures += _measure_way_back(settings, subject, contestants[OURS], plan)
+                findings.figures += _measure(contestants, subject, connections, plan, scratch)
     return findings
 
 
 # -- what is served ---------------------------------------------------------------------------------------
 
 
-def _subjects(settings: Settings, scratch: Path) -> list[Subject]:
-    """The digits model 64-128-10 and an MLP 784-128-10, through the core's own stages to the endpoint."""
-    store = Store(settings)
-    noise = plain.place_noise(store, width=784)
-    return [
-        _serve(settings, "digits", plain.place_digits(store, seed=0), (), scratch),
-        _serve(settings, "mlp784", noise, ("preprocess.ranges={}",), scratch),
-    ]
+def _digits(settings: Settings, scratch: Path) -> Subject:
+    """The digits model 64-128-10, through the core's own stages to the endpoint."""
+    return _serve(settings, "digits", plain.place_digits(Store(settings), seed=0), (), scratch)
+
+
+def _mlp(settings: Settings, scratch: Path) -> Subject:
+    """An MLP 784-128-10 likewise; what was made before is found, and served on."""
+    noise = plain.place_noise(Store(settings), width=784)
+    return _serve(settings, PROMISED_AT[0], noise, ("preprocess.ranges={}",), scratch)
 
 
 def _serve(settings: Settings, name: str, uri: str, overrides: tuple[str, ...], scratch: Path) -> Subject:
     session = plain.Session.open(settings)
     release = plain.run(session, uri, [*COMMON, *overrides, f"model_name={name}"])
-    folder = scratch / name
+    folder = scratch / f"{name}-{release.version}"
     session.catalog.fetch(release.artifact, folder)
     spec = PackageSpec.model_validate_json((folder / PACKAGE_FILE).read_bytes())
     columns = FittedTransform.model_validate_json((folder / TRANSFORM_FILE).read_bytes()).columns
@@ -122,11 +147,12 @@ def _serve(settings: Settings, name: str, uri: str, overrides: tuple[str, ...], 
 
 @contextmanager
 def _all_servers(
-    settings: Settings, subject: Subject, scratch: Path, mlserver_programs: Path | None
-) -> Generator[Mapping[str, Server]]:
-    """Everybody loaded and idle; only the one whose turn it is works."""
+    settings: Settings, subject: Subject, scratch: Path, programs: Mapping[str, Path]
+) -> Generator[tuple[Mapping[str, Server], list[str]]]:
+    """Everybody loaded and idle, only the one whose turn it is works; and why some did not start."""
     ours = f"{settings.serving_url}/v2/models/{subject.name}/infer"
     model_uri = f"models:/{subject.name}/{subject.version}"
+    missing: list[str] = []
     with ExitStack() as running:
         started = {
             OURS: Server(url=ours, body=subject.body),
@@ -136,11 +162,13 @@ def _all_servers(
             STARLETTE: running.enter_context(servers.uvicorn("starlette_app", subject.file, subject.body, scratch)),
             MLFLOW_SERVE: running.enter_context(servers.mlflow_serve(model_uri, subject.columns, subject.row, scratch)),
         }
-        if mlserver_programs:
-            started[MLSERVER] = running.enter_context(
-                servers.mlserver(mlserver_programs, subject.file, subject.body, scratch)
-            )
-        yield started
+        for name, folder in programs.items():
+            start = servers.mlserver if name == MLSERVER else partial(servers.peer, name)
+            try:
+                started[name] = running.enter_context(start(folder, subject.file, subject.body, scratch))
+            except (RuntimeError, httpx.HTTPError) as failure:
+                missing.append(f"{name} was not measured: {str(failure).strip().splitlines()[-1][:200]}")
+        yield started, missing
 
 
 def _check(server: Server, subject: Subject) -> None:
@@ -202,6 +230,7 @@ def _measure(
 
 def _measure_start(settings: Settings, server: Server, plan: Plan, scratch: Path) -> list[Figure]:
     """From nothing but the local cache to the first answer, against what was promised."""
+    endpoint_start.await_local_state(settings, [PROMISED_AT[0]])
     home = endpoint_start.copy_home(settings, scratch)
     contestants: dict[str, Contestant] = {
         OURS: lambda: endpoint_start.start(home, server),
@@ -218,12 +247,14 @@ def _measure_start(settings: Settings, server: Server, plan: Plan, scratch: Path
     ]
 
 
-def _measure_way_back(settings: Settings, subject: Subject, server: Server, plan: Plan) -> list[Figure]:
+def _measure_way_back(settings: Settings, subject: Subject, server: Server, plan: Plan, scratch: Path) -> Findings:
     """A second version takes over; then the first one, still warm, is a canary that goes back, again and again."""
     session = plain.Session.open(settings)
     uri = plain.place_noise(session.catalog.store, width=len(subject.columns))
     plain.run(session, uri, [*COMMON, "preprocess.ranges={}", "train.seed=1", f"model_name={subject.name}"])
-    return way_back.run(settings, subject.name, server, rounds=2 * plan.rounds)
+    return Findings(
+        figures=way_back.run(settings, subject.name, server, 2 * plan.rounds, scratch), notes=[way_back.NOTE]
+    )
 
 
 def _loops(subject: Subject, plan: Plan) -> dict[str, Contestant]:
@@ -254,13 +285,8 @@ def _notes(plan: Plan) -> list[str]:
         ),
         (
             "Everybody runs the same int8 ONNX file on one thread. The endpoint also checks the request, applies the fitted"
-            " transform, decodes the answer and names the version in it; the uvicorn apps, MLServer and the loops do not."
+            " transform, decodes the answer and names the version in it; the uvicorn apps, the loops and the other servers do not."
         ),
         "`mlflow models serve` answers from the registered version through our loader, transform and decoding included.",
         "p50 and p99 are a whole stretch's; the figure is the median of the rounds.",
-        (
-            f"The way back: {way_back.PER_SECOND} requests a second by the clock, the canary at 50 %; until the last request that"
-            " it answered was sent. It holds for each replica, from its own notice or decision on; one that is not told looks"
-            " every 2 s."
-        ),
     ]

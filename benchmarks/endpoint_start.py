@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Collection, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -42,28 +44,47 @@ def start(home: Path, server: Server) -> Sample:
     Raises:
         RuntimeError: no answer within the bound.
     """
-    port = free_ports(1, PORTS)[0]
     nowhere = {"S3_ENDPOINT_URL": "http://127.0.0.1:9", "S3_ACCESS_KEY": "none", "S3_SECRET_KEY": "none"}
-    given = {"HOME": str(home), "ENDPOINT_PORT": str(port), **nowhere}
-    environment = os.environ | {f"MODELYARD_{name}": value for name, value in given.items()}
+    began = time.perf_counter()
+    with beside(home, nowhere) as (url, process):
+        await_answer(str(httpx.URL(server.url).copy_with(port=httpx.URL(url).port)), server)
+        return {"seconds": time.perf_counter() - began, "mb": _weigh(process.pid)}
+
+
+@contextmanager
+def beside(home: Path, given: Mapping[str, str]) -> Generator[tuple[str, subprocess.Popen[bytes]]]:
+    """A second endpoint, on that home and a port of its own: its URL, and its parent process.
+
+    Args:
+        given: settings of its own, by their names without the prefix.
+    """
+    port = free_ports(1, PORTS)[0]
+    own = {"HOME": str(home), "ENDPOINT_PORT": str(port), **given}
+    environment = os.environ | {f"MODELYARD_{name}": value for name, value in own.items()}
     # An installed package keeps its byte code; so does this one, from the warm-up on, wherever it is not to be written.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPYCACHEPREFIX"] = str(home / "bytecode")
-    address = httpx.URL(server.url).copy_with(port=port)
-    began = time.perf_counter()
     with (home / "log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "modelyard.serve"], cwd=PROJECT, env=environment, stdout=log, stderr=log
         )
     try:
-        _await_answer(address, server, began + BOUND_SECONDS)
-        return {"seconds": time.perf_counter() - began, "mb": _weigh(process.pid)}
+        yield f"http://127.0.0.1:{port}", process
     finally:
         process.kill()  # its router and workers end with it
         process.wait()
 
 
-def _await_answer(address: httpx.URL, server: Server, until: float) -> None:
+def access(settings: Settings) -> dict[str, str]:
+    """What a second home does not have: the keys of the store, and the admin token."""
+    secrets = {"S3_SECRET_KEY": settings.s3_secret_key, "ENDPOINT_ADMIN_TOKEN": settings.endpoint_admin_token}
+    given = {name: secret.get_secret_value() for name, secret in secrets.items() if secret}
+    return given | {"S3_ACCESS_KEY": settings.s3_access_key or ""}
+
+
+def await_answer(address: str, server: Server) -> None:
+    """Ask as ``server`` is asked until somebody answers there."""
+    until = time.perf_counter() + BOUND_SECONDS
     with httpx.Client(trust_env=False, timeout=5) as client:
         while time.perf_counter() < until:
             with suppress(httpx.HTTPError):
@@ -71,6 +92,15 @@ def _await_answer(address: httpx.URL, server: Server, until: float) -> None:
                     return
             time.sleep(POLL_SECONDS)
     raise RuntimeError(f"{address} did not answer within {BOUND_SECONDS} s")
+
+
+def await_local_state(settings: Settings, models: Collection[str]) -> None:
+    """Wait until the stack's endpoint could start again with these models: its state is written after the switch."""
+    file, until = settings.home / "endpoint" / "state.json", time.perf_counter() + BOUND_SECONDS
+    while not file.exists() or not set(models) <= json.loads(file.read_bytes())["models"].keys():
+        if time.perf_counter() > until:
+            raise RuntimeError(f"{file} does not name {', '.join(models)} within {BOUND_SECONDS} s")
+        time.sleep(POLL_SECONDS)
 
 
 def _weigh(parent: int) -> float:

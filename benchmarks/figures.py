@@ -69,6 +69,10 @@ class Findings:
     figures: list[Figure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, more: Findings) -> None:
+        self.figures += more.figures
+        self.notes += more.notes
+
 
 def take_turns(contestants: Mapping[str, Contestant], rounds: int, *, warmups: int = 1) -> Samples:
     """Every contestant once a round, in an order drawn anew for each: what else the machine does meets all alike.

@@ -40,10 +40,15 @@ class Session:
         return cls(settings=settings, catalog=Catalog(Store(settings)), tracker=Tracker(settings))
 
 
-def run(session: Session, dataset_uri: str, overrides: Sequence[str]) -> Release:
-    """The stages, each on what the one before it made; nobody is champion of a new name."""
+def run(session: Session, dataset_uri: str | None, overrides: Sequence[str], *, preset: str = "digits") -> Release:
+    """The stages, each on what the one before it made; nobody is champion of a new name.
+
+    Args:
+        dataset_uri: None: what the preset says.
+    """
     store = session.catalog.store
-    config = load_preset("digits", store, [*overrides, f"dataset_uri={dataset_uri}"])
+    more = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
+    config = load_preset(preset, store, [*overrides, *more])
     dataset = prepare(session.catalog, config)
     model = train(session.catalog, dataset, config.train, Origin()).ref
     package = compress(session.catalog, model, dataset, config.compress, Origin()).ref

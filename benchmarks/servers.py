@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,8 @@ STOP_SECONDS = 10
 INSTALL_SECONDS = 600
 # Their own environments, outside the repository, kept from run to run.
 ENVIRONMENTS = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modelyard-benchmarks"
-MLSERVER = ("mlserver==1.7.1", "onnxruntime")
+MODEL = ("onnxruntime", "orjson", "numpy")
+MLSERVER = ("mlserver==1.7.1", *MODEL)
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -94,30 +96,103 @@ def mlserver(programs: Path, model: Path, body: bytes, scratch: Path) -> Generat
         yield Server(url=f"http://127.0.0.1:{http}/v2/models/bench/infer", body=body)
 
 
-def mlserver_programs() -> Path | None:
-    """The programs of an environment with MLServer, made if need be; None where the index does not serve it."""
-    folder = ENVIRONMENTS / MLSERVER[0].replace("==", "-")
-    programs = folder / "bin"
-    if (programs / "mlserver").is_file():
-        return programs
-    venv.create(folder, with_pip=True, clear=True)
-    command = [str(programs / "pip"), "install", "--quiet", *MLSERVER]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=INSTALL_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return None
-    return programs if done.returncode == 0 and (programs / "mlserver").is_file() else None
+@dataclass(frozen=True, kw_only=True)
+class Peer:
+    """A server in an environment of its own.
+
+    Attributes:
+        packages: what is installed there, the server first.
+        command: what starts it; ``{port}`` and ``{bin}`` are filled in.
+        ready, path: where it says that it is ready, and where it is asked.
+    """
+
+    packages: tuple[str, ...]
+    command: tuple[str, ...]
+    ready: str
+    path: str
+
+
+PEERS = {
+    "mosec": Peer(
+        packages=("mosec==0.9.8", *MODEL), command=("{bin}/python", "mosec_app.py", "--port", "{port}", "--address", "127.0.0.1"),
+        ready="/", path="/inference",
+    ),
+    "LitServe": Peer(
+        packages=("litserve==0.2.19", *MODEL), command=("{bin}/python", "litserve_app.py", "{port}"), ready="/health",
+        path="/predict",
+    ),
+    "BentoML": Peer(
+        packages=("bentoml==1.4.38", *MODEL),
+        command=("{bin}/bentoml", "serve", "bentoml_app:Onnx", "--host", "127.0.0.1", "--port", "{port}"), ready="/readyz",
+        path="/infer",
+    ),
+    "KServe SDK": Peer(
+        packages=("kserve==0.21.0", *MODEL),
+        command=("{bin}/python", "kserve_app.py", "--http_port", "{port}", "--enable_grpc", "false"), ready="/v2/health/ready",
+        path="/v2/models/bench/infer",
+    ),
+    "Ray Serve": Peer(packages=("ray[serve]==2.60.0", *MODEL), command=("{bin}/python", "ray_app.py", "{port}"), ready="/ready", path="/"),
+}  # fmt: skip
 
 
 @contextmanager
-def _program(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Generator[None]:
+def peer(name: str, programs: Path, model: Path, body: bytes, scratch: Path) -> Generator[Server]:
+    """One of `PEERS` with its one worker around the same file."""
+    described = PEERS[name]
+    port, log = free_ports(1, PORTS)[0], scratch / f"{name.lower().replace(' ', '-')}.log"
+    command = [part.format(port=port, bin=programs) for part in described.command]
+    folder = PROJECT / "benchmarks" / "peers"
+    environment = {
+        MODEL_VARIABLE: str(model), "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "BENTOML_DO_NOT_TRACK": "true",
+        "RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_USAGE_STATS_ENABLED": "0", "HOME": str(scratch),
+        "PATH": os.pathsep.join([str(programs), os.environ.get("PATH", os.defpath)]),
+    }  # fmt: skip
+    with _program(command, environment, log, folder) as process:
+        _await_answer(f"http://127.0.0.1:{port}{described.ready}", log, process)
+        server = Server(url=f"http://127.0.0.1:{port}{described.path}", body=body)
+        httpx.post(server.url, content=body, headers=server.headers, timeout=10, trust_env=False).raise_for_status()
+        yield server
+
+
+def peer_programs(name: str) -> Path | str:
+    """The programs of a peer's environment, made if need be; or why there is none."""
+    return _environment(PEERS[name].packages)
+
+
+def mlserver_programs() -> Path | str:
+    """The programs of an environment with MLServer, or why there is none."""
+    return _environment(MLSERVER)
+
+
+def _environment(packages: Sequence[str]) -> Path | str:
+    """The programs of an environment with these packages, made if need be; or why the index does not give it."""
+    folder = ENVIRONMENTS / re.sub(r"[^\w.]+", "-", packages[0])
+    programs, mark = folder / "bin", folder / ".complete"
+    if mark.exists():
+        return programs
+    venv.create(folder, with_pip=True, clear=True)
+    command = [str(programs / "pip"), "install", "--quiet", *packages]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return f"pip did not end within {INSTALL_SECONDS} s"
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    mark.touch()
+    return programs
+
+
+@contextmanager
+def _program(
+    command: Sequence[str], environment: Mapping[str, str], log: Path, folder: Path = PROJECT
+) -> Generator[subprocess.Popen[bytes]]:
     """A program with everything it started, ended with the block."""
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=PROJECT, env={**os.environ, **THREADS, **environment}, stdout=output, stderr=output
+            command, cwd=folder, env={**os.environ, **THREADS, **environment}, stdout=output, stderr=output
         )
     try:
-        yield
+        yield process
     finally:
         _end(process)
 
@@ -138,14 +213,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             member.kill()
 
 
-def _await_answer(url: str, log: Path) -> None:
+def _await_answer(url: str, log: Path, process: subprocess.Popen[bytes] | None = None) -> None:
     """Wait until a page answers 200.
 
     Raises:
-        RuntimeError: not within the bound; ends with what the program said.
+        RuntimeError: not within the bound, or the process has ended; ends with what the program said.
     """
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not (process and process.poll() is not None):
         try:
             if httpx.get(url, timeout=2, trust_env=False).status_code == 200:
                 return

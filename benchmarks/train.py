@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from benchmarks import train_gpt, train_strategies
-from benchmarks.figures import Findings, compare, take_turns
+from benchmarks import train_gpt, train_peers, train_strategies
+from benchmarks.figures import Figure, Findings, Samples, compare, take_turns
 from benchmarks.installation import Installation
 from commands.parts import STORE
 from modelyard.models import MlpConfig
@@ -28,6 +29,7 @@ OURS, BARE = "modelyard.train", "bare torch loop"
 WIDTH, CLASSES = 784, 10
 OVERHEAD_LIMIT, DDP_GOAL, FSDP_GOAL = 1.10, 1.6, 1.35
 ANSWER_SECONDS = 300
+PARTS = ("perceptron", "ranks", "decoder", "strategies")
 Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
 Data = Callable[[int], tuple[Any, Any]]
 
@@ -51,61 +53,75 @@ FULL = Counts(
 QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, decoder_steps=2, decoder_batch=2, rounds=1)
 
 
-def run(installation: Installation, quick: bool) -> Findings:
+def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -> Findings:
     """Measure; every contestant ends with the same training loss as its rival, or the figure would mean nothing."""
     counts = QUICK if quick else FULL
     settings = installation.up([STORE])
+    findings = Findings()
 
-    def group(config: TrainConfig, work: Work) -> dict[str, float]:
+    def images_of(config: TrainConfig, work: Work) -> dict[str, float]:
         return _sample(settings, config, counts.rows, work, installation.scratch)
 
-    small, large = _small(counts), _large(counts)
-    overhead = take_turns(
-        {OURS: lambda: group(small, _our_loop), BARE: lambda: group(small, _bare_loop)}, counts.rounds
-    )
-    two = large.model_copy(update={"ranks": 2})
-    scaling = take_turns(
-        {
-            "1 rank": lambda: group(large, _our_loop),
-            "ddp, 2 ranks": lambda: group(two, _our_loop),
-            "fsdp, 2 ranks": lambda: group(two.model_copy(update={"strategy": "fsdp"}), _our_loop),
-        },
-        counts.rounds,
-    )
-
-    def decoders(config: TrainConfig, work: Work) -> dict[str, float]:
+    def tokens_of(config: TrainConfig, work: Work) -> dict[str, float]:
         rows = train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch)
         return _sample(settings, config, rows, work, installation.scratch, train_gpt.tokens)
 
     size: dict[str, int] = {"steps": counts.decoder_steps, "batch": counts.decoder_batch, "rounds": counts.rounds}
-    decoder = train_gpt.measure(decoders, **size)
-    strategies = train_strategies.measure(decoders, **size)
-    for samples in (overhead, scaling):
-        losses = [sample["loss"] for each in samples.values() for sample in each]
-        assert max(losses) - min(losses) < 0.02 * abs(max(losses)), "they did not train the same"
+    if {"perceptron", "decoder"} & set(parts):
+        peers, notes = train_peers.available()
+        findings.notes += notes
+        if "perceptron" in parts:
+            findings.add(_perceptron(images_of, counts, peers))
+        if "decoder" in parts:
+            findings.add(train_gpt.measure(tokens_of, peers, **size))
+    if "ranks" in parts:
+        findings.add(_ranks(images_of, counts))
+    if "strategies" in parts:
+        findings.add(train_strategies.measure(tokens_of, **size))
+    findings.notes.append(
+        "Checkpoints are saved in none: they are written beside training, at intervals of the user's choice."
+    )
+    return findings
+
+
+def _perceptron(group: train_gpt.Group, counts: Counts, peers: Mapping[str, Work]) -> Findings:
+    """What a step costs, against a loop by hand and against other libraries' loops."""
+    small = _small(counts)
+    works: dict[str, Work] = {OURS: _our_loop, BARE: _bare_loop, **peers}
+    samples = take_turns({who: partial(group, small, work) for who, work in works.items()}, counts.rounds)
+    _require_same_loss(samples)
+
+    def step(against: str, target: float | None = None) -> Figure:
+        return compare(samples, "us per step", subject=OURS, against=against, name="step of a 784-128-10 perceptron, 64 rows",
+                       unit="us", better="less", target=target)  # fmt: skip
+
+    note = (
+        f"The perceptron: {counts.small_steps} steps of fused Adam in fp32 over the same {counts.rows:,} rows in the same"
+        f" order, {counts.rounds} rounds."
+    )
+    return Findings(figures=[step(BARE, OVERHEAD_LIMIT), *(step(peer) for peer in peers)], notes=[note])
+
+
+def _ranks(group: train_gpt.Group, counts: Counts) -> Findings:
+    """Two ranks against one."""
+    large = _large(counts)
+    two = large.model_copy(update={"ranks": 2})
+    configs = {"1 rank": large, "ddp, 2 ranks": two, "fsdp, 2 ranks": two.model_copy(update={"strategy": "fsdp"})}
+    samples = take_turns({who: partial(group, config, _our_loop) for who, config in configs.items()}, counts.rounds)
+    _require_same_loss(samples)
     return Findings(
         figures=[
-            compare(overhead, "us per step", subject=OURS, against=BARE, name="step of a 784-128-10 perceptron, 64 rows",
-                    unit="us", better="less", target=OVERHEAD_LIMIT),
-            *(
-                compare(scaling, "rows/s", subject=name, against="1 rank",
-                        name=f"784-1024-1024-10, bf16, {counts.large_batch} rows a step", unit="rows/s", better="more",
-                        target=goal)
-                for name, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
-            ),
-            *decoder.figures,
-            *strategies.figures,
+            compare(samples, "rows/s", subject=who, against="1 rank",
+                    name=f"784-1024-1024-10, bf16, {counts.large_batch} rows a step", unit="rows/s", better="more", target=goal)
+            for who, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
         ],
-        notes=[
-            (
-                f"The perceptron: {counts.small_steps} steps of fused Adam in fp32 over the same {counts.rows:,} rows in the"
-                f" same order, {counts.rounds} rounds. The ranks: {counts.large_steps} steps over gloo on the loopback."
-            ),
-            *decoder.notes,
-            *strategies.notes,
-            "Checkpoints are saved in neither: they are written beside training, at intervals of the user's choice.",
-        ],
+        notes=[f"The ranks: {counts.large_steps} steps over gloo on the loopback."],
     )  # fmt: skip
+
+
+def _require_same_loss(samples: Samples) -> None:
+    losses = [sample["loss"] for each in samples.values() for sample in each]
+    assert max(losses) - min(losses) < 0.02 * abs(max(losses)), f"they did not train the same: {samples}"
 
 
 def _small(counts: Counts) -> TrainConfig:

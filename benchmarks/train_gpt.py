@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,11 +21,12 @@ Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
 Group = Callable[[TrainConfig, Work], dict[str, float]]
 
 
-def measure(group: Group, *, steps: int, batch: int, rounds: int) -> Findings:
+def measure(group: Group, peers: Mapping[str, Work], *, steps: int, batch: int, rounds: int) -> Findings:
     """Tokens a second of each.
 
     Args:
         group: runs a piece of work on as many fresh ranks as a config says; what rank 0 measured.
+        peers: loops of other libraries, by their names.
     """
     config = TrainConfig(
         model=NETWORK,
@@ -39,6 +41,7 @@ def measure(group: Group, *, steps: int, batch: int, rounds: int) -> Findings:
         {
             OURS: lambda: group(config, our_loop),
             BARE: lambda: group(config, bare_loop),
+            **{who: partial(group, config, loop) for who, loop in peers.items()},
             "ddp, 2 ranks": lambda: group(two, our_loop),
             "fsdp, 2 ranks": lambda: group(two.model_copy(update={"strategy": "fsdp"}), our_loop),
         },
@@ -52,12 +55,16 @@ def measure(group: Group, *, steps: int, batch: int, rounds: int) -> Findings:
             compare(samples, "ms per step", subject=OURS, against=BARE, name=name, unit="ms", better="less",
                     target=OVERHEAD_LIMIT),
             *(
+                compare(samples, "ms per step", subject=OURS, against=peer, name=name, unit="ms", better="less")
+                for peer in peers
+            ),
+            *(
                 compare(samples, "tokens/s", subject=who, against=OURS, name=name, unit="tokens/s", better="more",
                         target=goal)
                 for who, goal in [("ddp, 2 ranks", DDP_GOAL), ("fsdp, 2 ranks", FSDP_GOAL)]
             ),
         ],
-        notes=[_utilisation(samples, steps)],
+        notes=[_utilisation({who: samples[who] for who in samples if who not in peers}, steps)],
     )  # fmt: skip
 
 

@@ -125,12 +125,12 @@ class EndpointApp:
         who = self.guard.admit(scope["headers"], "admin") if path.startswith("/admin/") else ""
         if path == "/admin/notify":
             _allow(scope, "POST")
+            self._reconciler.notify()  # a look changes nothing, and a way back must not wait for the disk
             if self.audit:
                 noting = partial(
                     self.audit.note, "endpoint notified", self.endpoint, who=who or "somebody without a key"
                 )
                 await in_thread(noting)
-            self._reconciler.notify()
             await self._send(send, as_json(202, {"notified": True}))
         elif path == "/metrics":
             _allow(scope, "GET")
