@@ -9,7 +9,7 @@
     generate.py texts continued by a language model
     hugging.py  the files that let `transformers` load a language model
     transformer.py networks of `transformers`, with their weights
-    reshape.py  layers with other shapes than the config says
+    reshape.py  layers with other shapes than the config says; simulate.py: layers that compute as their int8 form will
 
 Only configs can be imported from here: forms and presets are checked without torch.
 """
