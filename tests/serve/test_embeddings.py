@@ -145,7 +145,7 @@ def test_a_champion_is_compared_pair_by_pair(imported: Imported, tmp_path: Path)
             catalog.store.put(uri, body)
         else:
             catalog.store.delete([uri])
-        champions[f"{'sha256' if body else 'nothing'}"] = made.ref
+        champions["float.onnx: sha256 is" if body else "float.onnx: no such object"] = made.ref
     for words, champion in champions.items():
         (reason,) = refusal(evaluate(catalog, packages[0], dataset, champion, bounds, Origin()).manifest).reasons[:1]
         assert words in reason
