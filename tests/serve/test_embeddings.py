@@ -126,10 +126,10 @@ def test_a_champion_is_compared_pair_by_pair(imported: Imported, tmp_path: Path)
         compress(catalog, ref, dataset, small, Origin()).ref
         for ref in (trained.ref, train(catalog, dataset, taken(imported.source), Origin()).ref)
     ]
-    bounds = EvaluateConfig(metric="spearman", floor=0.3, probability_better=0.95, resamples=400, robustness_rows=0)
+    bounds = EvaluateConfig(metric="spearman", floor=0.3, probability_better=0.8, resamples=400, robustness_rows=0)
     better = evaluate(catalog, packages[0], dataset, packages[1], bounds, Origin())
     assert refusal(better.manifest) is None, refusal(better.manifest)
-    assert json.loads(catalog.read(better.ref, "verdict.json"))["comparison"]["difference"]["low"] > 0
+    assert json.loads(catalog.read(better.ref, "verdict.json"))["comparison"]["difference"]["value"] > 0
     assert len(refusal(evaluate(catalog, packages[1], dataset, packages[0], bounds, Origin()).manifest).reasons) >= 1
     frame = pairs(600).rename(columns={"other": "answer"})
     named = {**config.model_dump(exclude_unset=True), "target": "answer"}
@@ -145,7 +145,7 @@ def test_a_champion_is_compared_pair_by_pair(imported: Imported, tmp_path: Path)
             catalog.store.put(uri, body)
         else:
             catalog.store.delete([uri])
-        champions[f"{'sha256' if body else 'nothing'}"] = made.ref
+        champions["float.onnx: sha256 is" if body else "float.onnx: no such object"] = made.ref
     for words, champion in champions.items():
         (reason,) = refusal(evaluate(catalog, packages[0], dataset, champion, bounds, Origin()).manifest).reasons[:1]
         assert words in reason
