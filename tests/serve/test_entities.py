@@ -75,9 +75,10 @@ class Chain:
 def chain(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """A network that tells each token's tag by the token alone, so it cannot tell beginnings from insides."""
     folder, catalog = tmp_path_factory.mktemp("chain"), Catalog(store)
-    dataset = tag_dataset(catalog, tag_config(f"file://{tokenizer_folder(folder / 'tiny')}"))
+    dataset = tag_dataset(catalog, tag_config(f"file://{tokenizer_folder(folder / 'tiny')}", keep=["source"]))
     package = _by_token_alone(catalog, dataset)
-    judged = evaluate(catalog, package, dataset, package, LENIENT, Origin())
+    sliced = LENIENT.model_copy(update={"slices": ("source",)})
+    judged = evaluate(catalog, package, dataset, package, sliced, Origin())
     assert refusal(judged.manifest) is None
     catalog.fetch(package, folder / "package")
     return Chain(catalog=catalog, dataset=dataset, package=package, verdict=judged.ref, folder=folder)
@@ -198,6 +199,12 @@ def test_a_verdict_counts_entities(chain: Chain):
     )
     assert verdict["comparison"]["difference"]["value"] == 0.0
     assert verdict["comparison"]["probability_better"] == 0.5
+    slices = {one["name"]: one for one in verdict["slices"]}
+    assert set(slices) == {"source = web", "source = mail"}
+    assert {name: one["rows"] for name, one in slices.items()} == {
+        f"source = {name}": count for name, count in rows["source"].value_counts().items()
+    }
+    assert all(one["champion"] == one["score"]["value"] for one in slices.values())
     assert any("nobody disturbed it" in note for note in verdict["notes"])
     worst = candidate["entities"]["worst"]
     by_text = {text: len(own ^ other) for text, own, other in zip(rows["text"], truth, found, strict=True)}
