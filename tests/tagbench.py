@@ -46,9 +46,10 @@ def spans_of(words: list[str], tags: list[str]) -> tuple[str, SpanList]:
 
 
 def spans_jsonl(num_rows: int = 240, seed: int = 0) -> bytes:
-    """Rows of ``text`` and ``spans``."""
-    rows = (spans_of(*row) for row in tagged_words(num_rows, seed))
-    return "".join(json.dumps({"text": text, "spans": spans}) + "\n" for text, spans in rows).encode()
+    """Rows of ``text``, ``spans`` and ``source``, in turns of two."""
+    rows = enumerate(spans_of(*row) for row in tagged_words(num_rows, seed))
+    told = ({"text": text, "spans": spans, "source": ("web", "mail")[at % 2]} for at, (text, spans) in rows)
+    return "".join(json.dumps(one) + "\n" for one in told).encode()
 
 
 def tag_config(source: str, **more: Any) -> PreprocessConfig:

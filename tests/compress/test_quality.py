@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from modelyard.compress.check import agreeing
 from modelyard.compress.quality import PairedBlocks, paired_difference_bound
 from modelyard.metrics import ClassificationMetrics, RegressionMetrics
+from modelyard.span_metrics import SpanMetrics
+from modelyard.token_labels import NO_TAG
 
 
 def test_no_difference_is_no_proof_of_none():
@@ -51,3 +54,23 @@ def test_the_bootstrap_of_a_regression_is_paired():
     blocks.update((targets + noise)[:, None], (targets + noise + 0.001)[:, None], targets)
     drop = blocks.drops(0.95)["rmse"]
     assert abs(drop.bound - drop.drop) < 0.001
+
+
+def test_answers_of_tokens_have_drops_too():
+    """Those of whole entities; a text of which one token is answered otherwise does not agree."""
+    rng = np.random.default_rng(2)
+    targets = rng.integers(0, 5, (200, 6))
+    targets[:, 0] = NO_TAG
+    good = np.eye(5, dtype=np.float32)[np.maximum(targets, 0)] * 4 + rng.normal(size=(200, 6, 5)).astype(np.float32)
+    worse = good + 2 * rng.normal(size=good.shape).astype(np.float32)
+    blocks = PairedBlocks(lambda: SpanMetrics(2), 200)
+    blocks.update(good, worse, targets)
+    drop = blocks.drops(0.95)["span_f1"]
+    assert 0 < drop.drop < drop.bound < 1
+    whole, other = SpanMetrics(2), SpanMetrics(2)
+    whole.update(good, targets)
+    other.update(worse, targets)
+    assert drop.drop == pytest.approx(whole.compute()["span_f1"] - other.compute()["span_f1"])
+    changed = good[:2].copy()
+    changed[0, 3] = -changed[0, 3]
+    assert agreeing(good[:2], changed).tolist() == [False, True]

@@ -7,6 +7,7 @@ import json
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,14 @@ from modelyard.models import HuggingFaceConfig
 from modelyard.predict import PredictConfig, predict
 from modelyard.revisions import ServedVersion
 from modelyard.runtime import RuntimeSpec
+from modelyard.serve.admission import refuse_other_schemas
 from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.probe import GoldenRows, refuse_unless_golden
 from modelyard.serve.recorder import Batch, parquet
 from modelyard.serve.recording import INPUTS, MOMENT, REQUEST_ID, Schema
-from modelyard.serve.running import _Awaited
+from modelyard.serve.running import _Awaited, version_key
+from modelyard.serve.workers import WorkerInfo
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
@@ -72,9 +75,10 @@ class Chain:
 def chain(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """A network that tells each token's tag by the token alone, so it cannot tell beginnings from insides."""
     folder, catalog = tmp_path_factory.mktemp("chain"), Catalog(store)
-    dataset = tag_dataset(catalog, tag_config(f"file://{tokenizer_folder(folder / 'tiny')}"))
+    dataset = tag_dataset(catalog, tag_config(f"file://{tokenizer_folder(folder / 'tiny')}", keep=["source"]))
     package = _by_token_alone(catalog, dataset)
-    judged = evaluate(catalog, package, dataset, package, LENIENT, Origin())
+    sliced = LENIENT.model_copy(update={"slices": ("source",)})
+    judged = evaluate(catalog, package, dataset, package, sliced, Origin())
     assert refusal(judged.manifest) is None
     catalog.fetch(package, folder / "package")
     return Chain(catalog=catalog, dataset=dataset, package=package, verdict=judged.ref, folder=folder)
@@ -195,6 +199,12 @@ def test_a_verdict_counts_entities(chain: Chain):
     )
     assert verdict["comparison"]["difference"]["value"] == 0.0
     assert verdict["comparison"]["probability_better"] == 0.5
+    slices = {one["name"]: one for one in verdict["slices"]}
+    assert set(slices) == {"source = web", "source = mail"}
+    assert {name: one["rows"] for name, one in slices.items()} == {
+        f"source = {name}": count for name, count in rows["source"].value_counts().items()
+    }
+    assert all(one["champion"] == one["score"]["value"] for one in slices.values())
     assert any("nobody disturbed it" in note for note in verdict["notes"])
     worst = candidate["entities"]["worst"]
     by_text = {text: len(own ^ other) for text, own, other in zip(rows["text"], truth, found, strict=True)}
@@ -305,6 +315,18 @@ def test_a_version_that_tags_otherwise_is_refused():
     refuse_unless_golden("x", golden, "float", np.array(golden.outputs))
     with pytest.raises(Refused, match=r"1 of 1 golden rows differ: row 0, output 1, 0 is 3, evaluated was 1"):
         refuse_unless_golden("x", golden, "float", np.array([[[0.0, 1.0], [3.0, 0.0]]]))
+
+
+def test_a_canary_with_other_tags_is_refused():
+    """A number of a tag would mean something else from one request to the next."""
+    ref = ArtifactRef(uri="s3://x", digest="a" * 64, kind="compressed")
+    served = [ServedVersion(version=number, artifact=ref, form="f", verdict=ref, weight=50.0) for number in ("1", "2")]
+    outputs = [("tag", "INT64", 0)]
+    infos = [WorkerInfo(columns=["text"], outputs=outputs, tags=tags) for tags in (["O", "B-a"], ["O", "B-b"])]
+    running = {version_key("m", one): SimpleNamespace(info=info) for one, info in zip(served, infos, strict=True)}
+    revision = SimpleNamespace(models={"m": SimpleNamespace(rollout=True, versions=served)})
+    with pytest.raises(Refused, match=r"its tags are \['O', 'B-b'\], those of the version that serves \['O', 'B-a'\]"):
+        refuse_other_schemas(revision, running)
 
 
 async def test_answers_are_as_wide_as_their_own_text():
