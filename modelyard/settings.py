@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from dotenv import dotenv_values
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelyard.errors import ConfigError
+from modelyard.ray_cluster import ray_address
 
 ENV_PREFIX = "MODELYARD_"
 Port = Annotated[int, Field(ge=1024, le=55535, description="gRPC sits 10,000 above the store's ports")]
@@ -72,6 +73,9 @@ class Settings(BaseSettings):
         "required", description="whether it loads signed artifacts alone"
     )
     endpoint_workers: int = Field(1, ge=1, le=64, description="worker processes of each version")
+    endpoint_ray: Annotated[str, AfterValidator(ray_address)] | None = Field(
+        None, description="a Ray cluster that has the workers, host:port or auto; empty: they are on this machine"
+    )
     endpoint_decimals: int | None = Field(None, ge=0, le=12, description="decimals of numbers in answers; empty: all")
     endpoint_raw_outputs: bool = Field(True, description="whether answers hold the network's own outputs too")
     endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")

@@ -13,6 +13,7 @@ router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call
 workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+ray_workers  the same on a Ray cluster; ray_replica: what runs there
 group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`
 wire         the frames between the two

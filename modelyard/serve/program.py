@@ -41,7 +41,7 @@ from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
 from modelyard.serve.threads import in_thread
 from modelyard.serve.verifier import Verifier
-from modelyard.serve.workers import SubprocessPool
+from modelyard.serve.workers import SubprocessPool, WorkerPool
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
 
@@ -165,6 +165,19 @@ async def keep_books(app: EndpointApp, limits: Limits) -> None:
         await asyncio.sleep(limits.poll_seconds)
 
 
+def _pool(settings: Settings, limits: Limits, prepared: Prepared) -> WorkerPool:
+    """Workers of this machine, or of a cluster."""
+    if not settings.endpoint_ray:
+        return SubprocessPool(limits, prepared.worker)
+    if prepared.worker:  # it was started before anything was known
+        prepared.worker.connection.close()
+        prepared.worker.process.kill()
+        prepared.worker.process.wait()
+    from modelyard.serve.ray_workers import RayPool
+
+    return RayPool(settings.endpoint_ray, limits)
+
+
 def build(
     settings: Settings,
     limits: Limits,
@@ -178,7 +191,7 @@ def build(
         verifier.close()
         verifier = None
     limits = replace(limits, max_unanswered_batches=limits.max_unanswered_batches * settings.endpoint_workers)
-    pool = SubprocessPool(limits, prepared.worker)
+    pool = _pool(settings, limits, prepared)
     router = Router(limits)
     replica = f"{platform.node()}-{settings.endpoint_port}"
 

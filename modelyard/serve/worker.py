@@ -65,15 +65,19 @@ def _load(connection: socket.socket, stream: BufferedReader) -> ModelPackage | N
     header = _exactly(stream, HEADER.size)
     if not header:
         return None
-    try:
-        wanted = orjson.loads(_exactly(stream, HEADER.unpack(header)[0] - (HEADER.size - 4)))
-        package = ModelPackage.open(Path(wanted["folder"]), wanted["form"])
-        info = _warmed(package)
-    except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
-        connection.sendall(_failed(0, failure))
-        return None
-    connection.sendall(frame(0, Kind.READY, orjson.dumps(info)))
+    wanted = orjson.loads(_exactly(stream, HEADER.unpack(header)[0] - (HEADER.size - 4)))
+    package, kind, payload = loaded(Path(wanted["folder"]), wanted["form"])
+    connection.sendall(frame(0, kind, payload))
     return package
+
+
+def loaded(folder: Path, form: str) -> tuple[ModelPackage | None, Kind, bytes]:
+    """A package, warm, with what there is to say about it; or nothing, with what went wrong."""
+    try:
+        package = ModelPackage.open(folder, form)
+        return package, Kind.READY, orjson.dumps(_warmed(package))
+    except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
+        return None, Kind.FAILED, failed(failure)
 
 
 def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
@@ -87,16 +91,17 @@ def _answer_all(connection: socket.socket, stream: BufferedReader, package: Mode
     while header := _exactly(stream, HEADER.size):
         length, number, _ = HEADER.unpack(header)
         payload = _exactly(stream, length - (HEADER.size - 4))
-        connection.sendall(_answer(package, number, payload))
+        connection.sendall(frame(number, *answered(package, payload)))
 
 
-def _answer(package: ModelPackage, number: int, payload: bytes) -> bytes:
+def answered(package: ModelPackage, payload: bytes) -> tuple[Kind, bytes]:
+    """The answers for packed rows, packed; or what went wrong."""
     try:
         rows = unpack_tensors(payload)["features"]
         assert isinstance(rows, np.ndarray)
-        return frame(number, Kind.ANSWER, pack_tensors(answers(package, rows)))
+        return Kind.ANSWER, pack_tensors(answers(package, rows))
     except Exception as failure:  # noqa: BLE001 (one bad request must not end its neighbours' process)
-        return _failed(number, failure)
+        return Kind.FAILED, failed(failure)
 
 
 def _warmed(package: ModelPackage) -> dict[str, object]:
@@ -140,9 +145,10 @@ def _datatype(values: Tensor) -> str:
     return "FP32" if values.dtype.kind == "f" else "INT64"
 
 
-def _failed(number: int, failure: Exception) -> bytes:
+def failed(failure: Exception) -> bytes:
+    """The payload that says so."""
     said = {"error": str(failure) or type(failure).__name__, "transient": isinstance(failure, TransientError)}
-    return frame(number, Kind.FAILED, orjson.dumps(said))
+    return orjson.dumps(said)
 
 
 def _exactly(stream: BufferedReader, length: int) -> bytes:

@@ -1,6 +1,6 @@
 """Where models are executed: the `WorkerPool` protocol, and the local pool of subprocesses behind unix sockets.
 
-The router knows only the two protocols, so that Ray handles (or anything else) can take the subprocesses' place.
+The router knows only the two protocols, so that Ray handles (`ray_workers`, or anything else) can take the subprocesses' place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import orjson
 
-from modelyard.errors import DataError, EndpointUnavailable
+from modelyard.errors import DataError, EndpointUnavailable, ModelyardError
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
 from modelyard.serve.starting import ChildProcess, StartedProcess, start_worker
@@ -212,18 +212,26 @@ class SubprocessWorker(asyncio.Protocol):
 
 
 def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:
+    try:
+        waiting.set_result(as_said(kind, payload))
+    except ModelyardError as failure:
+        waiting.set_exception(failure)
+
+
+def as_said(kind: Kind, payload: bytes) -> Any:
+    """What a worker said: answers by name, or what it loaded as `WorkerInfo`.
+
+    Raises:
+        EndpointUnavailable, DataError: it said what went wrong.
+    """
     if kind is Kind.ANSWER:
-        waiting.set_result(unpack_tensors(payload))
-        return
+        return unpack_tensors(payload)
     said = orjson.loads(payload)
     if kind is Kind.READY:
         outputs = [(name, datatype, columns) for name, datatype, columns in said["outputs"]]
         transform = read_row_transform(said["transform"]) if said["transform"] else None
-        waiting.set_result(WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform, tags=said["tags"]))
-    elif said["transient"]:
-        waiting.set_exception(EndpointUnavailable(said["error"]))
-    else:
-        waiting.set_exception(DataError(said["error"]))
+        return WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform, tags=said["tags"])
+    raise EndpointUnavailable(said["error"]) if said["transient"] else DataError(said["error"])
 
 
 def _growing(total: float) -> list[float]:
