@@ -27,6 +27,7 @@ from modelyard.models import CustomConfig
 from modelyard.settings import ENV_PREFIX, Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, RankEvent, RayConfig, TrainConfig, train
+from modelyard.train.ray_agent import ABANDONED_SECONDS
 from modelyard.train.ray_placement import Layout, Place, in_order, lay_out, rank_environments, rooms
 from tests.conftest import alive, free_ports
 from tests.rayclusters import NODE, occupied, ray_cluster
@@ -198,19 +199,44 @@ def test_a_training_on_a_cluster_is_that_of_torchs_launcher_whatever_dies(
 def test_a_cancelled_training_ends_in_the_cluster_too(
     settings: Settings, catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, cluster: Any
 ):
-    """An exception in the process that trains, as a cancelled flow meets it: no rank after 10 s, and the cluster is free for
-    the next training, which goes on."""
+    """Ranks that die more often than they may end the training. Those that nobody asks for, as behind a network that was cut,
+    end themselves, and the group begins anew. An exception in the process that trains, as a cancelled flow meets it, ends
+    every rank within 10 s."""
     endless = by_ray(config, cluster.address, seed=91, max_epochs=5000, nodes="3", ranks=1)
+
+    def kill_one() -> None:
+        ranks_of(settings)[0].kill()
+
+    deadly = at_checkpoint([], 1, kill_one)
+    with pytest.raises(RankLost, match=r"try 1 of 1: rank \d ended with status"):
+        train(catalog, dataset, endless.model_copy(update={"max_restarts": 0}), Origin(), deadly)
+
+    forgotten: list[psutil.Process] = []
     ranks: list[psutil.Process] = []
 
-    def cancel(event: RankEvent) -> None:
-        if event.kind == "checkpoint":
-            ranks.extend(ranks_of(settings))
+    def forget() -> None:
+        forgotten.extend(ranks_of(settings))
+        launcher().suspend()
+        _, left = psutil.wait_procs(forgotten, timeout=ABANDONED_SECONDS + KILL_BOUND_SECONDS)
+        launcher().resume()
+        assert not alive(left)
+
+    def cancel() -> None:
+        ranks.extend(set(ranks_of(settings)) - set(forgotten))
+        if ranks:
             raise KeyboardInterrupt
 
+    events: list[RankEvent] = []
+    forgetful = at_checkpoint(events, 1, forget)
     with pytest.raises(KeyboardInterrupt):
-        train(catalog, dataset, endless, Origin(), cancel)
-    assert len(ranks) == 3
+        train(
+            catalog,
+            dataset,
+            endless,
+            Origin(),
+            lambda event: (forgetful(event), event.kind == "checkpoint" and cancel()),
+        )
+    assert (len(forgotten), len(ranks)) == (3, 3)
     _, left = psutil.wait_procs(ranks, timeout=KILL_BOUND_SECONDS)
     assert not alive(left)
 
