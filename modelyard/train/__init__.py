@@ -35,24 +35,26 @@ Ranks import neither Prefect nor MLflow.
 
 from modelyard.train.config import (
     CheckpointConfig,
-    DilocoConfig,
     DistillConfig,
-    FsdpConfig,
-    HsdpConfig,
     InitConfig,
     LoraConfig,
     OptimizerConfig,
-    ParameterServerConfig,
-    RayConfig,
     ScheduleConfig,
     StopConfig,
-    TensorConfig,
     TrainConfig,
 )
 from modelyard.train.events import RankEvent
 from modelyard.train.requirements import require_factory
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train, training_work, validations_so_far
 from modelyard.train.starting import Parents, trained_model
+from modelyard.train.strategy_config import (
+    DilocoConfig,
+    FsdpConfig,
+    HsdpConfig,
+    ParameterServerConfig,
+    RayConfig,
+    TensorConfig,
+)
 
 __all__ = [
     "HISTORY_FILE",

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.masking import MaskingConfig
 from modelyard.models.config import MlpConfig, ModelConfig, RecommenderConfig
-from modelyard.nearest import nearest
-from modelyard.ray_cluster import ray_address
+from modelyard.nearest import one_of
+from modelyard.train.strategy_config import (
+    SHARDED,
+    DilocoConfig,
+    FsdpConfig,
+    HsdpConfig,
+    LauncherName,
+    ParameterServerConfig,
+    RayConfig,
+    StrategyName,
+    TensorConfig,
+)
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
-StrategyName = Literal["ddp", "fsdp", "hsdp", "tensor", "parameter_server", "diloco"]
-SHARDED = {"fsdp", "hsdp", "tensor"}  # no rank has whole weights
-LauncherName = Literal["torch", "ray"]
-ServerMode = Literal["synchronous", "asynchronous"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
-
-
-def _named(names: Any) -> BeforeValidator:
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and value not in get_args(names):
-            raise ValueError(nearest(value, get_args(names)))
-        return value
-
-    return BeforeValidator(check)
 
 
 class OptimizerConfig(Frozen):
@@ -43,7 +40,7 @@ class OptimizerConfig(Frozen):
         nesterov: of sgd, and needs its momentum.
     """
 
-    name: Annotated[OptimizerName, _named(OptimizerName)] = "adam"
+    name: Annotated[OptimizerName, one_of(OptimizerName)] = "adam"
     learning_rate: float = Field(1e-3, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1)
@@ -68,7 +65,7 @@ class ScheduleConfig(Frozen):
         final_fraction: of the learning rate, where it falls to, and below which ``plateau`` does not go.
     """
 
-    name: Annotated[ScheduleName, _named(ScheduleName)] = "constant"
+    name: Annotated[ScheduleName, one_of(ScheduleName)] = "constant"
     warmup_steps: int = Field(0, ge=0)
     total_steps: int | None = Field(None, ge=1)
     final_fraction: float = Field(0.0, ge=0, le=1)
@@ -111,73 +108,6 @@ class CheckpointConfig(Frozen):
     keep_last: int = Field(2, ge=1)
     keep_best: int = Field(1, ge=1)
     timeout_seconds: float = Field(300, gt=0)
-
-
-class FsdpConfig(Frozen):
-    """Options of ``strategy: fsdp``, and of what shards besides: ``hsdp`` and ``tensor``.
-
-    Attributes:
-        reshard: free a layer's gathered weights after its forward pass (less memory, one gather more).
-        checkpoint_activations: keep only each layer's input and compute the rest again on the way back.
-        reduce_in_fp32: sum gradients in fp32 whatever ``precision`` is.
-    """
-
-    reshard: bool = True
-    checkpoint_activations: bool = False
-    reduce_in_fp32: bool = True
-
-
-class HsdpConfig(Frozen):
-    """Options of ``strategy: hsdp``: shards within groups of ranks, copies across groups.
-
-    Attributes:
-        shards: ranks that share one copy (those of one machine, say); ``ranks`` is a multiple.
-    """
-
-    shards: int = Field(2, ge=1, le=64)
-
-
-class TensorConfig(Frozen):
-    """Options of ``strategy: tensor``: each matrix is split over some ranks, which see the same rows (Shoeybi et al. 2019,
-    arXiv 1909.08053); across these groups the weights are sharded as fsdp does.
-
-    Attributes:
-        size: ranks that share one matrix; ``ranks`` is a multiple, and so are the network's heads.
-    """
-
-    size: int = Field(2, ge=1, le=64)
-
-
-class DilocoConfig(Frozen):
-    """Options of ``strategy: diloco`` (Douillard et al. 2023, arXiv 2311.08105): each rank trains by itself, and now and then
-    what all have learned is averaged and taken as the gradient of an outer step, SGD with Nesterov's momentum.
-
-    Attributes:
-        every_steps: steps between two outer ones; there is one before each validation as well.
-        learning_rate, momentum: of the outer steps.
-    """
-
-    every_steps: int = Field(50, ge=1)
-    learning_rate: float = Field(0.7, gt=0, le=10)
-    momentum: float = Field(0.9, ge=0, lt=1)
-
-
-class ParameterServerConfig(Frozen):
-    """Options of ``strategy: parameter_server`` (Li et al. 2014, "Scaling Distributed Machine Learning with the Parameter
-    Server"): of ``ranks``, the last ones are servers, the others workers.
-
-    Attributes:
-        servers: how many. Each holds whole parameters, with their optimizer state, by name.
-        mode: ``synchronous``: all workers share each batch, and a step is what one process would do. ``asynchronous``: each
-            worker takes the next whole batch, on weights that may be old, and nobody waits for the slowest.
-        staleness: asynchronous: the most updates that may come between a worker's reading the weights and its own
-            update (the bound of Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel
-            Parameter Server", counted in updates). 0: one worker at a time.
-    """
-
-    servers: int = Field(1, ge=1, le=32)
-    mode: Annotated[ServerMode, _named(ServerMode)] = "synchronous"
-    staleness: int = Field(4, ge=0)
 
 
 class LoraConfig(Frozen):
@@ -252,22 +182,6 @@ class DistillConfig(Frozen):
     weight: float = Field(0.5, gt=0, le=1)
 
 
-class RayConfig(Frozen):
-    """Options of ``launcher: ray``.
-
-    Attributes:
-        address: ``host:port`` of a cluster that the machine of the flow is a node of (one without CPUs will do);
-            ``auto``: the one that was started there.
-        cpus, gpus: what the cluster sets aside for each rank. A rank without a GPU trains on the CPU.
-        wait_seconds: how long a training waits until others have left it room.
-    """
-
-    address: Annotated[str, AfterValidator(ray_address)] = "auto"
-    cpus: int = Field(1, ge=1, le=256)
-    gpus: int = Field(0, ge=0, le=1)
-    wait_seconds: float = Field(60, ge=0)
-
-
 # What only decides how the work is carried out, never what comes out of it.
 OPERATIONAL = {
     "checkpoint_every_epochs",
@@ -322,10 +236,10 @@ class TrainConfig(Frozen):
     shuffle_window: int | None = Field(None, ge=1)
     accumulate: int = Field(1, ge=1)
     clip_norm: float = Field(0.0, ge=0)
-    precision: Annotated[PrecisionName, _named(PrecisionName)] = "fp32"
+    precision: Annotated[PrecisionName, one_of(PrecisionName)] = "fp32"
     compile: bool = False
     ema_decay: float | None = Field(None, gt=0, lt=1)
-    strategy: Annotated[StrategyName, _named(StrategyName)] = "ddp"
+    strategy: Annotated[StrategyName, one_of(StrategyName)] = "ddp"
     fsdp: FsdpConfig = FsdpConfig()
     hsdp: HsdpConfig = HsdpConfig()
     tensor: TensorConfig = TensorConfig()
@@ -338,7 +252,7 @@ class TrainConfig(Frozen):
     seed: int = Field(0, ge=0, lt=2**31)
     ranks: int = Field(2, ge=1, le=64)
     nodes: str = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
-    launcher: Annotated[LauncherName, _named(LauncherName)] = "torch"
+    launcher: Annotated[LauncherName, one_of(LauncherName)] = "torch"
     ray: RayConfig = RayConfig()
     rendezvous: str = Field("", pattern=r"^$|^[^:\s]+:\d{1,5}$")
     checkpoint_every_epochs: int = Field(1, ge=1)

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
 
-from modelyard.train.config import DilocoConfig
 from modelyard.train.rows import Rows
 from modelyard.train.snapshots import MODEL, load_optimizers_, optimizer_tensors
 from modelyard.train.stepper import Stepper
+from modelyard.train.strategy_config import DilocoConfig
 
 SINCE, WEIGHTS, STATE, MOMENTUM = "diloco.since", "diloco.weights.", "diloco.optimizer.", "diloco.momentum."
 

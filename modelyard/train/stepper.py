@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from modelyard.errors import ConfigError
 from modelyard.train.averaging import WeightAverage
-from modelyard.train.config import SHARDED, TrainConfig
+from modelyard.train.config import TrainConfig
 from modelyard.train.distillation import Teacher
 from modelyard.train.losses import Loss
 from modelyard.train.optimizers import build_optimizers
@@ -27,6 +27,7 @@ from modelyard.train.parallelize import gradient_sync, parallelize
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Rows
 from modelyard.train.schedules import rate_fraction
+from modelyard.train.strategy_config import SHARDED
 
 
 @dataclass

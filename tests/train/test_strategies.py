@@ -16,7 +16,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec
-from modelyard.train.config import StrategyName
+from modelyard.train.strategy_config import StrategyName
 from tests.train.ranks import Ranks, ranks
 from tests.train.test_language import SMALL, TEXTS, curve, make_texts
 from tests.train.test_resume import assert_same
