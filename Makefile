@@ -34,7 +34,7 @@ logs: $(INSTALLED) ## Show the last lines of every part's log
 
 .PHONY: test
 test: $(INSTALLED_FOR_TESTS) ## Run all tests on a stack of their own
-	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadscope  # threads of two processes would fight for the cores
+	@OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist loadscope  # threads of three processes would fight for the cores
 
 .PHONY: check
 check: $(INSTALLED_FOR_TESTS) ## Format, lint, types, and who may import whom

@@ -143,7 +143,7 @@ def test_what_cannot_be_masked_is_refused(catalog: Catalog, texts: ArtifactRef, 
         PreprocessConfig(task="masked_language_modelling", target="text")
     with pytest.raises(ValidationError, match="learns from the text in `target` alone"):
         PreprocessConfig.model_validate(masked_config(reader).model_dump() | {"features": ["mood"]})
-    with pytest.raises(ConfigError, match="compress does not take language models yet"):
+    with pytest.raises(ConfigError, match="compress does not take language models"):
         compress(catalog, texts, texts, CompressConfig(), Origin())
 
 
