@@ -8,11 +8,17 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from mlflow.tracking import MlflowClient
 from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
 
+from modelyard.revisions import ModelState, latest_revision
+from modelyard.storage import Store
+from tasks.results import LifecycleResult
 from tests.browsers import chromium
 from tests.conftest import Installation
-from tests.e2e.driving import OWN, RUN_SECONDS
+from tests.e2e.driving import OWN, RUN_SECONDS, result_of
 
 pytestmark = pytest.mark.browser
 
@@ -94,21 +100,23 @@ def test_a_bad_value_is_refused_on_the_form(stack: Installation, form: Page):
     assert num_runs(stack, "browser-refused") == 0
 
 
-@pytest.mark.usefixtures("last_run")
-def test_a_lifecycle_started_from_the_form_completes(stack: Installation, form: Page, requested: list[str]):
+def test_an_unchanged_lifecycle_started_from_the_form_finds_everything(
+    stack: Installation, last_run: dict, form: Page, requested: list[str], prefect_client: SyncPrefectClient
+):
     """Filled in, submitted and watched in the UI: one run, which completes, with its five stages and its report. All
-    the while the page asks nothing of another machine."""
+    the while the page asks nothing of another machine. Nothing is computed again, no version is added, and the stages'
+    MLflow runs name those they were taken from."""
+    before = served(stack)
     name_run(form, "browser-started")
-    # What another run computed already, so that it is quick; under a name of its own, so that it is rolled out.
+    # What another run computed already.
     field(form, "Max epochs").fill("60")
     field(form, "Ranks").fill("2")
     field(form, "Min score").fill("0.93")
-    overrides = [*OWN, "model_name=browser"]
-    for number, override in enumerate(overrides):
+    for number, override in enumerate(OWN):
         form.get_by_role("button", name="Add item").click()
         expect(field(form, "Overrides")).to_have_count(number + 1)
         field(form, "Overrides").nth(number).fill(override)
-    assert [item.input_value() for item in field(form, "Overrides").all()] == overrides
+    assert [item.input_value() for item in field(form, "Overrides").all()] == OWN
     for _ in range(3):  # a server on SQLite may be busy and say 503: a person clicks again
         with form.expect_response("**/create_flow_run") as answer:
             form.get_by_role("button", name="Submit").click()
@@ -130,6 +138,24 @@ def test_a_lifecycle_started_from_the_form_completes(stack: Installation, form: 
     expect(form.get_by_text("lifecycle-report").first).to_be_visible()
     assert num_runs(stack, "browser-started") == 1
     assert outside(requested) == []
+
+    (run,) = prefect_client.read_flow_runs(
+        flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=["browser-started"]))
+    )
+    result = LifecycleResult.model_validate(result_of(stack, run))
+    assert all(stage.reused for stage in result.stages[:-1])
+    assert not result.stages[-1].release.changed
+    assert result.model_version == last_run["model_version"]
+    assert served(stack) == before
+    stage = MlflowClient().get_run(result.stages[1].mlflow_run_id)
+    assert stage.data.tags["reused_from"] == last_run["stages"][1]["mlflow_run_id"]
+
+
+def served(stack: Installation) -> ModelState:
+    """What the newest revision says of the digits; other models have a life of their own."""
+    revision = latest_revision(Store(stack.settings), stack.settings.endpoint_name)
+    assert revision
+    return revision.models["digits"]
 
 
 def field(page: Page, label: str) -> Locator:

@@ -16,11 +16,9 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRun
 
 from commands.prediction import ask, held_out_rows
 from modelyard.catalog import Catalog
-from modelyard.revisions import ModelState, latest_revision
 from modelyard.storage import Store
-from tasks.results import LifecycleResult
 from tests.conftest import Installation
-from tests.e2e.driving import OWN, children, eventually, finished, modelyard, result_of, trigger
+from tests.e2e.driving import OWN, children, eventually, finished, modelyard, trigger
 
 STAGES = ["preprocess", "train", "compress", "evaluate", "rollout"]
 
@@ -123,27 +121,6 @@ def test_trace_walks_from_an_answer_back_to_the_data(stack: Installation, last_r
     shown = modelyard("trace", prediction["digest"])
     for words in [*(steps[step]["name"] for step in names), "registry version", "flow run", "MLflow run", "missing"]:
         assert words in shown.stdout
-
-
-def test_unchanged_second_run_finds_everything(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
-    """Nothing is computed again, no version is added, and the stages' MLflow runs name those they were taken from."""
-    before = _served(stack)
-    run = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=OWN))
-    assert run.state.is_completed(), run.state.message
-    result = LifecycleResult.model_validate(result_of(stack, run))
-    assert all(stage.reused for stage in result.stages[:-1])
-    assert not result.stages[-1].release.changed
-    assert result.model_version == last_run["model_version"]
-    assert _served(stack) == before
-    stage = MlflowClient().get_run(result.stages[1].mlflow_run_id)
-    assert stage.data.tags["reused_from"] == last_run["stages"][1]["mlflow_run_id"]
-
-
-def _served(stack: Installation) -> ModelState:
-    """What the newest revision says of the digits; other models have a life of their own."""
-    revision = latest_revision(Store(stack.settings), stack.settings.endpoint_name)
-    assert revision
-    return revision.models["digits"]
 
 
 def test_refused_gate_is_a_state_with_its_reasons(
