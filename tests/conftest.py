@@ -33,6 +33,8 @@ INSTALLATION = pytest.StashKey["Installation"]()
 PORTS = range(15_000, 22_000)
 WORKERS = 4
 NICENESS = 5
+# Files of few tests that take long: begun last, as by their number of tests, they would be waited for.
+LONG = ("tests/train/test_stage.py", "tests/train/test_language.py", "tests/train/test_regression.py")
 GIVEN: set[int] = set()
 # Tests of the whole stack: files and folders.
 NEED_STACK = ("tests/e2e/", "tests/commands/test_stack.py", "tests/rollout/", "tests/test_tracking.py")
@@ -73,6 +75,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
         def _split_scope(self, nodeid: str) -> str:
             return "stack" if nodeid.startswith(NEED_STACK) else nodeid.partition("::")[0]
 
+    config.option.loadscopereorder = False  # `pytest_collection_modifyitems` has put them in order
     return ByStackThenFile(config, log)
 
 
@@ -86,6 +89,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()) and not item.nodeid.startswith(NEED_STACK):
             raise pytest.UsageError(f"{item.nodeid} needs the stack: name its file or folder in {__name__}.NEED_STACK")
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (not item.nodeid.startswith(NEED_STACK), not item.nodeid.startswith(LONG)))
 
 
 def new_installation(home: Path | None = None) -> Installation:
