@@ -51,7 +51,7 @@ class AuditLog:
         )
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{now:%Y%m%dT%H%M%S.%f}-{uuid4().hex[:8]}.json"
-        partial = self._folder / f".{name}"
+        partial = self._folder / f"{name}.partial"  # which no `*.json` matches: pathlib's matches hidden files
         with partial.open("w") as file:
             file.write(entry.model_dump_json())
             file.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,22 @@ def test_entries_wait_for_the_bucket_and_reach_it_once(
     forged = Entry(at="", who="mallory", what="nothing", subject="", where="")
     assert not own.put_new(first.uri, forged.model_dump_json().encode())
     assert list(entries(own)) == found
+
+
+def test_an_entry_is_carried_whole_or_not_yet(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever carries entries while another is being written leaves that one alone; afterwards it is there, whole."""
+    own = OwnStore(settings)
+    log = AuditLog(settings.model_copy(update={"home": tmp_path}))
+    flush = os.fsync
+
+    def carried_meanwhile(descriptor: int) -> None:
+        flush(descriptor)
+        assert not log.has_news()
+        log.carry(own)
+
+    monkeypatch.setattr(os, "fsync", carried_meanwhile)
+    log.note("endpoint notified", "endpoint")
+    monkeypatch.undo()
+    assert log.has_news()
+    log.carry(own)
+    assert [entry.what for entry in entries(own)] == ["endpoint notified"]
