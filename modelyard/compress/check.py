@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from onnx.shape_inference import InferenceError
 from torch import nn
 
 from modelyard.errors import ConversionFailed
+from modelyard.likeness import cosines
 from modelyard.runtime import Runtime, answer_tokens
 
 # ONNX's own operators and onnxruntime's: what any onnxruntime build executes without further libraries.
@@ -36,6 +37,18 @@ class Parity:
     agreement_fraction: float
     mean_cosine: float | None = None
     smallest_cosine: float | None = None
+
+    @classmethod
+    def of(cls, num_rows: int, difference: float, num_agreeing: int, angles: Sequence[np.ndarray]) -> Parity:
+        """From counts, and the cosines (n,) of batches, none where rows are no vectors."""
+        found = np.concatenate(angles) if angles else None
+        return cls(
+            num_rows,
+            difference,
+            num_agreeing / max(num_rows, 1),
+            mean_cosine=None if found is None else float(found.mean()),
+            smallest_cosine=None if found is None else float(found.min()),
+        )
 
 
 def check_operators(path: Path) -> dict[str, int]:
@@ -65,7 +78,7 @@ def compare(
     Args:
         as_vectors: measure angles too.
     """
-    cosines: list[np.ndarray] = []
+    angles: list[np.ndarray] = []
     num_rows = num_agreeing = 0
     difference = largest = 0.0
     for features in batches:
@@ -77,16 +90,8 @@ def compare(
         difference = float(np.maximum(difference, np.abs(actual - expected).max()))
         largest = float(np.maximum(largest, np.abs(expected).max()))
         if as_vectors:
-            size = np.linalg.norm(expected, axis=1) * np.linalg.norm(actual, axis=1)
-            cosines.append((expected * actual).sum(axis=1) / np.maximum(size, 1e-12))
-    angles = np.concatenate(cosines) if cosines else None
-    return Parity(
-        num_rows,
-        difference / max(largest, 1.0),
-        num_agreeing / max(num_rows, 1),
-        mean_cosine=None if angles is None else float(angles.mean()),
-        smallest_cosine=None if angles is None else float(angles.min()),
-    )
+            angles.append(cosines(expected, actual))
+    return Parity.of(num_rows, difference / max(largest, 1.0), num_agreeing, angles)
 
 
 def agreeing(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:

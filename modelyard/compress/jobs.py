@@ -23,6 +23,7 @@ from modelyard.compress.networks import multiply_accumulates, parameters, shrink
 from modelyard.compress.quality import PairedBlocks
 from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique, QuantizeAware
 from modelyard.errors import ConversionFailed
+from modelyard.likeness import NearnessMetrics, cosines
 from modelyard.models.build import load_model, save_model
 from modelyard.models.config import MODEL_FILE, ModelSpec, ReshapedConfig
 from modelyard.models.simulate import simulated
@@ -149,9 +150,11 @@ def _judged(
     """Parity with its own float network, and the drops of all metrics against the trained one."""
     target, targets = Target.model_validate(request["target"]), np.load(request["targets"])
     kind = task_kind(target.task)
-    blocks = PairedBlocks(lambda: kind.metric(target), len(targets))
+    are_vectors = target.task == "embedding"
+    blocks = PairedBlocks(NearnessMetrics if are_vectors else lambda: kind.metric(target), len(targets))
     difference = largest = 0.0
     num_agreeing = broken = 0
+    angles: list[np.ndarray] = []
     for start in range(0, len(targets), BATCH_ROWS):
         rows = np.ascontiguousarray(features[start : start + BATCH_ROWS])
         outputs, own, trained = runtime.run(rows), outputs_of(network, rows), outputs_of(parent, rows)
@@ -163,9 +166,11 @@ def _judged(
             max(largest, float(np.abs(own).max())),
         )
         num_agreeing += int(agreeing(own, outputs).sum())
-        blocks.update(trained, outputs, targets[start : start + BATCH_ROWS])
+        if are_vectors:
+            angles.append(cosines(own, outputs))
+        blocks.update(trained, outputs, trained if are_vectors else targets[start : start + BATCH_ROWS])
     if broken:
         raise ConversionFailed(f"its outputs are NaN or infinite for {broken} of {len(targets)} validation rows")
     drops = blocks.drops(request["confidence"])
-    parity = Parity(len(targets), difference / max(largest, 1.0), num_agreeing / max(len(targets), 1))
+    parity = Parity.of(len(targets), difference / max(largest, 1.0), num_agreeing, angles)
     return parity, {name: drop.model_dump() for name, drop in drops.items()}

@@ -51,13 +51,14 @@ class PairedBlocks:
         self.num_rows = self.only_reference_right = self.only_candidate_right = 0
 
     def update(self, reference: np.ndarray, candidate: np.ndarray, targets: np.ndarray) -> None:
-        """Count outputs (n, k) of both models for the same rows, with targets (n,); or (n, t, k) with (n, t)."""
+        """Count outputs (n, k) of both models for the same rows, with targets (n,), or vectors (n, k) as the targets of
+        vectors; or (n, t, k) with (n, t)."""
         for start in range(0, len(targets), self._block_rows):
             rows = slice(start, start + self._block_rows)
             self._reference.append(self._state(reference[rows], targets[rows]))
             self._candidate.append(self._state(candidate[rows], targets[rows]))
         self.num_rows += len(targets)
-        if reference.ndim == 2 and reference.shape[1] > 1:
+        if targets.ndim == 1 and reference.ndim == 2 and reference.shape[1] > 1:
             right, other = reference.argmax(axis=1) == targets, candidate.argmax(axis=1) == targets
             self.only_reference_right += int((right & ~other).sum())
             self.only_candidate_right += int((other & ~right).sum())

@@ -47,19 +47,22 @@ class Rows:
             yield self._transform.apply_frame(frame)
 
     def all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-        """A whole split: network input (n, width) float32, or tokens (n, t) int64, and encoded targets.
+        """A whole split: network input (n, width) float32, or tokens (n, t) int64, and encoded targets; zeros where vectors
+        have none.
 
         Raises:
             DataError: the split is empty.
         """
-        parts = [
-            (self._transform.apply_frame(frame), encoded_targets(self._transform, self.target, frame))
-            for frame in self._dataset.frames(split)
-        ]
+        parts = [(self._transform.apply_frame(frame), self._targets(frame)) for frame in self._dataset.frames(split)]
         if not parts:
             raise DataError(f"the {split} split is empty: nothing to judge candidates by")
         features, targets = zip(*parts, strict=True)
         return joined(features), joined_targets(targets)
+
+    def _targets(self, frame: pd.DataFrame) -> np.ndarray:
+        if self.target.task == "embedding":
+            return np.zeros(len(frame), dtype=np.float32)
+        return encoded_targets(self._transform, self.target, frame)
 
     def some(self, split: Split, num_rows: int) -> np.ndarray:
         """At most that many rows (n, width) of a split, spread evenly: it may be sorted.

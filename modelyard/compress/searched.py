@@ -19,6 +19,7 @@ from modelyard.compress.stage import compress_work, installed_libraries
 from modelyard.compress.workshop import shared_workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
+from modelyard.likeness import NEARNESS
 from modelyard.model_package import FLOAT_FORM, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.models.config import MODEL_FILE, ModelSpec
 from modelyard.runtime import RuntimeSpec
@@ -45,7 +46,7 @@ def search_here(
 def new_search(bench: Bench) -> Search:
     """The search of a trained model, before anything was told."""
     target = Target.model_validate_json(bench.catalog.read(bench.model, TARGET_FILE))
-    return Search(bench.search, task_kind(target.task).headline)
+    return Search(bench.search, NEARNESS if target.task == "embedding" else task_kind(target.task).headline)
 
 
 def assemble(bench: Bench, refs: Mapping[str, ArtifactRef], decision: Decision, origin: Origin) -> Product:

@@ -63,10 +63,15 @@ def compress_work(catalog: Catalog, model_ref: ArtifactRef, dataset_ref: Artifac
     target = Target.model_validate_json(catalog.read(model_ref, TARGET_FILE))
     if target.task in LANGUAGE_TASKS:
         raise ConfigError("preprocess.task", LANGUAGE_MODELS)
-    if target.task in ("embedding", "retrieval") and config.search is not None:
+    if target.task == "retrieval" and config.search is not None:
         raise ConfigError(
             "compress.search",
-            "a search judges answers row by row, and a vector alone is none; name compress.techniques",
+            "a search knows one network, and a package for retrieval holds two; name compress.techniques",
+        )
+    if target.task == "embedding" and config.search is not None and config.search.networks:
+        raise ConfigError(
+            "compress.search.networks",
+            "networks for vectors are given other forms, and are not made smaller: leave it out",
         )
     spec = ModelSpec.model_validate_json(catalog.read(model_ref, MODEL_FILE))
     return Work(

@@ -22,7 +22,7 @@ from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_vectors import other_width
 from modelyard.evaluate.pairs import Closer
 from modelyard.evaluate.slices import Slicer
-from modelyard.evaluate.vectors import cosines
+from modelyard.likeness import cosines
 from modelyard.model_package import ModelPackage
 from modelyard.retrieval import Items, item_rows, standing
 from modelyard.task_kinds import Target

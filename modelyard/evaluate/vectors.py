@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from modelyard.evaluate.intervals import Comparison, Interval, comparison, share_percentiles
+from modelyard.likeness import cosines
 from modelyard.retrieval import retrieval_rows
 
 ROWS_AT_A_TIME = 1024
@@ -24,11 +25,6 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     """Vectors (n, d) brought to length 1, float64; one of length 0 stays."""
     wide = vectors.astype(np.float64)
     return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
-
-
-def cosines(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of pairs of vectors, two arrays (n, d); (n,)."""
-    return (unit(one) * unit(other)).sum(axis=1)
 
 
 def partner_ranks(texts: np.ndarray, partners: np.ndarray) -> np.ndarray:

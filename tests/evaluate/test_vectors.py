@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import ndcg_score, top_k_accuracy_score
 
-from modelyard.evaluate.vectors import agreement, cosines, partner_ranks, resampled, scores_of
+from modelyard.evaluate.vectors import agreement, partner_ranks, resampled, scores_of
+from modelyard.likeness import cosines
 
 OPTIONS = {"resamples": 400, "confidence": 0.95, "seed": 0}
 

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openai
@@ -15,7 +16,17 @@ import pytest
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Product
-from modelyard.compress import CompressConfig, DynamicInt8, MeasureConfig, SearchConfig, compress
+from modelyard.compress import (
+    Budget,
+    CompressConfig,
+    DropLimit,
+    DynamicInt8,
+    MeasureConfig,
+    PruneHeads,
+    SearchConfig,
+    compress,
+)
+from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError
 from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.model_package import ModelPackage
@@ -64,6 +75,38 @@ def imported(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Imported
     verdict = evaluate(catalog, package, dataset, None, bounds, Origin()).ref
     catalog.fetch(package, folder / "package")
     return Imported(catalog=catalog, source=source, dataset=dataset, model=model, package=package, verdict=verdict, folder=folder)  # fmt: skip
+
+
+def test_a_search_finds_the_form_whose_vectors_stay(imported: Imported, tmp_path: Path):
+    """Candidates are held to their cosine to the trained network: with a wide limit the int8 form may win, with none at all
+    the float one goes on; a metric that vectors do not have is named."""
+    catalog, quick = imported.catalog, MeasureConfig(repeats=3, batches=[1])
+
+    def found(**drop: DropLimit) -> tuple[Product, dict[str, Any]]:
+        search = SearchConfig(forms=[DynamicInt8()], budget=Budget(max_drop=drop), prefer="size", rounds=3)
+        product = compress(
+            catalog, imported.model.ref, imported.dataset, CompressConfig(search=search, measure=quick), Origin()
+        )
+        return product, product.manifest.provenance.measurements["search"]
+
+    product, told = found(cosine=DropLimit(absolute=0.2))
+    assert product.manifest.content.facts["default_form"] == "int8-dynamic", told
+    (int8,) = (one for one in told["candidates"] if one["name"] == "int8-dynamic")
+    cosine = int8["built"]["drops"]["cosine"]
+    assert cosine["reference"] == pytest.approx(1)
+    catalog.fetch(product.ref, tmp_path)
+    frame = pd.concat(Dataset.fetch(catalog, imported.dataset, tmp_path / "rows", ["validation"]).frames("validation"))
+    own, exact = (
+        np.stack(list(ModelPackage.open(tmp_path, form).predict(frame)["embedding"]))
+        for form in ("int8-dynamic", "float")
+    )
+    assert cosine["value"] == pytest.approx(float((own * exact).sum(axis=1).mean()), abs=1e-4)
+    assert cosine["bound"] >= cosine["drop"] > 0
+    assert product.manifest.provenance.measurements["parity"]["int8-dynamic"]["mean_cosine"] > 0.8
+    product, _ = found(cosine=DropLimit(absolute=0.0))
+    assert product.manifest.content.facts["default_form"] == "float"
+    _, told = found(accuracy=DropLimit(absolute=0.1))
+    assert "accuracy is no metric of this task" in json.dumps(told)
 
 
 def test_vectors_are_those_of_sentence_transformers(imported: Imported):
@@ -230,8 +273,9 @@ def test_what_cannot_be_taken_as_it_comes_is_refused(imported: Imported, tmp_pat
     with pytest.raises(ConfigError, match=r"train\.model\.pooling: how do tokens become a text's vector\?"):
         train(catalog, dataset, taken(bare), Origin())
     assert train(catalog, dataset, taken(bare, pooling="cls"), Origin()).ref != imported.model.ref
-    with pytest.raises(ConfigError, match=r"compress\.search: a search judges answers row by row"):
-        compress(catalog, imported.model.ref, dataset, CompressConfig(search=SearchConfig()), Origin())
+    smaller = SearchConfig(networks=[PruneHeads(fraction=0.5)])
+    with pytest.raises(ConfigError, match=r"compress\.search\.networks: networks for vectors are given other forms"):
+        compress(catalog, imported.model.ref, dataset, CompressConfig(search=smaller), Origin())
 
 
 def _with_labels(folder: Path, source: Path) -> None:
