@@ -77,7 +77,7 @@ def test_it_learns_what_people_like(shop: Shop):
     validation = pd.concat(Dataset(shop.folder / "rows").frames("validation"))
     assert facts["metrics"]["recall_at_10"] > validation["item"].isin(popular).mean() + 0.05
     assert json.loads(shop.catalog.read(shop.model.ref, "target.json"))["width"] == 16
-    with pytest.raises(ConfigError, match="a search judges answers row by row"):
+    with pytest.raises(ConfigError, match="a package for retrieval holds two"):
         compress(shop.catalog, shop.model.ref, shop.dataset, CompressConfig(search=SearchConfig()), Origin())
 
 
