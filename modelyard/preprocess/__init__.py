@@ -6,7 +6,8 @@
 Everything streams: rows are read in bounded batches, and what must wait until all were seen waits on the local disk.
 """
 
-from modelyard.preprocess.config import PreprocessConfig, SplitConfig
+from modelyard.preprocess.config import PreprocessConfig
+from modelyard.preprocess.sections import SplitConfig
 from modelyard.preprocess.snapshot import snapshot
 from modelyard.preprocess.stage import preprocess
 

@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
-from modelyard.preprocess.config import TextStep
 from modelyard.preprocess.schema import Column, Plan
+from modelyard.preprocess.sections import TextStep
 from modelyard.preprocess.values import booleans, dates, integers, numbers, texts
 
 # Position is the code; 0 is a good value.

@@ -11,8 +11,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from modelyard.errors import MissingExtra, WorkerLost
-from modelyard.preprocess.config import WorkersConfig
 from modelyard.preprocess.processes import require_done, thread_limits
+from modelyard.preprocess.sections import WorkersConfig
 
 if TYPE_CHECKING:
     from distributed import Client

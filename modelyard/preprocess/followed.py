@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from modelyard.preprocess.config import TextStep
+from modelyard.preprocess.sections import TextStep
 
 # Unicode's White_Space, as the cleaning's regular expression has it; Python's isspace() knows four more.
 WHITE_SPACE = frozenset("\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000") | {

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from modelyard.preprocess.config import NearConfig
 from modelyard.preprocess.duplicates import NUM_BUCKETS, Ledger, LedgerWriter
 from modelyard.preprocess.minhash import NOTHING, NUM_BINS, band_hashes, band_rows, signatures, similarity
+from modelyard.preprocess.sections import NearConfig
 
 SIGNATURES_FILE = "signatures.bin"
 ROWS_AT_A_TIME = 2**16

@@ -15,9 +15,9 @@ from pyarrow import parquet
 from modelyard.catalog import Catalog, Product
 from modelyard.datasets import SPLITS
 from modelyard.errors import DataError
-from modelyard.preprocess.config import NearConfig
 from modelyard.preprocess.near import SIGNATURES_FILE, Pairs, near_pairs
 from modelyard.preprocess.partition_files import PLACES_FILE, UNSPLIT
+from modelyard.preprocess.sections import NearConfig
 from modelyard.preprocess.whole import Part
 
 MOST_EXAMPLES = 10

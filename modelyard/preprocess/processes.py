@@ -21,7 +21,7 @@ from typing import Any, Self
 import psutil
 
 from modelyard.errors import PermanentError, WorkerLost, as_told
-from modelyard.preprocess.config import WorkersConfig
+from modelyard.preprocess.sections import WorkersConfig
 
 GRACE_SECONDS = 5.0
 TRIES = 3  # of one partition, by as many processes

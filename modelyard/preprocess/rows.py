@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 
 from modelyard.datasets import SPLITS
-from modelyard.preprocess.config import SplitConfig
+from modelyard.preprocess.sections import SplitConfig
 
 # Two lanes of 64 bits: two different rows of a billion share both with probability 1e-21. Odd, from the digits of pi
 # and e; fixed for ever, because the split of every row follows from them.

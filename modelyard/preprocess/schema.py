@@ -14,7 +14,8 @@ from pydantic import ConfigDict
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.preprocess.config import EVERY, ColumnConfig, Kind, NullPolicy, PreprocessConfig
+from modelyard.preprocess.config import EVERY, PreprocessConfig
+from modelyard.preprocess.sections import ColumnConfig, Kind, NullPolicy
 from modelyard.preprocess.values import integers, numbers, texts
 from modelyard.task_kinds import LANGUAGE_TASKS
 

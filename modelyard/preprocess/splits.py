@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from modelyard.preprocess.config import SplitConfig
 from modelyard.preprocess.rows import row_hashes, split_at
 from modelyard.preprocess.schema import Plan
+from modelyard.preprocess.sections import SplitConfig
 
 # Multiples of the golden ratio spread evenly over [0, 1) at every length (Kronecker; Knuth, vol. 3, 6.4).
 GOLDEN = (5**0.5 - 1) / 2

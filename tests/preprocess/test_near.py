@@ -19,10 +19,10 @@ from modelyard.datasets import SPLITS, Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.preprocess import near as near_module
-from modelyard.preprocess.config import NearConfig
 from modelyard.preprocess.minhash import NOTHING, band_rows, signatures, similarity
 from modelyard.preprocess.near import Pairs, near_pairs
 from modelyard.preprocess.page import report_page
+from modelyard.preprocess.sections import NearConfig
 from modelyard.settings import Settings
 from tests.workbench import ORIGIN, PROPERTY, csv_bytes, own_catalog, upload
 

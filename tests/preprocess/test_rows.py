@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from modelyard.preprocess import duplicates
-from modelyard.preprocess.config import PreprocessConfig, SplitConfig
+from modelyard.preprocess.config import PreprocessConfig
 from modelyard.preprocess.duplicates import Ledger, LedgerWriter, repeated
 from modelyard.preprocess.rows import LONG_TEXT_BYTES, assign_by_hash, row_hashes
+from modelyard.preprocess.sections import SplitConfig
 from tests.workbench import PROPERTY
 
 FRACTIONS = SplitConfig(train=0.6, validation=0.2, test=0.2)

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from modelyard.catalog import Catalog, Product
 from modelyard.errors import ConfigError, DataError, MissingExtra, PermanentError, StoreUnavailable, WorkerLost, as_told
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
-from modelyard.preprocess.config import WorkersConfig
 from modelyard.preprocess.processes import WorkerProcess, division, thread_limits
+from modelyard.preprocess.sections import WorkersConfig
 from modelyard.storage import Store
 from tests.workbench import ORIGIN, blobs, csv_bytes, upload
 
