@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import threading
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +17,13 @@ from pydantic import SecretStr
 from modelyard import transitions
 from modelyard.errors import ConfigError, NotFound, RolloutBusy
 from modelyard.gates import RolloutPolicy
-from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision
+from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision, replica_statuses
 from modelyard.rollout import answer
+from modelyard.serve import judging
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
+from tests.serve.inprocess import endpoint as inside
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, publish_version
 from tests.serve.processes import TOKEN, Endpoint, free_port, until
@@ -251,3 +256,27 @@ def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: E
     assert {answering(canary_key, ODD_ROW) for _ in range(30)} == {"15"}
     assert actions(store, serving.name, number) == []
     assert serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["odd"] == 1
+
+
+async def test_a_store_that_answers_late_holds_up_no_decision(
+    settings: Settings, store: Store, stable: ServedVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """What other replicas have counted is asked for and does not come: the rollout is decided by what is known."""
+    goes_on = threading.Event()
+
+    def late(*arguments: Any) -> Any:
+        goes_on.wait(30)
+        return replica_statuses(*arguments)
+
+    monkeypatch.setattr(judging, "replica_statuses", late)
+    try:
+        async with inside(settings, store, stable, tmp_path) as one:
+            twin = publish_version(store, "1").model_copy(update={"version": "2"})
+            name = one.settings.endpoint_name
+            number = begin(store, name, twin, policy(replay={"after_seconds": 0.1})).number
+            await one.client.post("/admin/notify")
+            end = await asyncio.to_thread(until_decided, store, name, number, 15)
+            assert end.action == "promote"
+            assert not goes_on.is_set()
+    finally:
+        goes_on.set()
