@@ -104,7 +104,7 @@ class Judged:
 
     @property
     def is_classifier(self) -> bool:
-        return isinstance(self._metric, ClassificationMetrics)
+        return self.package.spec.target.task == "classification"
 
     @property
     def confusion(self) -> np.ndarray:

@@ -90,14 +90,6 @@ class JudgedItems(Judged):
         self._num_finite += int(np.isfinite(vectors).all(axis=1).sum())
         return vectors, ranks
 
-    @property
-    def is_classifier(self) -> bool:
-        return False
-
-    @property
-    def finite_fraction(self) -> float:
-        return self._num_finite / max(self._num_rows, 1)
-
     def headline(self) -> dict[str, float]:
         total = self.sums.total
         found = {name: float(total[at] / max(total[COUNT], 1.0)) for at, name in enumerate(SCORES)}

@@ -96,14 +96,6 @@ class JudgedSpans(Judged):
         ]
         self.worst = sorted(self.worst, key=lambda one: -one["errors"])[:WORST_TEXTS]
 
-    @property
-    def is_classifier(self) -> bool:
-        return False
-
-    @property
-    def finite_fraction(self) -> float:
-        return self._num_finite / max(self._num_rows, 1)
-
     def headline(self) -> dict[str, float]:
         return {name: value for name, value in self._metric.compute().items() if np.isfinite(value)}
 

@@ -35,15 +35,14 @@ class JudgedVectors(Judged):
         self.resampled: Resampled | None = None
         self.agreement: Mapping[str, float] = {}
         self.texts = np.empty((0, 0))
-        self._finite_fraction = 0.0
-        self._num_rows = 0
+        self._num_rows = self._num_finite = 0
 
     def read(self, frame: pd.DataFrame, target: Target, config: EvaluateConfig) -> None:
         """Answer the texts of a whole split, and score them against their partners as the data set's target says."""
         self.target = target
         self.texts, partners = self.vectors(list(frame[self._column])), self.vectors(list(frame[target.column]))
         finite = np.isfinite(self.texts).all(axis=1) & np.isfinite(partners).all(axis=1)
-        self._num_rows, self._finite_fraction = len(frame), float(finite.mean())
+        self._num_rows, self._num_finite = len(frame), int(finite.sum())
         self.resampled = self._resampled(self.texts, partners, frame, config)
         self.scores = self.resampled.intervals(config.confidence)
 
@@ -68,14 +67,6 @@ class JudgedVectors(Judged):
     @property
     def _column(self) -> str:
         return self.package.transform.columns[0]
-
-    @property
-    def is_classifier(self) -> bool:
-        return False
-
-    @property
-    def finite_fraction(self) -> float:
-        return self._finite_fraction
 
     def headline(self) -> dict[str, float]:
         found = {name: one.value for name, one in self.scores.items()} | dict(self.agreement)
