@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -15,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.servers import ENVIRONMENTS, INSTALL_SECONDS, THREADS
+from benchmarks.servers import ENVIRONMENTS, INSTALL_SECONDS, problem_of
 from commands.environment import PROJECT
 from modelyard.runtime import RuntimeSpec
 
@@ -69,7 +67,7 @@ def quantized_by(
     spec = peer.spec(name.replace(",", "").replace(" ", "-").lower())
     program = PROJECT / "benchmarks" / "peers" / f"{peer.program}.py"
     command = [str(python), "-P", str(program), peer.kind, str(float_file), str(rows), str(folder / spec.file)]
-    problem = _run(command, MAKE_SECONDS, folder)
+    problem = problem_of(command, MAKE_SECONDS, folder)
     return (None, problem) if problem else (spec, "")
 
 
@@ -86,20 +84,8 @@ def environment() -> tuple[Path | None, str]:
     (folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages" / "ours.pth").write_text(
         f"{ours}\n"
     )  # fmt: skip
-    problem = _run([str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS], INSTALL_SECONDS, folder)
+    problem = problem_of([str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS], INSTALL_SECONDS, folder)
     if problem:
         return None, f"{', '.join(REQUIREMENTS)} cannot be installed: {problem}"
     made.touch()
     return python, ""
-
-
-def _run(command: list[str], seconds: float, folder: Path) -> str:
-    """Run a program to its end; the problem, if there was one, in a line."""
-    try:
-        done = subprocess.run(
-            command, cwd=folder, env={**os.environ, **THREADS}, capture_output=True, text=True, timeout=seconds, check=False
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"it took longer than {seconds:g} s"
-    lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
-    return "" if done.returncode == 0 else (lines or [f"it ended with status {done.returncode}"])[-1][:300]

@@ -171,15 +171,22 @@ def _environment(packages: Sequence[str]) -> Path | str:
     if mark.exists():
         return programs
     venv.create(folder, with_pip=True, clear=True)
-    command = [str(programs / "pip"), "install", "--quiet", *packages]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return f"pip did not end within {INSTALL_SECONDS} s"
-    if done.returncode:
-        return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+    if problem := problem_of([str(programs / "pip"), "install", "--quiet", *packages], INSTALL_SECONDS, PROJECT):
+        return problem
     mark.touch()
     return programs
+
+
+def problem_of(command: Sequence[str], seconds: float, folder: Path) -> str:
+    """Run a program to its end, with one thread; what went wrong, in a line, or nothing."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env={**os.environ, **THREADS}, capture_output=True, text=True, timeout=seconds, check=False
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"it took longer than {seconds:g} s"
+    lines = done.stderr.strip().splitlines() or done.stdout.strip().splitlines()
+    return "" if done.returncode == 0 else (lines or [f"it ended with status {done.returncode}"])[-1][:300]
 
 
 @contextmanager

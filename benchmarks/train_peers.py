@@ -7,7 +7,6 @@ environment; Lightning is installed beside it, without its dependencies that are
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.servers import ENVIRONMENTS, INSTALL_SECONDS
+from benchmarks.servers import ENVIRONMENTS, INSTALL_SECONDS, problem_of
+from commands.environment import PROJECT
 from modelyard.models import GptConfig
 from modelyard.settings import Settings
 from modelyard.train import TrainConfig
@@ -219,10 +219,5 @@ def _install_lightning() -> str | None:
     folder = _lightning_folder()
     if not (folder / "lightning").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *LIGHTNING]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            return f"pip did not end within {INSTALL_SECONDS} s"
-        if done.returncode:
-            return (done.stderr.strip().splitlines() or ["pip failed"])[-1]
+        return problem_of(command, INSTALL_SECONDS, PROJECT) or None
     return None
