@@ -56,7 +56,9 @@ def kill_canary_until_decided(store: Store, endpoint: Endpoint, after: int) -> N
     """kill -9 of each worker of the canary, until the ledger has a decision."""
 
     def canary() -> int | None:
-        return endpoint.status()["models"]["digits"]["versions"][-1]["worker_pid"]
+        # Between the decision and this look the canary may be gone: then there is nobody left to kill.
+        stable, *others = endpoint.status()["models"]["digits"]["versions"]
+        return others[-1]["worker_pid"] if others else None
 
     killed: set[int] = set()
     while not actions(store, endpoint.name, after):
