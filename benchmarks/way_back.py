@@ -124,11 +124,11 @@ async def _by_a_person(settings: Settings, model: str, replicas: Sequence[Replic
         httpx.AsyncClient(headers=settings.endpoint_headers, trust_env=False) as client,
     ):
         await asyncio.sleep(SETTLE_SECONDS)
-        await asyncio.to_thread(_go_back, settings, store, model)
+        back = await asyncio.to_thread(_go_back, settings, store, model)
 
         async def tell(replica: Replica) -> float:
             told = time.time()
-            (await client.post(f"{replica.url}admin/notify")).raise_for_status()
+            (await client.post(f"{replica.url}admin/notify?revision={back.number}")).raise_for_status()
             return told
 
         moments = await asyncio.gather(*map(tell, replicas))
@@ -231,14 +231,14 @@ def _begin(settings: Settings, store: Store, model: str, policy: dict[str, Any],
     )
     for replica in replicas:
         with EndpointClient(settings.model_copy(update={"endpoint_url": replica.url})) as endpoint:
-            endpoint.notify()
+            endpoint.notify(revision.number)
             endpoint.await_revision(revision.number, DECIDE_SECONDS)
     return canary.version
 
 
-def _go_back(settings: Settings, store: Store, model: str) -> None:
+def _go_back(settings: Settings, store: Store, model: str) -> Revision:
     decision = Decision(model=model, action="return", version="the one before")
-    _propose(settings, store, lambda now: transitions.go_back(now, model, None), "go back", decision)
+    return _propose(settings, store, lambda now: transitions.go_back(now, model, None), "go back", decision)
 
 
 def _propose(settings: Settings, store: Store, change: Change, reason: str, decision: Decision) -> Revision:

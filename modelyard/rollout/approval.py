@@ -45,5 +45,5 @@ def answer(store: Store, settings: Settings, model_name: str, *, approved: bool,
         ),
     )
     with EndpointClient(settings) as endpoint:
-        endpoint.notify()
+        endpoint.notify(revision.number)
     return revision

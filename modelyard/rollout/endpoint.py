@@ -35,9 +35,9 @@ class EndpointClient:
     def __exit__(self, *exception: object) -> None:
         self._client.close()
 
-    def notify(self) -> None:
-        """Say that a newer revision may be there. It would find it by itself a little later."""
-        self._request("POST", "/admin/notify")
+    def notify(self, revision: int = 0) -> None:
+        """Say that a newer revision may be there, and which. It would find it by itself a little later."""
+        self._request("POST", f"/admin/notify?revision={revision}" if revision else "/admin/notify")
 
     def status(self) -> ReplicaStatus:
         """How far the endpoint has come."""

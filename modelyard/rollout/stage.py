@@ -104,7 +104,7 @@ def rollout(
     before, revision = _begin(store, settings, model_name, newcomer, config, rollout_id, origin)
     state = revision.models[model_name]
     with EndpointClient(settings) as endpoint:
-        endpoint.notify()
+        endpoint.notify(revision.number)
         if state.rollout:
             revision = watch(store, settings, endpoint, model_name, revision, config, watcher)
         else:
@@ -145,7 +145,7 @@ def rollback(
         origin,
     )
     with EndpointClient(settings) as endpoint:
-        endpoint.notify()
+        endpoint.notify(revision.number)
         endpoint.take_over(store, revision, before, config.takeover_seconds)
     now = revision.models[model_name].stable
     if sets_aliases:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from functools import partial
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote
 
 import modelyard
 from modelyard.audit import AuditLog
@@ -44,6 +44,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 OPEN_INFERENCE, SCORING, EMBEDDINGS = OpenInference(), Scoring(), Embeddings()
 
+MAX_REVISION_DIGITS = 12  # as its name in the bucket has
 
 GUARDED = ("/v2/models/", "/invocations", protocol_openai.PREFIX, protocol_openai.EMBEDDINGS)
 
@@ -125,7 +126,9 @@ class EndpointApp:
         who = self.guard.admit(scope["headers"], "admin") if path.startswith("/admin/") else ""
         if path == "/admin/notify":
             _allow(scope, "POST")
-            self._reconciler.notify()  # a look changes nothing, and a way back must not wait for the disk
+            self._reconciler.notify(
+                _named_revision(scope)
+            )  # a look changes nothing, and a way back must not wait for the disk
             if self.audit:
                 noting = partial(
                     self.audit.note, "endpoint notified", self.endpoint, who=who or "somebody without a key"
@@ -306,6 +309,20 @@ def _header(scope: Scope, name: bytes) -> bytes:
         if key == name:
             return value
     return b""
+
+
+def _named_revision(scope: Scope) -> int:
+    """What ``?revision=`` says, 0 where it says nothing.
+
+    Raises:
+        HttpError: 400, it is no number.
+    """
+    named = parse_qs(scope["query_string"].decode("latin-1")).get("revision", ["0"])[-1]
+    if not (named.isascii() and named.isdecimal() and len(named) <= MAX_REVISION_DIGITS):
+        raise HttpError(
+            400, f"revision {named[:40]!r} is no number; /admin/notify?revision=17 names a revision to look at"
+        )
+    return int(named)
 
 
 async def _read_body(receive: Receive, limits: Limits) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from modelyard.serve.datatypes import DATATYPES
@@ -47,6 +47,12 @@ _REFUSALS = {
     504: "no answer in time",
 }
 _READING = (401, 403, 404, 405, 503)
+_REVISION: Json = {
+    "name": "revision",
+    "in": "query",
+    "description": "One that is there; without it the newest is looked for",
+    "schema": {"type": "integer", "minimum": 0},
+}
 _INFERRING = (400, 401, 403, 404, 405, 408, 413, 415, 429, 503, 504)
 
 
@@ -83,7 +89,7 @@ def document(version: str, models: Mapping[str, Iterable[str]], *, reads_text: b
             "/v1/models/{model}": _get("One of them", parameters=[name]),
             "/v1/embeddings": _embed(),
             "/admin/status": _guarded("get", "Revision, versions, workers", 200),
-            "/admin/notify": _guarded("post", "Look at the bucket now", 202),
+            "/admin/notify": _guarded("post", "Look at the bucket now", 202, [_REVISION]),
         },
         "components": {
             "schemas": _schemas(reads_text),
@@ -174,7 +180,7 @@ def _scoring_schemas() -> Json:
     }
 
 
-def _get(summary: str, kind: str = "application/json", parameters: Iterable[Json] = ()) -> Json:
+def _get(summary: str, kind: str = "application/json", parameters: Collection[Json] = ()) -> Json:
     answer = {"description": "yes", "content": {kind: {}}}
     return {"get": _operation(summary, {"200": answer}, _READING, parameters)}
 
@@ -202,9 +208,11 @@ def _post(summary: str, body: Json, answer: Json, parameters: Iterable[Json]) ->
     return {"post": operation | {"requestBody": {"required": True, "content": body}}}
 
 
-def _guarded(verb: str, summary: str, status: int) -> Json:
+def _guarded(verb: str, summary: str, status: int, parameters: Collection[Json] = ()) -> Json:
     answer = {"description": "done", "content": {"application/json": {}}}
-    return {verb: _operation(summary, {str(status): answer}, (401, 403, 405), ()) | {"security": [{"admin": []}]}}
+    refusals = (400, 401, 403, 405) if parameters else (401, 403, 405)
+    operation = _operation(summary, {str(status): answer}, refusals, parameters)
+    return {verb: operation | {"security": [{"admin": []}]}}
 
 
 def _operation(summary: str, answers: Json, refusals: Iterable[int], parameters: Iterable[Json]) -> Json:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 from modelyard import transitions
-from modelyard.errors import EndpointUnavailable, ModelyardError, PermanentError
+from modelyard.errors import EndpointUnavailable, ModelyardError, NotFound, PermanentError
 from modelyard.revisions import ReplicaStatus, Revision, ServedVersion, latest_revision, publish_status, read_revision
 from modelyard.serve.admission import refuse_other_schemas
 from modelyard.serve.attempts import Attempts, Progress, reached
@@ -64,7 +64,9 @@ class Reconciler:
         self._running: dict[tuple[str, str, str, str], RunningVersion] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._remembering = asyncio.Lock()
+        self._followed = asyncio.Event()
         self._notified = asyncio.Event()
+        self._named = 0  # the newest revision that a notice named
         self._met_bucket = False
         self._attempts = Attempts(*limits.retry_seconds)
         self._loading: list[str] = []
@@ -73,9 +75,14 @@ class Reconciler:
 
     # -- what others ask ------------------------------------------------------------------------------
 
-    def notify(self) -> None:
-        """Look at the bucket now, and try a refused revision once more."""
+    def notify(self, revision: int = 0) -> None:
+        """Look at the bucket now, and try a refused revision once more.
+
+        Args:
+            revision: one that is there, if known. It is read at once, and who lists the newest comes after it.
+        """
         self._attempts.forgive()
+        self._named = max(self._named, revision)
         self._notified.set()
 
     @property
@@ -106,21 +113,24 @@ class Reconciler:
     async def run(self) -> None:
         """Serve the local state at once, then follow the bucket and judge its rollouts until cancelled."""
         await self._resume()
-        judging = asyncio.create_task(self._judge.run())
+        # A notice must not wait for the bucket to take a status, so that is written beside the loop.
+        beside = [asyncio.create_task(self._judge.run()), asyncio.create_task(self._keep_published())]
         try:
             while True:
                 self._notified.clear()
                 await self._follow()
-                await self._publish()
+                self._followed.set()
                 try:
                     async with asyncio.timeout(self._limits.poll_seconds):
                         await self._notified.wait()
                 except TimeoutError:
                     pass
-                if judging.done():
-                    judging.result()  # it never returns: an error in it is a defect, and must not go unseen
+                for task in beside:
+                    if task.done():
+                        task.result()  # it never returns: an error in it is a defect, and must not go unseen
         finally:
-            judging.cancel()
+            for task in beside:
+                task.cancel()
 
     async def close(self) -> None:
         """End every worker; the endpoint has answered its last request."""
@@ -147,7 +157,9 @@ class Reconciler:
         try:
             # The first time from the beginning: the local state may stem from another bucket.
             after = current.number if self._met_bucket else 0
-            newest = await in_thread(latest_revision, self._store, self.endpoint, after)
+            newest = await self._named_after(after) or await in_thread(
+                latest_revision, self._store, self.endpoint, after
+            )
         except (ModelyardError, ValueError) as failure:  # ValueError: a document that is not a revision
             if not self.progress.is_known or not isinstance(failure, ModelyardError):
                 self.progress.error = _sentence(failure)
@@ -159,6 +171,17 @@ class Reconciler:
             self.progress = reached(current.number)
         elif self._attempts.may_try(newest):
             await self._attempt(newest)
+
+    async def _named_after(self, number: int) -> Revision | None:
+        """The revision that a notice named, if it is newer than ``number`` and there: one answer of the bucket, not two."""
+        named, self._named = self._named, 0
+        if not 0 < number < named:
+            return None
+        with suppress(NotFound):
+            revision = await in_thread(read_revision, self._store, self.endpoint, named)
+            self._notified.set()  # there may be a newer one already
+            return revision
+        return None
 
     async def _attempt(self, revision: Revision) -> None:
         self._attempts.begin(revision)
@@ -324,6 +347,13 @@ class Reconciler:
                 logger.warning("the local state cannot be kept: %s", failure)
 
     # -- the status in the bucket ---------------------------------------------------------------------
+
+    async def _keep_published(self) -> None:
+        """The status after each look at the bucket, until cancelled."""
+        while True:
+            await self._followed.wait()
+            self._followed.clear()
+            await self._publish()
 
     async def _publish(self) -> None:
         status = self.status()

@@ -73,8 +73,9 @@ class Endpoint:
     def status(self) -> dict[str, Any]:
         return self.client.get("/admin/status").raise_for_status().json()
 
-    def notify(self) -> None:
-        self.client.post("/admin/notify").raise_for_status()
+    def notify(self, revision: int | None = None) -> None:
+        named = {} if revision is None else {"revision": revision}
+        self.client.post("/admin/notify", params=named).raise_for_status()
 
     def reach(self, revision: int) -> dict[str, Any]:
         """Tell it to look, and wait until it has tried the revision."""

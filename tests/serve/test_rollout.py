@@ -178,6 +178,22 @@ def test_a_refused_revision_is_tried_again_on_notice_only(store: Store, serving:
     until(lambda: serving.log.read_text().count("was not taken over") == tries + 1, "the second try")
 
 
+def test_a_notice_may_name_a_revision(store: Store, serving: Endpoint):
+    """One that is not there yet hides no other, one that is not the newest is not the last; no number is refused."""
+    version = publish_version(store, "1")
+    before = serving.status()["revision"]
+    there = roll_out(store, serving.name, version)
+    serving.notify(there.number + 50)
+    until(lambda: serving.status()["revision"] == there.number > before, "the revision that is there")
+    named, newest = roll_out(store, serving.name, version), roll_out(store, serving.name, version)
+    assert named.number < newest.number
+    serving.notify(named.number)
+    until(lambda: serving.status()["revision"] == newest.number, "the newest revision")
+    for word in ("x", "-1", "1" * 13, "٣"):
+        answer = serving.client.post("/admin/notify", params={"revision": word})
+        assert (answer.status_code, "is no number" in answer.json()["error"]) == (400, True), word
+
+
 def test_a_difference_within_tolerance_is_served(store: Store, serving: Endpoint):
     """The tolerance is the verdict's own: a tenth of it passes, also right after a refusal."""
     good = roll_out(store, serving.name, publish_version(store, "1", golden_shift=0.0001))
