@@ -2,7 +2,7 @@
 
 keeper       holds the listening socket and starts routers: `python -m modelyard.serve`
 program      one router process, from start to end; starting: the processes behind it
-server       the listening socket and uvicorn's server
+server       the listening socket and uvicorn's server; tls: its certificate
 http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
