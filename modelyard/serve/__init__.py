@@ -11,8 +11,8 @@ protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
 protocol_openai  the list of models as OpenAI's clients ask for it
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
-batching     requests that arrived together become one call
-workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+batching     requests that arrived together become one call; pieces: a large one becomes several
+workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets; patience: when one hangs
 ray_workers  the same on a Ray cluster; ray_replica: what runs there
 group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`

@@ -92,13 +92,18 @@ class Server(uvicorn.Server):
         """Accept from these sockets. uvicorn's own has no bound on the handshake but a minute."""
         if not self.config.loaded:
             self.config.load()
-        bounds = {}
-        if self._context:
-            bounds = {"ssl_handshake_timeout": self._limits.head_seconds, "ssl_shutdown_timeout": GOODBYE_SECONDS}
+        shaking, leaving = (self._limits.head_seconds, GOODBYE_SECONDS) if self._context else (None, None)
         make = partial(self._protocol, config=self.config, server_state=self.server_state, app_state={})
         loop = asyncio.get_running_loop()
         self.servers = [
-            await loop.create_server(make, sock=one, backlog=BACKLOG, ssl=self._context, **bounds)
+            await loop.create_server(
+                make,
+                sock=one,
+                backlog=BACKLOG,
+                ssl=self._context,
+                ssl_handshake_timeout=shaking,
+                ssl_shutdown_timeout=leaving,
+            )
             for one in sockets or ()
         ]
         self.started = True

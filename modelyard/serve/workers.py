@@ -19,6 +19,7 @@ import orjson
 from modelyard.errors import DataError, EndpointUnavailable, ModelyardError
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
+from modelyard.serve.patience import Patience
 from modelyard.serve.starting import ChildProcess, StartedProcess, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
 from modelyard.transform import RowTransform, TextTransform, read_row_transform
@@ -107,7 +108,7 @@ class SubprocessPool:
     async def spawn(self, version: ServedVersion, folder: Path) -> SubprocessWorker:
         started = self._take_first() or start_worker()
         ours = started.connection
-        worker = SubprocessWorker(started.process, self._limits.hang_seconds)
+        worker = SubprocessWorker(started.process, Patience(self._limits.stall_seconds, self._limits.hang_seconds))
         ours.setblocking(False)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
@@ -130,12 +131,13 @@ class SubprocessPool:
 class SubprocessWorker(asyncio.Protocol):
     """The router's end of one worker process."""
 
-    def __init__(self, process: ChildProcess, hang_seconds: float) -> None:
+    def __init__(self, process: ChildProcess, patience: Patience) -> None:
         self.lost = asyncio.Event()
         self.on_respawn: Callable[[], None] | None = None
         self.info = WorkerInfo(columns=[], outputs=[])
         self._process = process
-        self._hang_seconds = hang_seconds
+        self._patience = patience
+        self._owed_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         self._numbers = count(1)
@@ -160,10 +162,15 @@ class SubprocessWorker(asyncio.Protocol):
         number = next(self._numbers)
         answer = self._owed[number] = self._loop.create_future()
         self._transport.write(frame(number, Kind.INFER, pack_tensors({"features": rows})))
-        hung = self._loop.call_later(self._hang_seconds, self.kill)
+        began, owed = self._loop.time(), self._owed_bytes + rows.nbytes  # it answers one call after the other
+        self._owed_bytes = owed
+        hung = self._loop.call_later(self._patience.allowed(owed), self.kill)
         try:
-            return await answer
+            answers = await answer
+            self._patience.learn(owed, self._loop.time() - began)
+            return answers
         finally:
+            self._owed_bytes -= rows.nbytes
             hung.cancel()
 
     def kill(self) -> None:
