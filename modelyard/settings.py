@@ -89,6 +89,9 @@ class Settings(BaseSettings):
         None, description="a Ray cluster that has the workers, host:port or auto; empty: they are on this machine"
     )
     endpoint_decimals: int | None = Field(None, ge=0, le=12, description="decimals of numbers in answers; empty: all")
+    endpoint_top_k: int | None = Field(
+        None, ge=1, description="classes whose own outputs an answer holds, the likeliest; empty: all"
+    )
     endpoint_raw_outputs: bool = Field(True, description="whether answers hold the network's own outputs too")
     endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")
     endpoint_redact: str = Field("", description="columns and outputs kept out of it, separated by commas")

@@ -237,6 +237,10 @@ def build(
         audit=AuditLog(settings),
         store=store,
         recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
-        disclosure=Disclosure(decimals=settings.endpoint_decimals, raw_outputs=settings.endpoint_raw_outputs),
+        disclosure=Disclosure(
+            decimals=settings.endpoint_decimals,
+            raw_outputs=settings.endpoint_raw_outputs,
+            top=settings.endpoint_top_k,
+        ),
     )
     return app, reconciler
