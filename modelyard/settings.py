@@ -85,6 +85,9 @@ class Settings(BaseSettings):
         "required", description="whether it loads signed artifacts alone"
     )
     endpoint_workers: int = Field(1, ge=1, le=64, description="worker processes of each version")
+    endpoint_worker_mb: int | None = Field(
+        None, ge=64, description="memory at which a worker process is ended, and another started; empty: none"
+    )
     endpoint_ray: Annotated[str, AfterValidator(ray_address)] | None = Field(
         None, description="a Ray cluster that has the workers, host:port or auto; empty: they are on this machine"
     )

@@ -181,7 +181,8 @@ async def keep_books(app: EndpointApp, limits: Limits, tls: Tls | None) -> None:
 def _pool(settings: Settings, limits: Limits, prepared: Prepared) -> WorkerPool:
     """Workers of this machine, or of a cluster."""
     if not settings.endpoint_ray:
-        return SubprocessPool(limits, prepared.worker)
+        most = settings.endpoint_worker_mb
+        return SubprocessPool(limits, prepared.worker, most * 2**20 if most else None)
     if prepared.worker:  # it was started before anything was known
         prepared.worker.connection.close()
         prepared.worker.process.kill()
