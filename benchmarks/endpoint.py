@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import orjson
 
-from benchmarks import endpoint_start, endpoint_texts, load, plain, servers, way_back
+from benchmarks import endpoint_guarded, endpoint_start, endpoint_texts, load, plain, servers, way_back
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.installation import Installation
 from benchmarks.peers.onnx_model import Model
@@ -73,7 +73,7 @@ PROMISED = {OURS: 0.12, BINARY: 0.17}
 P99_MS = 10.0
 START_SECONDS, MEMORY_MB = 0.5, 110.0
 FULL = Plan(connections=(1, 64), seconds=3, rounds=5)
-PARTS = ("requests", "start", "way-back", "texts")
+PARTS = ("requests", "guarded", "start", "way-back", "texts")
 TEXT_CONNECTIONS = (8, 64)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
@@ -85,10 +85,18 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
     findings = Findings()
     if "requests" in parts:
         findings.add(_measure_requests(settings, plan, installation.scratch, quick=quick))
-    if "start" in parts or "way-back" in parts:
+    if {"guarded", "start", "way-back"} & set(parts):
         subject = _mlp(settings, installation.scratch)
         ours = Server(url=f"{settings.serving_url}/v2/models/{subject.name}/infer", body=subject.body)
         _check(ours, subject)
+        if "guarded" in parts:
+            endpoint_start.await_local_state(settings, [subject.name])
+            body, headers = subject.binary
+            forms = {"JSON": ours, "binary": Server(url=ours.url, body=body, headers=headers)}
+            number = plan.connections[-1]
+            findings.add(
+                endpoint_guarded.measure(settings, forms, number, plan.seconds, plan.rounds, installation.scratch)
+            )
         if "start" in parts:
             findings.figures += _measure_start(settings, ours, plan, installation.scratch)
         if "way-back" in parts:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from benchmarks import endpoint_start, load, plain
+from benchmarks import endpoint_ready, endpoint_start, load, plain
 from benchmarks.compress_minilm import sentences
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.servers import Server
@@ -56,6 +56,8 @@ def measure(settings: Settings, connections: Sequence[int], seconds: float, roun
             endpoint_start.await_answer(server.url, server)
         for number in connections:
             figures += _under_load(subjects, servers, number, seconds, rounds, scratch)
+    largest = subjects[-1]
+    figures.append(endpoint_ready.measure(settings, home, largest.name, largest.file, max(rounds, 3)))
     return Findings(figures=figures, notes=[_note(subjects[0])])
 
 

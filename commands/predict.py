@@ -73,7 +73,13 @@ def _metadata(settings: Settings, model: str) -> httpx.Response:
     """What the endpoint says of a model; its headers name the version and artifact that serve."""
     url = f"{settings.serving_url}/v2/models/{model}"
     try:
-        response = httpx.get(url, headers=settings.endpoint_headers, timeout=REQUEST_SECONDS, trust_env=False)
+        response = httpx.get(
+            url,
+            headers=settings.endpoint_headers,
+            timeout=REQUEST_SECONDS,
+            trust_env=False,
+            verify=settings.endpoint_trust,
+        )
     except httpx.HTTPError as failure:
         raise EndpointUnavailable(f"{url}: {failure or type(failure).__name__}; see `modelyard status`") from failure
     if response.status_code == 404:

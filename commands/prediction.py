@@ -69,6 +69,7 @@ def ask(settings: Settings, model_name: str, rows: Rows) -> Prediction:
             headers=settings.endpoint_headers,
             timeout=REQUEST_SECONDS,
             trust_env=False,
+            verify=settings.endpoint_trust,
         )
     except httpx.HTTPError as failure:
         raise EndpointUnavailable(f"{url}: {failure or type(failure).__name__}; see `modelyard status`") from failure

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -114,7 +115,7 @@ def _worker(settings: Settings, since: datetime | None) -> None:
 
 
 def _endpoint(settings: Settings, _: datetime | None) -> None:
-    with _client(settings.endpoint_url is None) as client:
+    with _client(settings.endpoint_url is None, settings.endpoint_trust) as client:
         _expect_ok(client.get(f"{settings.serving_url}/readyz"))
 
 
@@ -154,9 +155,9 @@ def _mlflow_headers() -> dict[str, str]:
     return {}
 
 
-def _client(is_embedded: bool) -> httpx.Client:
+def _client(is_embedded: bool, trust: ssl.SSLContext | bool = True) -> httpx.Client:
     """A proxy of the environment must not be asked for our own machine."""
-    return httpx.Client(timeout=REQUEST_SECONDS, trust_env=not is_embedded, follow_redirects=True)
+    return httpx.Client(timeout=REQUEST_SECONDS, trust_env=not is_embedded, follow_redirects=True, verify=trust)
 
 
 def _expect_ok(answer: httpx.Response) -> httpx.Response:

@@ -39,7 +39,11 @@ def replace_router(settings: Settings, bound_seconds: float) -> tuple[int, int]:
     if program is None or not program.is_alive:
         raise StackFailed("the endpoint does not run here; where it does, send SIGHUP to `python -m modelyard.serve`")
     with httpx.Client(
-        base_url=settings.serving_url, headers=settings.endpoint_headers, timeout=REQUEST_SECONDS, trust_env=False
+        base_url=settings.serving_url,
+        headers=settings.endpoint_headers,
+        timeout=REQUEST_SECONDS,
+        trust_env=False,
+        verify=settings.endpoint_trust,
     ) as client:
         before = _router_pid(client)
         supervisor.signal(ENDPOINT.name, "HUP")

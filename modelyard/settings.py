@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from dotenv import dotenv_values
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
@@ -18,6 +18,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from modelyard.errors import ConfigError
 from modelyard.ray_cluster import ray_address
+
+if TYPE_CHECKING:
+    import ssl
 
 ENV_PREFIX = "MODELYARD_"
 Port = Annotated[int, Field(ge=1024, le=55535, description="gRPC sits 10,000 above the store's ports")]
@@ -69,14 +72,29 @@ class Settings(BaseSettings):
     endpoint_keys: Literal["auto", "required", "off"] = Field(
         "auto", description="whether requests for predictions need a key; auto: unless it listens on loopback only"
     )
+    endpoint_certificate: Path | None = Field(
+        None, description="PEM file of its certificate, and of those up to an authority; empty: plain HTTP"
+    )
+    endpoint_certificate_key: Path | None = Field(
+        None, description="PEM file of the certificate's private key; empty: it is in the same file"
+    )
+    endpoint_ca_bundle: Path | None = Field(
+        None, description="PEM file of a private authority by which our own clients trust the endpoint"
+    )
     endpoint_signatures: Literal["required", "off"] = Field(
         "required", description="whether it loads signed artifacts alone"
     )
     endpoint_workers: int = Field(1, ge=1, le=64, description="worker processes of each version")
+    endpoint_worker_mb: int | None = Field(
+        None, ge=64, description="memory at which a worker process is ended, and another started; empty: none"
+    )
     endpoint_ray: Annotated[str, AfterValidator(ray_address)] | None = Field(
         None, description="a Ray cluster that has the workers, host:port or auto; empty: they are on this machine"
     )
     endpoint_decimals: int | None = Field(None, ge=0, le=12, description="decimals of numbers in answers; empty: all")
+    endpoint_top_k: int | None = Field(
+        None, ge=1, description="classes whose own outputs an answer holds, the likeliest; empty: all"
+    )
     endpoint_raw_outputs: bool = Field(True, description="whether answers hold the network's own outputs too")
     endpoint_record: float = Field(0, ge=0, le=1, description="share of the answers kept in the prediction log")
     endpoint_redact: str = Field("", description="columns and outputs kept out of it, separated by commas")
@@ -123,7 +141,26 @@ class Settings(BaseSettings):
 
     @property
     def serving_url(self) -> str:
-        return (self.endpoint_url or f"http://{self.host}:{self.endpoint_port}").rstrip("/")
+        scheme = "https" if self.endpoint_certificate else "http"
+        return (self.endpoint_url or f"{scheme}://{self.host}:{self.endpoint_port}").rstrip("/")
+
+    @property
+    def endpoint_trust(self) -> ssl.SSLContext | bool:
+        """By what our own clients (httpx's ``verify``) trust the endpoint: a private authority, or the public ones.
+
+        Raises:
+            ConfigError: the authority's file cannot be read.
+        """
+        if self.endpoint_ca_bundle is None:
+            return True
+        import ssl
+
+        try:
+            return ssl.create_default_context(cafile=self.endpoint_ca_bundle)
+        except OSError as failure:  # SSLError is one
+            raise ConfigError(
+                "MODELYARD_ENDPOINT_CA_BUNDLE", f"{self.endpoint_ca_bundle}: no certificate as PEM ({failure})"
+            ) from failure
 
     @property
     def endpoint_needs_keys(self) -> bool:

@@ -26,7 +26,11 @@ class EndpointClient:
         self.url = settings.serving_url
         self._endpoint = settings.endpoint_name
         self._client = httpx.Client(
-            base_url=self.url, headers=settings.endpoint_headers, timeout=REQUEST_SECONDS, trust_env=False
+            base_url=self.url,
+            headers=settings.endpoint_headers,
+            timeout=REQUEST_SECONDS,
+            trust_env=False,
+            verify=settings.endpoint_trust,
         )
 
     def __enter__(self) -> Self:

@@ -2,7 +2,7 @@
 
 keeper       holds the listening socket and starts routers: `python -m modelyard.serve`
 program      one router process, from start to end; starting: the processes behind it
-server       the listening socket and uvicorn's server
+server       the listening socket and uvicorn's server; tls: its certificate
 http         connections: uvicorn's, with a short way for inference requests
 app          HTTP: which path does what; answers: what every answer carries; bodies: type, encoding and size
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
@@ -11,8 +11,8 @@ protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
 protocol_openai  the list of models as OpenAI's clients ask for it
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
-batching     requests that arrived together become one call
-workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets
+batching     requests that arrived together become one call; pieces: a large one becomes several
+workers      the `WorkerPool` protocol and its local form, subprocesses behind unix sockets; patience: when one hangs
 ray_workers  the same on a Ray cluster; ray_replica: what runs there
 group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`

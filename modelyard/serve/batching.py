@@ -10,12 +10,13 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
 from modelyard.errors import EndpointUnavailable
 from modelyard.serve.limits import Limits
+from modelyard.serve.pieces import Piece, Waiting, Whole, piece_rows
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.transform import joined
 
@@ -29,21 +30,6 @@ Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
 
 class Overloaded(EndpointUnavailable):
     """More waits for this version than may wait."""
-
-
-class Waiting(Protocol):
-    """Who waits for answers. Called back instead of a future: that would be one more turn of the loop for each."""
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nobody waits any more: its client may have run out of time."""
-        ...
-
-    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
-        """Rows [begin, end) of these answers are its own."""
-        ...
-
-    def failed(self, failure: Exception) -> None: ...
 
 
 class Batcher:
@@ -63,7 +49,7 @@ class Batcher:
         self._call_seconds = 0.0  # of the last calls, the later ones more
 
     def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
-        """Get answers for these rows (n, width), or tokens of texts (n, t) int64.
+        """Get answers for these rows (n, width), or tokens of texts (n, t) int64. Very many are asked for in pieces.
 
         Raises:
             Overloaded: the queue is full.
@@ -71,14 +57,19 @@ class Batcher:
         limits = self._limits
         if len(self._queue) >= limits.max_queued_requests or self._queued_bytes >= limits.max_queued_bytes:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
-        self._queue.append((rows, waiting))
         self._queued_bytes += rows.nbytes
-        self.num_unanswered += 1
-        if self.num_unanswered == 1:
-            self.idle.clear()
+        if len(rows) > max(limits.max_batch_rows, piece_rows(rows)):
+            rows, waiting = Whole(waiting, rows).piece()
+        self._enqueue(rows, waiting)
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
+
+    def _enqueue(self, rows: np.ndarray, waiting: Waiting) -> None:
+        self._queue.append((rows, waiting))
+        self.num_unanswered += 1
+        if self.num_unanswered == 1:
+            self.idle.clear()
 
     def _flush(self) -> None:
         self._flush_is_due = False
@@ -122,11 +113,19 @@ class Batcher:
             self._queue.popleft()
             self._queued_bytes -= rows.nbytes
             if waiting.is_over:
-                self._settled(1)
-            else:
-                batch.append((rows, waiting))
-                num_rows += len(rows)
+                self._forget(waiting)
+                continue
+            batch.append((rows, waiting))
+            num_rows += len(rows)
+            if isinstance(waiting, Piece) and (following := waiting.whole.following(waiting)):
+                self._enqueue(*following)  # behind those who came meanwhile
         return batch
+
+    def _forget(self, waiting: Waiting) -> None:
+        """Nobody waits for it any more, nor for what would follow."""
+        if isinstance(waiting, Piece):
+            self._queued_bytes -= waiting.whole.bytes_behind(waiting)
+        self._settled(1)
 
     async def _run(self, batch: list[tuple[np.ndarray, Waiting]]) -> None:
         began, num_before = self._loop.time(), len(self._running) - 1

@@ -26,7 +26,7 @@ from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.shadow import are_finite
 from modelyard.serve.trial import Trial
-from modelyard.serve.wire import Tensor
+from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerInfo, WorkerLost
 
 logger = logging.getLogger(__name__)
@@ -96,8 +96,8 @@ class Inference:
     """One request. What it holds of its client is dropped as soon as it is over."""
 
     __slots__ = (
-        "_accepts", "_dialect", "_drawn", "_engine", "_is_odd", "_key", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
-        "_started", "_trial", "_version", "is_over",
+        "_accepts", "_asked", "_dialect", "_drawn", "_engine", "_is_odd", "_key", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
+        "_sent", "_started", "_trial", "_version", "is_over",
     )  # fmt: skip
 
     def __init__(self, engine: Inferences, dialect: Dialect, model: str, version: str | None, reply: Reply) -> None:
@@ -107,10 +107,11 @@ class Inference:
         self._model = model
         self._version = version
         self._reply: Reply | None = reply
-        self._started = perf_counter()
+        self._started = self._asked = perf_counter()
         self._accepts: Encoding | None = None
         self._picked: RunningVersion | None = None
         self._request: Request | None = None
+        self._sent: tuple[Head, bytes, WorkerInfo] | None = None  # kept where another version would read it otherwise
         self._second_try: asyncio.Task[None] | None = None
         self._trial: Trial | None = None
         self._drawn: RunningVersion | None = None
@@ -130,9 +131,13 @@ class Inference:
             if self._version is None and (trial := engine.router.trials.get(self._model)):
                 self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked, head.key)
                 self._key = head.key
-            request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(picked.info))
+            info = picked.info
+            request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(info))
+            if info.transform:
+                self._sent = head, body, info
             self._request = request
             engine.deadlines.add(self)
+            self._asked = perf_counter()
             picked.submit(self, request.rows)
         except Exception as failure:  # noqa: BLE001 (each becomes a status)
             self.failed(failure)
@@ -143,6 +148,7 @@ class Inference:
             return
         mine = {name: tensor[begin:end] for name, tensor in answers.items()}
         picked, request, recorder = self._picked, self._request, self._engine.recorder
+        told = perf_counter()
         try:
             self._is_odd = self._trial is not None and not are_finite(mine)
             request_id, answer = self._format(mine)
@@ -153,6 +159,8 @@ class Inference:
         self._finish(answer)
         if not (picked and request):
             return
+        stages = self._asked - self._started, told - self._asked, perf_counter() - told
+        self._engine.metrics.count_stages(self._model, picked.served.version, stages)
         if recorder:
             recorder.offer(picked, request_id, request.rows, mine, perf_counter() - self._started)
         if self._trial and self._trial.copier and picked is self._trial.stable:
@@ -162,7 +170,7 @@ class Inference:
         if self.is_over:
             return
         if isinstance(failure, WorkerLost) and self._picked and self._request:
-            second_try = self._ask_another(self._picked, self._request.rows)
+            second_try = self._ask_another(self._picked)
             self._second_try = asyncio.get_running_loop().create_task(second_try)
         else:
             self._refuse(failure)
@@ -172,17 +180,28 @@ class Inference:
             self._second_try.cancel()
         self._refuse(TimeoutError())
 
-    async def _ask_another(self, lost: RunningVersion, rows: np.ndarray) -> None:
+    async def _ask_another(self, lost: RunningVersion) -> None:
         """The worker died over it; the router finds who answers instead."""
         try:
             self._picked, answers = await self._engine.router.infer_instead(
-                lost, rows, pinned=self._version is not None
+                lost, self._rows_for, pinned=self._version is not None
             )
         except Exception as failure:  # noqa: BLE001 (each becomes a status)
             if not self.is_over:
                 self._refuse(failure)
         else:
-            self.answered(answers, 0, len(rows))
+            self.answered(answers, 0, len(answers[RAW_OUTPUTS]))
+
+    def _rows_for(self, version: RunningVersion) -> np.ndarray:
+        """The rows as another version reads them: tokens of its own tokenizer, codes of its own categories."""
+        assert self._request
+        if self._sent and self._sent[2].transform != version.info.transform:
+            head, body, _ = self._sent
+            info = version.info
+            self._request = self._dialect.read(body, head, self._model, self._engine.disclosure.info(info))
+            self._sent = head, body, info
+        assert self._request
+        return self._request.rows
 
     def _format(self, answers: dict[str, Tensor]) -> tuple[str, Answer]:
         picked, request = self._picked, self._request
@@ -206,7 +225,7 @@ class Inference:
     def _finish(self, answer: Answer) -> None:
         engine, picked, reply = self._engine, self._picked, self._reply
         self.is_over = True
-        self._request = self._reply = None
+        self._request = self._reply = self._sent = None
         engine.num_in_flight -= 1
         # No client's invention becomes a label.
         model, version = (self._model, picked.served.version) if picked else ("", "")

@@ -18,7 +18,8 @@ class Limits:
             clients keep an idle one.
         max_connections: a further one is told 503 and closed.
         body_seconds: a request whose body has not arrived by then gets a 408.
-        hang_seconds: a worker that owes an answer for this long is killed and restarted.
+        stall_seconds, hang_seconds: a worker that owes an answer for twenty times what it usually takes, but no shorter
+            than the one and no longer than the other, is killed and restarted; its requests have time left then.
         load_seconds: from the start of a worker to its first answer.
         comeback_seconds: how long a request waits for a dead worker when no other version can answer.
         respawn_seconds: first and longest pause before a dead worker is started again.
@@ -46,6 +47,7 @@ class Limits:
     keep_alive_seconds: float = 75.0
     max_connections: int = 16_384
     body_seconds: float = 30.0
+    stall_seconds: float = 3.0
     hang_seconds: float = 10.0
     load_seconds: float = 60.0
     comeback_seconds: float = 8.0

@@ -1,12 +1,15 @@
-"""What Prometheus scrapes from the router process."""
+"""What Prometheus scrapes from the router process: names of our own, and those of KServe's model servers."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from modelyard.serve.metering import Meter
@@ -15,6 +18,13 @@ from modelyard.serve.recording import Recorder
 # From a small model's answer to the request time-out.
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
+
+# As KServe's SDK names them (kserve/metrics.py), so that its dashboards show these endpoints too.
+KSERVE_STAGES = {
+    "request_preprocess_seconds": "From the last byte of a request to its rows.",
+    "request_predict_seconds": "From its rows to the model's answers, the wait for its turn included.",
+    "request_postprocess_seconds": "From the model's answers to the response.",
+}
 
 # (model, version, percent of the model's requests that it gets now)
 Share = tuple[str, str, float]
@@ -53,6 +63,8 @@ class Metrics:
         for name, (meaning, value) in gauges.items():
             Gauge(name, meaning, registry=self.registry).set_function(value)
         self.registry.register(_Shares(shares))
+        self._stages = _Stages()
+        self.registry.register(self._stages)
         # Looking a label set up costs more than counting: keep the pairs in use.
         self._children = lru_cache(maxsize=1024)(self._find_children)
 
@@ -61,6 +73,11 @@ class Metrics:
         counter, histogram = self._children(model, version, code)
         counter.inc()
         histogram.observe(seconds)
+
+    def count_stages(self, model: str, version: str, seconds: tuple[float, float, float]) -> None:
+        """How long the stages of an inference request took that was answered with 200, in their order."""
+        for durations, one in zip(self._stages.known[model, version], seconds, strict=True):
+            durations.add(one)
 
     def count_restart(self, model: str, version: str) -> None:
         self._restarts.labels(model, version).inc()
@@ -83,6 +100,40 @@ class Metrics:
 
     def _find_children(self, model: str, version: str, code: int) -> tuple[Counter, Histogram]:
         return self._requests.labels(model, version, str(code)), self._seconds.labels(model, version)
+
+
+class _Durations:
+    """One histogram, without the lock and the look-ups that prometheus_client's pays for: there is one thread."""
+
+    __slots__ = ("counts", "total")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(_LATENCY_BUCKETS) + 1)
+        self.total = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.counts[bisect_left(_LATENCY_BUCKETS, seconds)] += 1
+        self.total += seconds
+
+
+class _Stages(Collector):
+    """The stages of answered requests, by model and version."""
+
+    def __init__(self) -> None:
+        self.known: defaultdict[tuple[str, str], list[_Durations]] = defaultdict(
+            lambda: [_Durations() for _ in KSERVE_STAGES]
+        )
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        bounds = [*map(str, _LATENCY_BUCKETS), "+Inf"]
+        for place, (name, meaning) in enumerate(KSERVE_STAGES.items()):
+            family = HistogramMetricFamily(name, meaning, labels=["model_name", "model_version"])
+            for names, stages in self.known.items():
+                durations = stages[place]
+                family.add_metric(
+                    list(names), list(zip(bounds, accumulate(durations.counts), strict=True)), durations.total
+                )
+            yield family
 
 
 class _Count(Collector):

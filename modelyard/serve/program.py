@@ -40,6 +40,7 @@ from modelyard.serve.server import http_server, listen
 from modelyard.serve.starting import StartedProcess
 from modelyard.serve.state import LocalState
 from modelyard.serve.threads import in_thread
+from modelyard.serve.tls import Tls, tls_of
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.workers import SubprocessPool, WorkerPool
 from modelyard.settings import Settings, load_settings
@@ -63,11 +64,12 @@ def run(inheritance: Inheritance, prepared: Prepared) -> None:
     try:
         settings = load_settings()
         logging.basicConfig(level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        tls = tls_of(settings)  # before the socket is known to the parent, who would try again and again
         listener = inheritance.listener
         if listener is None:
             listener = listen(settings)
             socket.send_fds(inheritance.control, [BOUND], [listener.fileno()])
-        uvloop.run(Serving(settings, listener, inheritance, prepared).run())
+        uvloop.run(Serving(settings, listener, inheritance, prepared, tls).run())
     except ModelyardError as failure:
         sys.exit(f"{type(failure).__name__}: {failure}")
 
@@ -86,9 +88,15 @@ class Serving:
     """One router from its first look at the local state to its last answer."""
 
     def __init__(
-        self, settings: Settings, listener: socket.socket, inheritance: Inheritance, prepared: Prepared
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        inheritance: Inheritance,
+        prepared: Prepared,
+        tls: Tls | None = None,
     ) -> None:
         self._settings = settings
+        self._tls = tls
         self._listener = listener
         self._inheritance = inheritance
         self._limits = admit_connections(Limits())
@@ -103,14 +111,16 @@ class Serving:
             EndpointUnavailable: it was to replace another router, and cannot answer in time.
         """
         self._watch()
+        tls = self._tls
         app, reconciler = build(self._settings, self._limits, self._prepared)
         following = asyncio.create_task(reconciler.run())
-        keeping = asyncio.create_task(keep_books(app, self._limits))
+        keeping = asyncio.create_task(keep_books(app, self._limits, tls))
         await self._await_state(reconciler)
         gc.enable()  # `__main__` switched it off
-        server = http_server(app)
+        server = http_server(app, tls.context if tls else None)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
-        logger.info("endpoint %s on http://%s:%d", self._settings.endpoint_name, *self._listener.getsockname()[:2])
+        scheme, address = "https" if tls else "http", self._listener.getsockname()[:2]
+        logger.info("endpoint %s on %s://%s:%d", self._settings.endpoint_name, scheme, *address)
         ends = [asyncio.create_task(event.wait()) for event in (self._stop, self._leave)]
         await asyncio.wait([*ends, serving, following], return_when=asyncio.FIRST_COMPLETED)
         app.is_draining = True
@@ -153,10 +163,13 @@ class Serving:
         self._inheritance.control.send(READY)
 
 
-async def keep_books(app: EndpointApp, limits: Limits) -> None:
-    """Carry the audit log to the bucket and save the day's counts, now and then, until cancelled."""
+async def keep_books(app: EndpointApp, limits: Limits, tls: Tls | None) -> None:
+    """Carry the audit log to the bucket, save the day's counts and look for another certificate, now and then, until
+    cancelled."""
     while True:
         try:
+            if tls:
+                tls.refresh()
             await in_thread(app.guard.meter.save)
             if app.audit and app.audit.has_news():
                 await in_thread(app.audit.carry, app.store)
@@ -168,7 +181,8 @@ async def keep_books(app: EndpointApp, limits: Limits) -> None:
 def _pool(settings: Settings, limits: Limits, prepared: Prepared) -> WorkerPool:
     """Workers of this machine, or of a cluster."""
     if not settings.endpoint_ray:
-        return SubprocessPool(limits, prepared.worker)
+        most = settings.endpoint_worker_mb
+        return SubprocessPool(limits, prepared.worker, most * 2**20 if most else None)
     if prepared.worker:  # it was started before anything was known
         prepared.worker.connection.close()
         prepared.worker.process.kill()
@@ -224,6 +238,10 @@ def build(
         audit=AuditLog(settings),
         store=store,
         recorder=Recorder(settings, replica, limits) if settings.endpoint_record else None,
-        disclosure=Disclosure(decimals=settings.endpoint_decimals, raw_outputs=settings.endpoint_raw_outputs),
+        disclosure=Disclosure(
+            decimals=settings.endpoint_decimals,
+            raw_outputs=settings.endpoint_raw_outputs,
+            top=settings.endpoint_top_k,
+        ),
     )
     return app, reconciler

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from zlib import crc32
@@ -133,20 +133,24 @@ class Router:
         self.table = Table(table.revision, {**table.routes, model: route})
 
     async def infer_instead(
-        self, lost: RunningVersion, rows: np.ndarray, *, pinned: bool
+        self, lost: RunningVersion, rows_for: Callable[[RunningVersion], np.ndarray], *, pinned: bool
     ) -> tuple[RunningVersion, dict[str, Tensor]]:
         """Ask other versions of the model (only ``lost`` itself when ``pinned``), now that its worker died over it.
+
+        Args:
+            rows_for: the request's rows as a version reads them: each has tokens and codes of its own.
 
         Returns:
             The version that answered, and its answers.
 
         Raises:
             EndpointUnavailable: nobody could answer in time.
+            DataError: a version that was to answer does not read the request.
         """
         for _ in range(self._limits.max_tries - 1):
             lost = await self._stand_in(lost, lost.info.width, pinned)
             try:
-                return lost, await lost.infer(rows)
+                return lost, await lost.infer(rows_for(lost))
             except WorkerLost:
                 continue
         raise EndpointUnavailable(f"{self._limits.max_tries} workers died over this request")

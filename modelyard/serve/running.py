@@ -11,8 +11,9 @@ import numpy as np
 
 from modelyard.errors import ModelyardError
 from modelyard.revisions import ServedVersion
-from modelyard.serve.batching import Batcher, Waiting
+from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
+from modelyard.serve.pieces import Waiting
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerHandle, WorkerInfo, WorkerLost, WorkerPool
 

@@ -1,4 +1,4 @@
-"""The listening socket, and uvicorn's server around our connections."""
+"""The listening socket, and uvicorn's server around our connections, plain or over TLS."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Generator
+import ssl
+from collections.abc import Callable, Generator
 from functools import partial
 from typing import cast
 
@@ -20,6 +21,7 @@ from modelyard.settings import Settings
 
 BACKLOG = 4096  # connections that wait while no router accepts; the kernel may allow fewer
 SWEEP_TICKS = 5  # of uvicorn's, 0.1 s each
+GOODBYE_SECONDS = 1.0  # for a client over TLS to say goodbye too
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -43,12 +45,17 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-def http_server(app: EndpointApp) -> Server:
-    """uvicorn with our connections, and without what the endpoint does itself or not at all."""
+def http_server(app: EndpointApp, context: ssl.SSLContext | None = None) -> Server:
+    """uvicorn with our connections, and without what the endpoint does itself or not at all.
+
+    Args:
+        context: of TLS; None: plain HTTP.
+    """
+    protocol = partial(HttpProtocol, endpoint=app)
     return Server(
         uvicorn.Config(
             app,
-            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, endpoint=app)),
+            http=cast("type[asyncio.Protocol]", protocol),
             ws="none",
             lifespan="off",
             access_log=False,
@@ -59,12 +66,47 @@ def http_server(app: EndpointApp) -> Server:
             proxy_headers=False,
             timeout_graceful_shutdown=1,
             backlog=BACKLOG,
-        )
+        ),
+        protocol,
+        context,
+        app.limits,
     )
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handling, and with an end that drops nobody."""
+    """uvicorn without its signal handling, with bounds on TLS, and with an end that drops nobody."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        protocol: Callable[..., HttpProtocol],
+        context: ssl.SSLContext | None,
+        limits: Limits,
+    ) -> None:
+        super().__init__(config)
+        self._protocol = protocol
+        self._context = context
+        self._limits = limits
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept from these sockets. uvicorn's own has no bound on the handshake but a minute."""
+        if not self.config.loaded:
+            self.config.load()
+        shaking, leaving = (self._limits.head_seconds, GOODBYE_SECONDS) if self._context else (None, None)
+        make = partial(self._protocol, config=self.config, server_state=self.server_state, app_state={})
+        loop = asyncio.get_running_loop()
+        self.servers = [
+            await loop.create_server(
+                make,
+                sock=one,
+                backlog=BACKLOG,
+                ssl=self._context,
+                ssl_handshake_timeout=shaking,
+                ssl_shutdown_timeout=leaving,
+            )
+            for one in sockets or ()
+        ]
+        self.started = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:

@@ -10,6 +10,7 @@ sends SIGKILL should it be busy then.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
 import signal
@@ -29,6 +30,7 @@ from modelyard.transform import TextTransform
 
 WARM_BATCHES = (1, 32)
 WARM_TOKENS = 32  # of a text
+OOM_SCORE = Path("/proc/self/oom_score_adj")
 NAME = b"modelyard-work"  # in `top` and /proc/<pid>/comm, which have room for 15 characters
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
@@ -44,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(connection: socket.socket, router_pid: int) -> None:
     """Be the worker of that router until it leaves."""
     _end_with(router_pid)
+    _end_before_others()
     with connection:
         serve(connection)
 
@@ -166,6 +169,12 @@ def _end_with(router_pid: int) -> None:
     libc.prctl(_PR_SET_NAME, NAME)
     if os.getppid() != router_pid:
         raise SystemExit(0)  # it died before the kernel was told
+
+
+def _end_before_others() -> None:
+    """When the machine has no memory left the kernel shall end a worker, whose requests others answer, and not the router."""
+    with contextlib.suppress(OSError):
+        OOM_SCORE.write_text("1000")
 
 
 if __name__ == "__main__":

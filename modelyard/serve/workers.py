@@ -6,6 +6,9 @@ The router knows only the two protocols, so that Ray handles (`ray_workers`, or 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +22,15 @@ import orjson
 from modelyard.errors import DataError, EndpointUnavailable, ModelyardError
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
+from modelyard.serve.patience import Patience
 from modelyard.serve.starting import ChildProcess, StartedProcess, start_worker
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
 from modelyard.transform import RowTransform, TextTransform, read_row_transform
 
+logger = logging.getLogger(__name__)
+
+WEIGH_SECONDS = 0.1  # between two looks at a worker's memory
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
 
 
@@ -98,16 +106,19 @@ class WorkerPool(Protocol):
 
 
 class SubprocessPool:
-    """Workers as processes of this machine, one thread of inference each."""
+    """Workers as processes of this machine, one thread of inference each; one that holds more memory than ``max_bytes`` is
+    killed."""
 
-    def __init__(self, limits: Limits, first: StartedProcess | None = None) -> None:
+    def __init__(self, limits: Limits, first: StartedProcess | None = None, max_bytes: int | None = None) -> None:
         self._limits = limits
+        self._max_bytes = max_bytes
         self._first = first
 
     async def spawn(self, version: ServedVersion, folder: Path) -> SubprocessWorker:
         started = self._take_first() or start_worker()
         ours = started.connection
-        worker = SubprocessWorker(started.process, self._limits.hang_seconds)
+        patience = Patience(self._limits.stall_seconds, self._limits.hang_seconds)
+        worker = SubprocessWorker(started.process, patience, self._max_bytes)
         ours.setblocking(False)
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: worker, sock=ours)
@@ -130,12 +141,16 @@ class SubprocessPool:
 class SubprocessWorker(asyncio.Protocol):
     """The router's end of one worker process."""
 
-    def __init__(self, process: ChildProcess, hang_seconds: float) -> None:
+    def __init__(self, process: ChildProcess, patience: Patience, max_bytes: int | None) -> None:
         self.lost = asyncio.Event()
         self.on_respawn: Callable[[], None] | None = None
         self.info = WorkerInfo(columns=[], outputs=[])
         self._process = process
-        self._hang_seconds = hang_seconds
+        self._patience = patience
+        self._max_bytes = max_bytes
+        self._weighing: asyncio.TimerHandle | None = None
+        self._had_bytes = 0  # when it was killed for it
+        self._owed_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._reader = FrameReader()
         self._numbers = count(1)
@@ -160,10 +175,15 @@ class SubprocessWorker(asyncio.Protocol):
         number = next(self._numbers)
         answer = self._owed[number] = self._loop.create_future()
         self._transport.write(frame(number, Kind.INFER, pack_tensors({"features": rows})))
-        hung = self._loop.call_later(self._hang_seconds, self.kill)
+        began, owed = self._loop.time(), self._owed_bytes + rows.nbytes  # it answers one call after the other
+        self._owed_bytes = owed
+        hung = self._loop.call_later(self._patience.allowed(owed), self.kill)
         try:
-            return await answer
+            answers = await answer
+            self._patience.learn(owed, self._loop.time() - began)
+            return answers
         finally:
+            self._owed_bytes -= rows.nbytes
             hung.cancel()
 
     def kill(self) -> None:
@@ -186,10 +206,23 @@ class SubprocessWorker(asyncio.Protocol):
         while self._process.poll() is None:  # noqa: ASYNC110 (SIGKILL cannot be refused, and has no event)
             await asyncio.sleep(0.01)
 
+    def _weigh(self, max_bytes: int) -> None:
+        """Look at its memory now, and again and again."""
+        with contextlib.suppress(OSError):  # it just ended
+            held = int(Path(f"/proc/{self.pid}/statm").read_bytes().split()[1]) * PAGE_BYTES
+            if held > max_bytes:
+                self._had_bytes = held
+                logger.error("worker %s holds %.0f MB of memory, and is killed", self.pid, held / 2**20)
+                self.kill()
+                return
+        self._weighing = self._loop.call_later(WEIGH_SECONDS, self._weigh, max_bytes)
+
     # -- asyncio.Protocol -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's shares no base class with asyncio's
+        if self._max_bytes:
+            self._weigh(self._max_bytes)
 
     def data_received(self, data: bytes) -> None:
         for number, kind, payload in self._reader.feed(data):
@@ -199,6 +232,8 @@ class SubprocessWorker(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 (asyncio's name)
         self.lost.set()
+        if self._weighing:
+            self._weighing.cancel()
         owed, self._owed = self._owed, {}
         for waiting in owed.values():
             if not waiting.done():
@@ -206,6 +241,8 @@ class SubprocessWorker(asyncio.Protocol):
                 waiting.exception()  # a batch nobody waits for any more is no error
 
     def _loss(self) -> WorkerLost:
+        if self._had_bytes:
+            return WorkerLost(f"worker {self.pid} was killed: it held {self._had_bytes / 2**20:.0f} MB of memory")
         code = self._process.poll()
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else "its connection closed"
         return WorkerLost(f"worker {self.pid} ended: {how}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,10 +34,10 @@ class Inside:
     settings: Settings
 
     @asynccontextmanager
-    async def listening(self) -> AsyncGenerator[int]:
-        """The same app behind its real HTTP server, on this port."""
+    async def listening(self, context: ssl.SSLContext | None = None) -> AsyncGenerator[int]:
+        """The same app behind its real HTTP server, on this port; over TLS where a context is given."""
         own = self.settings.model_copy(update={"endpoint_port": free_port()})
-        server = http_server(self.app)
+        server = http_server(self.app, context)
         serving = asyncio.create_task(server.serve(sockets=[listen(own)]))
         while not server.started:  # noqa: ASYNC110 (uvicorn has no event for it)
             await asyncio.sleep(0.005)

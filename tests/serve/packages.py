@@ -71,7 +71,7 @@ def publish_version(
     something else."""
     model = kind(int(version))
     artifact = _publish_package(store, model, list(classes), transform, measured_ms)
-    rows = np.ones((2, len(transform.columns))) if transform is MIXED else ROWS
+    rows = ROWS if transform is TRANSFORM else np.ones((2, len(transform.columns)))
     verdict = _publish_verdict(store, artifact, rows, model.outputs(rows, transform) + golden_shift)
     if is_signed:
         sign_release(store, store._settings, artifact, verdict)

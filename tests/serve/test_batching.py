@@ -11,6 +11,7 @@ import pytest
 
 from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
+from modelyard.serve.pieces import PIECE_BYTES
 from modelyard.serve.wire import Tensor
 
 CLIENTS, ROUNDS = 8, 25
@@ -111,3 +112,64 @@ async def test_one_who_cannot_be_called_back_costs_the_others_nothing(
             await asyncio.sleep(0)
     assert callers[1].heard == heard
     assert "the client is broken" in caplog.text
+
+
+class Sender:
+    """Sends one request, and notes when its answer came."""
+
+    def __init__(self, order: list[Sender]) -> None:
+        self.is_over = False
+        self.answers: dict[str, Tensor] = {}
+        self.failures: list[Exception] = []
+        self._order = order
+
+    def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
+        self.answers = {name: tensor[begin:end] for name, tensor in answers.items()}
+        self._order.append(self)
+
+    def failed(self, failure: Exception) -> None:
+        self.failures.append(failure)
+
+
+async def test_a_large_request_takes_turns_with_others():
+    """Forty thousand rows are asked for in pieces: who comes later is answered between them, the large one rightly, and one
+    that nobody waits for, or that failed once, is not asked for to its end."""
+    asked: list[int] = []
+    fails_at: int | None = None
+
+    async def infer(rows: np.ndarray) -> dict[str, Tensor]:
+        asked.append(len(rows))
+        await asyncio.sleep(0)
+        if len(asked) == fails_at:
+            raise RuntimeError("no")
+        return {"sum": rows.sum(axis=1), "name": [str(row[0]) for row in rows]}
+
+    batcher = Batcher(infer, Limits(max_unanswered_batches=1))
+    order: list[Sender] = []
+    large, small = Sender(order), Sender(order)
+    rows = np.arange(80_000, dtype=np.float64).reshape(40_000, 2) % 997
+    batcher.submit(large, rows)
+    await asyncio.sleep(0)
+    batcher.submit(small, rows[:3])
+    await batcher.idle.wait()
+    assert order == [small, large]
+    assert len(asked) > 2
+    assert max(asked) * 16 <= PIECE_BYTES
+    assert np.array_equal(large.answers["sum"], rows.sum(axis=1))
+    assert large.answers["name"] == [str(row[0]) for row in rows]
+    assert np.array_equal(small.answers["sum"], rows[:3].sum(axis=1))
+
+    asked.clear()
+    gone = Sender(order)
+    batcher.submit(gone, np.ones((1_000_000, 2)))
+    gone.is_over = True
+    await batcher.idle.wait()
+    assert asked == []
+
+    fails_at = 2
+    unlucky = Sender(order)
+    batcher.submit(unlucky, rows)
+    await batcher.idle.wait()
+    assert [str(failure) for failure in unlucky.failures] == ["no"]
+    assert len(asked) == 2
+    assert batcher._queued_bytes == 0

@@ -57,7 +57,7 @@ def kill_canary_until_decided(store: Store, endpoint: Endpoint, after: int) -> N
 
     def canary() -> int | None:
         # Between the decision and this look the canary may be gone: then there is nobody left to kill.
-        _stable, *others = endpoint.status()["models"]["digits"]["versions"]
+        _, *others = endpoint.status()["models"]["digits"]["versions"]
         return others[-1]["worker_pid"] if others else None
 
     killed: set[int] = set()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from modelyard.revisions import ServedVersion
+from modelyard.serve.patience import Patience
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.inprocess import endpoint
@@ -55,6 +56,26 @@ async def test_a_hung_worker_is_504_then_replaced(
         async with asyncio.timeout(15):
             while (await inside.client.post(INFER, json=BODY)).status_code != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+
+
+async def test_a_hang_costs_no_request(settings: Settings, store: Store, version: ServedVersion, tmp_path: Path):
+    """A worker that owes an answer for far longer than usual is killed in time for its requests to be answered by another."""
+    async with endpoint(settings, store, version, tmp_path, stall_seconds=0.3, respawn_seconds=(0.0, 0.0)) as inside:
+        os.kill(inside.worker_pid, signal.SIGSTOP)
+        answers = await asyncio.gather(*(inside.client.post(INFER, json=BODY) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {200}
+
+
+def test_patience_is_learned():
+    """Before anything is known the longest bound holds; then twenty times what so many bytes take, between the two."""
+    patience = Patience(3.0, 10.0)
+    assert patience.allowed(1) == 10.0
+    patience.learn(1_000, 0.1)
+    assert [patience.allowed(size) for size in (1, 1_000, 2_500, 1_000_000)] == [3.0, 3.0, pytest.approx(5.0), 10.0]
+    for _ in range(100):
+        patience.learn(1_000, 0.001)
+    assert patience.allowed(100_000) == 3.0
+    assert Patience(3.0, 0.5).allowed(1) == 0.5
 
 
 async def test_no_worker_is_503(settings: Settings, store: Store, version: ServedVersion, tmp_path: Path):

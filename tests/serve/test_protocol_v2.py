@@ -202,6 +202,14 @@ def test_metrics_count_by_model_version_and_code(endpoint: Endpoint):
     assert "modelyard_endpoint_revision 2.0" in page
     assert 'modelyard_request_seconds_bucket{le="0.0005",model="digits",version="7"}' in page
     assert "invented" not in page
+    for stage in ("preprocess", "predict", "postprocess"):  # as KServe's servers call them
+        labels = '{model_name="digits",model_version="7"}'
+        counted, seconds = (
+            float(re.search(rf"request_{stage}_seconds_{what}{re.escape(labels)} (\S+)", page)[1])
+            for what in ("count", "sum")
+        )
+        assert counted >= 1
+        assert 0 < seconds < 15 * counted
 
 
 @pytest.mark.parametrize("given", [None, "Bearer wrong", f"Basic {TOKEN}", f"Bearer {TOKEN} "])
