@@ -26,7 +26,7 @@ from benchmarks.installation import Installation, own_installation
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 PARTS = {
     "compress": ("perceptron", "convolutional", "minilm"),
-    "endpoint": ("requests", "guarded", "start", "way-back", "texts"),
+    "endpoint": ("requests", "guarded", "start", "way-back", "takeover", "texts"),
     "train": ("perceptron", "ranks", "decoder", "strategies"),
 }
 Benchmark = Callable[[Installation, bool], Findings]

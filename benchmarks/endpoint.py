@@ -14,7 +14,16 @@ import httpx
 import numpy as np
 import orjson
 
-from benchmarks import endpoint_guarded, endpoint_start, endpoint_texts, load, plain, servers, way_back
+from benchmarks import (
+    endpoint_guarded,
+    endpoint_start,
+    endpoint_takeover,
+    endpoint_texts,
+    load,
+    plain,
+    servers,
+    way_back,
+)
 from benchmarks.figures import Contestant, Figure, Findings, Sample, compare, take_turns
 from benchmarks.installation import Installation
 from benchmarks.peers.onnx_model import Model
@@ -73,7 +82,7 @@ PROMISED = {OURS: 0.12, BINARY: 0.17}
 P99_MS = 10.0
 START_SECONDS, MEMORY_MB = 0.5, 110.0
 FULL = Plan(connections=(1, 64), seconds=3, rounds=5)
-PARTS = ("requests", "guarded", "start", "way-back", "texts")
+PARTS = ("requests", "guarded", "start", "way-back", "takeover", "texts")
 TEXT_CONNECTIONS = (8, 64)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
@@ -101,6 +110,8 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
             findings.figures += _measure_start(settings, ours, plan, installation.scratch)
         if "way-back" in parts:
             findings.add(_measure_way_back(settings, subject, ours, plan, installation.scratch))
+    if "takeover" in parts:
+        findings.add(endpoint_takeover.measure(settings, plan.rounds))
     if "texts" in parts:
         numbers = QUICK.connections if quick else TEXT_CONNECTIONS
         findings.add(endpoint_texts.measure(settings, numbers, plan.seconds, min(plan.rounds, 3), installation.scratch))

@@ -29,6 +29,7 @@ class GateSettings(Frozen):
         tolerated_slow_ratio: how many times as often as the stable version the canary may be slow: a worker that is
             seldom asked is a little slower, and is not worse for it.
         max_crashes: so many deaths of the canary's workers in a rollout end it.
+        max_unready_seconds: the canary without a living worker for so long, while others answer for it, ends the rollout.
         max_consecutive_errors: so many failing answers of the canary in a row, while the stable version answers.
         max_latency_factor: bound on the median of the canary's latest 1,000 latencies (in the endpoint: queue and worker
             included) over the model's own, measured for one row at compression; read at the end of each step. None: it
@@ -49,6 +50,7 @@ class GateSettings(Frozen):
     latency_floor_seconds: float = Field(0.01, ge=0)
     tolerated_slow_ratio: float = Field(1.25, ge=1)
     max_crashes: int = Field(3, ge=1)
+    max_unready_seconds: float = Field(20, gt=0)
     max_consecutive_errors: int = Field(5, ge=2)
     max_latency_factor: float | None = Field(None, gt=0)
     max_disagreement: float | None = Field(None, gt=0, lt=1)
@@ -130,6 +132,16 @@ class RolloutPolicy(Frozen):
             raise ValueError(f"each of the steps must be larger than the one before: {list(self.steps)}")
         if self.kind != "all_at_once" and not self.gates.are_any_on:
             raise ValueError("every gate is off, so nothing would be judged; say kind: all_at_once to mean that")
+        if self.kind == "steps" and len(self.weights) == 1:
+            raise ValueError(
+                "steps: [100] leaves no stable version to be compared with; say kind: blue_green for all requests at once"
+                " and a watch over them, or kind: all_at_once"
+            )
+        if self.kind == "blue_green" and self.gates.max_error_rate is None and self.gates.max_latency_factor is None:
+            raise ValueError(
+                "kind: blue_green gives the canary all requests, so nothing is compared and only max_error_rate and"
+                " max_latency_factor judge it; both are off. Say kind: all_at_once to mean that"
+            )
         if self.shadow.share and self.kind != "steps":
             raise ValueError(f"a shadow is the first of several steps, and kind: {self.kind} has none")
         if self.gates.max_disagreement is not None and not self.shadow.share:

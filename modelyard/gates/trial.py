@@ -19,6 +19,7 @@ class VersionCounts(Frozen):
     Attributes:
         requests: drawn by weight and answered, the replayed ones included.
         replayed: of these, asked by the endpoint itself with held-out rows.
+        stand_ins: of these, answered well by another version, because its own worker was dead: nothing to its credit.
         errors: answers that failed by the version's own fault.
         repeated: of these, those of a key (`Modelyard-Key`) that had failed before: no coins of their own.
         slow: pairs of requests, one of each version that came at the same time, of which only this version's was slower
@@ -30,6 +31,7 @@ class VersionCounts(Frozen):
 
     requests: int = 0
     replayed: int = 0
+    stand_ins: int = 0
     errors: int = 0
     repeated: int = 0
     slow: int = 0
@@ -41,6 +43,11 @@ class VersionCounts(Frozen):
         return VersionCounts(
             **{name: getattr(self, name) + getattr(other, name) for name in VersionCounts.model_fields}
         )
+
+    @property
+    def own(self) -> int:
+        """Requests that tell how often it fails: not those that another version answered well in its place."""
+        return self.requests - self.stand_ins
 
     @property
     def mean_seconds(self) -> float | None:
@@ -107,7 +114,7 @@ def judge(counts: Sequence[StepCounts], gates: GateSettings, num_steps: int) -> 
     if gates.quality:
         checks.append(_compared("quality", "refused inputs and answers that are no numbers", counts, gates))
     canary = total(counts).canary
-    upper = upper_bound(canary.errors, canary.requests, gates.promotion_alpha)
+    upper = upper_bound(canary.errors, canary.own, gates.promotion_alpha)
     bound, share = gates.max_error_rate, SHARES["bound"]
     if gates.max_disagreement is not None:
         share /= 2
@@ -174,11 +181,11 @@ def _bounded(counts: Sequence[StepCounts], gates: GateSettings, bound: float, nu
     Each step has a test of its own, with its part of alpha, so that good steps before cannot hide a bad one.
     """
     steps = [one.canary for one in counts]
-    evidence = max((rate_evidence(one.errors, one.requests, bound) for one in steps), default=0.0)
+    evidence = max((rate_evidence(one.errors, one.own, bound) for one in steps), default=0.0)
     limit = num_steps / (gates.alpha * share)
     canary = total(counts).canary
     sentence = (
-        f"rate of failing answers: {canary.errors} in {canary.requests} requests of the canary against the bound"
+        f"rate of failing answers: {canary.errors} in {canary.own} requests of the canary against the bound"
         f" {bound:g}; evidence {evidence:.3g}, limit {limit:.3g}"
     )
     return Check(name="bound", value=evidence, limit=limit, passed=evidence < limit, sentence=sentence)

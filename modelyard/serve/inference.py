@@ -234,6 +234,14 @@ class Inference:
         if self._trial and self._drawn:
             failed = answer.status >= 500 or answer.status == 429
             odd = self._is_odd or answer.status == 400
-            self._trial.count(self._drawn, failed=failed, odd=odd, seconds=seconds, pair=self._pair, key=self._key)
+            self._trial.count(
+                self._drawn,
+                failed=failed,
+                odd=odd,
+                seconds=seconds,
+                pair=self._pair,
+                key=self._key,
+                stood_in=picked is not self._drawn,
+            )
         assert reply
         reply(answer)

@@ -129,7 +129,10 @@ class Judge:
             if policy.when_thin == "roll_back" or not trial.keeps_bound:
                 self._refuse(trial, reasons)
                 return
-            if not trial.awaits_approval:
+            if slow := trial.too_slow_reasons():
+                self._refuse(trial, slow)
+                return
+            if trial.canary.is_available and not trial.awaits_approval:
                 self._go_on(trial, reasons)
                 return
         self._replay_if_silent(trial)

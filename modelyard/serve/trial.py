@@ -24,12 +24,12 @@ class Counter:
     """What was counted of one version in one step."""
 
     __slots__ = (
-        "consecutive_errors", "differing", "errors", "odd", "repeated", "replayed", "requests", "seconds", "slow",
+        "consecutive_errors", "differing", "errors", "odd", "repeated", "replayed", "requests", "seconds", "slow", "stand_ins",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.requests = self.replayed = self.errors = self.repeated = self.slow = self.odd = self.differing = 0
-        self.consecutive_errors = 0
+        self.stand_ins = self.consecutive_errors = 0
         self.seconds = 0.0
 
     def frozen(self) -> VersionCounts:
@@ -71,6 +71,7 @@ class Trial:
         self._canary_counter, self._stable_counter = Counter(), Counter()
         self._pairs = LatencyPairs(rollout.policy.gates, rollout.slow_seconds)
         self._bad_keys = Keys()
+        self._unready_since: float | None = None
         self.copier = Copier(self, rollout.policy.shadow) if self.weight == 0 else None
 
     @property
@@ -108,8 +109,9 @@ class Trial:
         pair: int | None = None,
         key: bytes | None = None,
         replayed: bool = False,
+        stood_in: bool = False,
     ) -> None:
-        """One request that was drawn by weight has got its answer, by whomever.
+        """One request that was drawn by weight has got its answer; ``stood_in``: by another version, its own being away.
 
         Requests with one key were not drawn one by one, so their bad events are one coin. Failing answers all count
         against the bound.
@@ -127,11 +129,13 @@ class Trial:
         counter.errors += failed
         counter.repeated += failed and is_repeated
         counter.odd += odd and not is_repeated
-        counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
+        counter.stand_ins += stood_in and not failed
+        if failed or not stood_in:
+            counter.consecutive_errors = counter.consecutive_errors + 1 if failed else 0
         is_slower = self._pairs.settle(is_canary, seconds, pair)
         if is_slower is not None:
             (self._canary_counter if is_slower else self._stable_counter).slow += 1
-        if is_canary:
+        if is_canary and not stood_in:
             self.latencies.append(seconds)
         if is_slower or (is_canary and (failed or odd)):
             self._on_bad(self)
@@ -178,19 +182,28 @@ class Trial:
         reasons = []
         if (crashes := self.canary.num_restarts - self._restarts_before) >= gates.max_crashes:
             reasons.append(f"the canary's worker died {crashes} times")
+        if (seconds := self._unready_seconds()) >= gates.max_unready_seconds:
+            reasons.append(f"the canary has had no living worker for {seconds:.0f} s")
         row = canary.consecutive_errors
         if row >= gates.max_consecutive_errors and self._stable_counter.consecutive_errors < row:
             reasons.append(f"the last {row} answers of the canary failed, while the stable version answers")
         return reasons
 
+    def _unready_seconds(self) -> float:
+        """How long the canary has had no living worker, as far as was looked."""
+        if self.canary.is_available:
+            self._unready_since = None
+            return 0.0
+        now = time.monotonic()
+        self._unready_since = self._unready_since or now
+        return now - self._unready_since
+
     def waits_for(self) -> str:
         """What this step still lacks, as a sentence; empty: it has all it needs."""
-        policy, canary = self.rollout.policy, self.step_counts().canary
+        policy = self.rollout.policy
+        if lacks := self._lacks():
+            return lacks
         at_least = policy.bake_seconds if policy.kind == "blue_green" else policy.min_seconds
-        if self.copier and canary.requests < policy.shadow.min_requests:
-            return f"the canary has answered {canary.requests} of {policy.shadow.min_requests} copied requests"
-        if not self.copier and canary.requests < policy.min_requests:
-            return f"the canary has {canary.requests} of {policy.min_requests} requests of its step"
         if self.seconds < at_least:
             return f"the step has lasted {self.seconds:.1f} of {at_least:g} s"
         said = self.judgement()
@@ -202,6 +215,17 @@ class Trial:
             return f"the canary's failing answers are shown to be below {said.upper_error_rate:.2%}, wanted {bound:.2%}"
         return APPROVAL if self.awaits_approval else ""
 
+    def _lacks(self) -> str:
+        """A worker, or requests; empty: neither."""
+        policy, canary = self.rollout.policy, self.step_counts().canary
+        if not self.canary.is_available:
+            return "the canary has no living worker; others answer for it"
+        if self.copier and canary.requests < policy.shadow.min_requests:
+            return f"the canary has answered {canary.requests} of {policy.shadow.min_requests} copied requests"
+        if not self.copier and canary.own < policy.min_requests:
+            return f"the canary has {canary.own} of {policy.min_requests} requests of its step"
+        return ""
+
     @property
     def awaits_approval(self) -> bool:
         """Whether a person must agree before the canary goes on, and has not yet."""
@@ -211,7 +235,7 @@ class Trial:
     def keeps_bound(self) -> bool:
         """Whether what was measured, however little, lies within the bound."""
         bound, canary = self.rollout.policy.gates.max_error_rate, total(self.counts()).canary
-        return bound is None or canary.errors <= bound * canary.requests
+        return bound is None or canary.errors <= bound * canary.own
 
     def notes(self) -> list[str]:
         """What the evidence must be read with."""

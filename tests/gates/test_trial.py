@@ -103,6 +103,8 @@ def test_counts_merge_by_weight():
             {"gates": {"errors": False, "latency": False, "quality": False, "max_error_rate": None}},
             "every gate is off",
         ),
+        ({"steps": (100,)}, "leaves no stable version to be compared with"),
+        ({"kind": "blue_green", "gates": {"max_error_rate": None}}, "nothing is compared"),
         ({"kind": "yolo"}, "kind"),
         ({"kind": "blue_green", "shadow": {"share": 0.1}}, "first of several steps"),
         ({"shadow": {"share": 10}}, "share"),
@@ -126,6 +128,12 @@ def test_without_gates_a_rollout_must_say_that_it_means_it():
 def test_a_shadow_is_the_step_before_the_first():
     """Its weight is 0."""
     assert RolloutPolicy.model_validate({"shadow": {"share": 0.1}}).weights == (0, 1, 10, 50, 100)
+
+
+def test_a_shadow_may_be_followed_by_everything():
+    """Copies are compared, so one step is enough; all at once is judged by what needs no comparison."""
+    assert RolloutPolicy.model_validate({"steps": (100,), "shadow": {"share": 0.1}}).weights == (0, 100)
+    assert RolloutPolicy.model_validate({"kind": "blue_green"}).weights == (100,)
 
 
 def test_the_documented_policy_is_the_default():

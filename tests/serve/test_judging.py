@@ -124,6 +124,25 @@ def test_a_canary_whose_worker_keeps_dying_goes_back(store: Store, serving: Endp
     assert ask(serving, 5) == {"1": 5}
 
 
+def test_what_others_answered_for_a_canary_is_nothing_to_its_credit(store: Store, serving: Endpoint):
+    """Its worker dies and cannot come back: requests are answered in its place and prove nothing, so it is not promoted,
+    not by thin traffic either; after a bound it goes back."""
+    gates = {"max_error_rate": 0.5, "max_crashes": 1000, "max_unready_seconds": 1.5}
+    canary = publish_version(store, "16")
+    number = started(store, serving, canary, policy(gates=gates, max_seconds=0.5, when_thin="promote"))
+    [model] = serving.log.parent.glob(f"endpoint/cache/{canary.artifact.digest}/model.onnx")
+    model.write_bytes(b"no model")
+    os.kill(serving.status()["models"]["digits"]["versions"][1]["worker_pid"], signal.SIGKILL)
+    assert ask(serving, 80) == {"1": 80}
+    told = serving.status()["models"]["digits"]["rollout"]
+    assert told["waits_for"] == "the canary has no living worker; others answer for it"
+    counts = told["counts"][0]["canary"]
+    assert counts["stand_ins"] == counts["requests"] >= 20
+    end = until_decided(store, serving.name, number)
+    assert actions(store, serving.name, number) == ["roll_back"]
+    assert "no living worker" in end.reasons[0]
+
+
 @pytest.mark.parametrize(("when_thin", "action"), [("promote", "promote"), ("roll_back", "roll_back")])
 def test_thin_traffic_ends_as_the_policy_says(store: Store, serving: Endpoint, when_thin: str, action: str):
     """Nobody asks, nothing is replayed: after the bound the policy decides, and the ledger says that it did."""
