@@ -15,11 +15,21 @@ from modelyard.errors import DataError
 from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
 from modelyard.evaluate.explain import explain
 from modelyard.evaluate.grouped import resample
-from modelyard.evaluate.intervals import STATISTICS, Comparison, Interval, compare, comparison, interval, percentiles
+from modelyard.evaluate.intervals import (
+    STATISTICS,
+    Comparison,
+    Interval,
+    compare,
+    comparison,
+    interval,
+    intervals,
+    percentiles,
+)
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.pairs import Closer, Pairs
 from modelyard.evaluate.parents import Parent
 from modelyard.evaluate.robustness import Scores, attack, disturb
+from modelyard.evaluate.sample import here, spread, thinned
 from modelyard.evaluate.slices import Slicer
 from modelyard.task_kinds import Target
 from modelyard.transform import TextTransform, joined
@@ -49,7 +59,7 @@ class Evidence:
         golden: raw feature rows kept for the endpoint, (golden_rows, width); of texts their tokens.
         scores: role -> the gated metric with its interval.
         intervals: role -> other scores that have an interval, by name.
-        disturbed: kind of disturbance -> role -> the gated metric over the first rows, ``undisturbed`` among them.
+        disturbed: kind of disturbance -> role -> the gated metric over some rows, ``undisturbed`` among them.
         attacked: the same for kinds of attack.
         champion_problem: why the champion could not be judged, where there is one; empty: it was, or there is none.
         explained: what the candidate's answers rest on, as `explain` says; None: nothing was looked at.
@@ -89,12 +99,12 @@ def gather(
         raise DataError("the test split is empty")
     slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
     pairs, closer = Pairs(), Closer()
-    golden, first = _pass_over(dataset, judged, slicers, pairs, closer, config)
+    golden, some = _pass_over(dataset, judged, slicers, pairs, closer, config)
     evidence = Evidence(judged=judged, golden=golden)
     evidence.candidate.value(config.metric)  # a metric of another task is refused here, by name
-    evidence.disturbed = disturb(judged, first.iloc[: config.robustness_rows], config)
-    evidence.attacked = attack(judged, parents, first.iloc[: config.robustness_rows], config)
-    evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], first, config)
+    evidence.disturbed = disturb(judged, thinned(some, config.robustness_rows), config)
+    evidence.attacked = attack(judged, parents, thinned(some, config.robustness_rows), config)
+    evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], thinned(some, config.explained_rows), config)
     _work_out_sums(evidence, closer, config)
     if evidence.candidate.is_classifier:
         _work_out_counts(evidence, pairs, config)
@@ -117,12 +127,13 @@ def _pass_over(
     closer: Closer,
     config: EvaluateConfig,
 ) -> tuple[np.ndarray, pd.DataFrame]:
-    """Returns the raw feature values of the golden rows, spread evenly, and the first rows whole."""
+    """Returns the raw feature values of the golden rows, and rows to disturb and to explain as they are; both spread
+    evenly."""
     num_rows = dataset.num_rows("test")
-    chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
+    chosen = spread(num_rows, config.golden_rows)
+    looked_at = spread(num_rows, max(config.robustness_rows, config.explained_rows))
     transform = judged[CANDIDATE].package.transform
-    num_first = max(config.robustness_rows, config.explained_rows)
-    golden, firsts, position = [], [], 0
+    golden, some, position = [], [], 0
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
         outputs = {role: one.count(frame, groups) for role, one in judged.items()}
@@ -131,13 +142,12 @@ def _pass_over(
         elif CHAMPION in judged:
             targets = judged[CANDIDATE].targets(frame)
             pairs.update(targets, outputs[CANDIDATE].argmax(axis=1), outputs[CHAMPION].argmax(axis=1))
-        here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        if len(here):
-            golden.append(transform.rows(frame.iloc[here]))
-        if position < num_first:
-            firsts.append(frame.iloc[: num_first - position])
+        mine = here(chosen, position, len(frame))
+        if len(mine):
+            golden.append(transform.rows(frame.iloc[mine]))
+        some.append(frame.iloc[here(looked_at, position, len(frame))])
         position += len(frame)
-    return joined(golden), pd.concat(firsts) if firsts else pd.DataFrame()
+    return joined(golden), pd.concat(some)
 
 
 def _work_out_sums(evidence: Evidence, closer: Closer, config: EvaluateConfig) -> None:
@@ -189,7 +199,8 @@ def _work_out_counts(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -
     statistic, rng = STATISTICS[config.metric], np.random.default_rng(config.seed)
     options = {"resamples": config.resamples, "confidence": config.confidence}
     for role, one in evidence.judged.items():
-        evidence.scores[role] = interval(one.confusion, statistic, rng, **options)
+        evidence.intervals[role] |= intervals(one.confusion, STATISTICS, rng, **options)
+        evidence.scores[role] = evidence.intervals[role][config.metric]
     if len(pairs.joint):
         evidence.comparison = compare(pairs.joint, len(evidence.candidate.confusion), statistic, rng, **options)
     champion = evidence.judged.get(CHAMPION)

@@ -32,7 +32,7 @@ NUM_WORST = 6
 MIN_GRID = 16
 
 
-def explain(one: Judged, parent: Parent, first: pd.DataFrame, config: EvaluateConfig) -> dict[str, Any] | None:
+def explain(one: Judged, parent: Parent, frame: pd.DataFrame, config: EvaluateConfig) -> dict[str, Any] | None:
     """Explanations over some rows; None where there is no row. Of a model that reads texts: `explain_texts`.
 
     Returns:
@@ -44,7 +44,6 @@ def explain(one: Judged, parent: Parent, first: pd.DataFrame, config: EvaluateCo
         that difference); ``worst``: the errors made with most confidence, each with ``truth``, ``answer``,
         ``confidence`` (for a regression the size of the error), ``values`` and ``attribution`` (c).
     """
-    frame = first.iloc[: config.explained_rows]
     if frame.empty:
         return None
     transform = one.package.transform

@@ -7,18 +7,34 @@ number of classes, not of rows (Efron & Tibshirani, An Introduction to the Boots
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import sparse, stats
 
 from modelyard.artifacts import Frozen
 
 # Draws held in memory at a time: 80 MB of float64.
 DRAWS_AT_A_TIME = 10_000_000
 
-# From confusion matrices (..., k, k), row: truth, to one score each (...).
-Statistic = Callable[[np.ndarray], np.ndarray]
+
+class Margins(NamedTuple):
+    """What a score needs of confusion matrices (..., k, k): of each class the rows that are right, that are of it, and that
+    were taken for it; (..., k) each. A thousand classes have a million cells, and a thousand of these."""
+
+    hits: np.ndarray
+    truth: np.ndarray
+    answers: np.ndarray
+
+    @classmethod
+    def of(cls, confusions: np.ndarray) -> Margins:
+        """Of whole matrices, row: truth."""
+        return cls(np.diagonal(confusions, axis1=-2, axis2=-1), confusions.sum(axis=-1), confusions.sum(axis=-2))
+
+
+# To one score each (...).
+Statistic = Callable[[Margins], np.ndarray]
 
 
 class Interval(Frozen):
@@ -28,6 +44,11 @@ class Interval(Frozen):
     low: float
     high: float
     confidence: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether there is a number at all: a model that answers NaN has none."""
+        return bool(np.isfinite([self.value, self.low, self.high]).all())
 
 
 class Comparison(Frozen):
@@ -48,17 +69,14 @@ class Comparison(Frozen):
     p_value: float
 
 
-def accuracy(confusions: np.ndarray) -> np.ndarray:
+def accuracy(margins: Margins) -> np.ndarray:
     """Share of the rows on the diagonal."""
-    rows = confusions.sum(axis=(-2, -1))
-    return np.trace(confusions, axis1=-2, axis2=-1) / np.maximum(rows, 1)
+    return margins.hits.sum(axis=-1) / np.maximum(margins.truth.sum(axis=-1), 1)
 
 
-def macro_f1(confusions: np.ndarray) -> np.ndarray:
+def macro_f1(margins: Margins) -> np.ndarray:
     """Mean F1 over the classes; a class without rows and answers counts as 0, as in `ClassificationMetrics`."""
-    hits = np.diagonal(confusions, axis1=-2, axis2=-1)
-    sides = confusions.sum(axis=-1) + confusions.sum(axis=-2)
-    return (2 * hits / np.maximum(sides, 1)).mean(axis=-1)
+    return (2 * margins.hits / np.maximum(margins.truth + margins.answers, 1)).mean(axis=-1)
 
 
 STATISTICS: dict[str, Statistic] = {"accuracy": accuracy, "macro_f1": macro_f1}
@@ -67,7 +85,19 @@ STATISTICS: dict[str, Statistic] = {"accuracy": accuracy, "macro_f1": macro_f1}
 def interval(
     confusion: np.ndarray, statistic: Statistic, rng: np.random.Generator, *, resamples: int, confidence: float
 ) -> Interval:
-    """Bootstrap interval of a score.
+    """Bootstrap interval of one score, as `intervals` has it."""
+    return intervals(confusion, {"": statistic}, rng, resamples=resamples, confidence=confidence)[""]
+
+
+def intervals(
+    confusion: np.ndarray,
+    statistics: Mapping[str, Statistic],
+    rng: np.random.Generator,
+    *,
+    resamples: int,
+    confidence: float,
+) -> dict[str, Interval]:
+    """Bootstrap intervals of scores, by name, over the same draws.
 
     Where all rows are right, or all wrong, resampling sees no variation and would say that the score is certain. Then the
     interval reaches to the score with the share of other answers that such a sample may still come from (`unseen`).
@@ -75,14 +105,25 @@ def interval(
     Args:
         confusion: (k, k) counts, row: truth.
     """
-    values = np.concatenate([statistic(draw) for draw in _resampled(confusion, rng, resamples)])
-    found = percentiles(float(statistic(confusion.astype(np.float64))), values, confidence)
+    drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
+    for margins in _resampled(confusion, rng, resamples):
+        for name, statistic in statistics.items():
+            drawn[name].append(statistic(margins))
+    whole = Margins.of(confusion.astype(np.float64))
+    found = {
+        name: percentiles(float(statistic(whole)), np.concatenate(drawn[name]), confidence)
+        for name, statistic in statistics.items()
+    }
     rows, right = int(confusion.sum()), int(np.trace(confusion))
     if not rows or len(confusion) < 2 or 0 < right < rows:
         return found
     share = unseen(rows, confidence)
-    reached = float(statistic((1 - share) * confusion + share * _otherwise(confusion)))
-    return found.model_copy(update={"low": min(found.low, reached), "high": max(found.high, reached)})
+    other = Margins.of((1 - share) * confusion + share * _otherwise(confusion))
+    reached = {name: float(statistic(other)) for name, statistic in statistics.items()}
+    return {
+        name: one.model_copy(update={"low": min(one.low, reached[name]), "high": max(one.high, reached[name])})
+        for name, one in found.items()
+    }
 
 
 def compare(
@@ -106,17 +147,14 @@ def compare(
     if not len(joint):
         raise ValueError("nothing to compare")
     truth, candidate, champion, counts = joint.T
-    differences = np.concatenate(
-        [
-            statistic(_confusions(draw, truth, candidate, num_classes))
-            - statistic(_confusions(draw, truth, champion, num_classes))
-            for draw in _drawn(counts, rng, resamples, width=num_classes**2)
-        ]
-    )
-    found = counts[None].astype(np.float64)
-    observed = statistic(_confusions(found, truth, candidate, num_classes)) - statistic(
-        _confusions(found, truth, champion, num_classes)
-    )
+
+    def difference(draws: np.ndarray) -> np.ndarray:
+        own, other = (_margins(draws, truth, answer, num_classes) for answer in (candidate, champion))
+        return statistic(own) - statistic(other)
+
+    draws = _drawn(counts, rng, resamples, width=2 * len(Margins._fields) * num_classes)
+    differences = np.concatenate([difference(draw) for draw in draws])
+    observed = difference(counts[None].astype(np.float64))
     alone = int(counts[(candidate == truth) & (champion != truth)].sum())
     other_alone = int(counts[(candidate != truth) & (champion == truth)].sum())
     return comparison(float(observed[0]), differences, alone, other_alone, confidence)
@@ -160,30 +198,43 @@ def _otherwise(confusion: np.ndarray) -> np.ndarray:
     return spread + np.diag(confusion.sum(axis=1) - right)
 
 
-def _resampled(confusion: np.ndarray, rng: np.random.Generator, resamples: int) -> list[np.ndarray]:
-    """Confusion matrices (b, k, k) of resampled rows, in portions."""
+def _resampled(confusion: np.ndarray, rng: np.random.Generator, resamples: int) -> Iterator[Margins]:
+    """Margins (b, k) of resampled rows, in portions."""
     cells = np.flatnonzero(confusion)
     truth, answer = np.divmod(cells, confusion.shape[1])
     counts = confusion.ravel()[cells]
-    draws = _drawn(counts, rng, resamples, width=confusion.size)
-    return [_confusions(draw, truth, answer, len(confusion)) for draw in draws]
+    for draw in _drawn(counts, rng, resamples, width=len(Margins._fields) * len(confusion)):
+        yield _margins(draw, truth, answer, len(confusion))
 
 
-def _drawn(counts: np.ndarray, rng: np.random.Generator, resamples: int, *, width: int) -> list[np.ndarray]:
-    """Multinomial draws (b, m) of as many rows as there are, in portions that fit into memory."""
+def _drawn(counts: np.ndarray, rng: np.random.Generator, resamples: int, *, width: int) -> Iterator[np.ndarray]:
+    """Multinomial draws (b, m) of as many rows as there are, in portions that fit into memory together with ``width``
+    numbers made of each draw."""
     rows = int(counts.sum())
     if not rows:
-        return [np.zeros((resamples, len(counts)))]
-    portion = max(1, DRAWS_AT_A_TIME // max(width, len(counts)))
-    sizes = [min(portion, resamples - start) for start in range(0, resamples, portion)]
-    return [rng.multinomial(rows, counts / rows, size=size).astype(np.float64) for size in sizes]
+        yield np.zeros((resamples, len(counts)))
+        return
+    portion = max(1, DRAWS_AT_A_TIME // (width + len(counts)))
+    for start in range(0, resamples, portion):
+        size = min(portion, resamples - start)
+        yield rng.multinomial(rows, counts / rows, size=size).astype(np.float64)
 
 
-def _confusions(draws: np.ndarray, truth: np.ndarray, answer: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts (b, m) of cells, added up to confusion matrices (b, k, k)."""
-    found = np.zeros((num_classes * num_classes, len(draws)))
-    np.add.at(found, truth * num_classes + answer, draws.T)
-    return found.T.reshape(len(draws), num_classes, num_classes)
+def _margins(draws: np.ndarray, truth: np.ndarray, answer: np.ndarray, num_classes: int) -> Margins:
+    """Counts (b, m) of cells, each of a truth and an answer (m,), added up by class."""
+    right = truth == answer
+    return Margins(
+        _by_class(draws[:, right], truth[right], num_classes),
+        _by_class(draws, truth, num_classes),
+        _by_class(draws, answer, num_classes),
+    )
+
+
+def _by_class(draws: np.ndarray, classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts (b, m) of cells of ``classes`` (m,), added up, (b, num_classes)."""
+    places = (classes, np.arange(len(classes)))
+    belongs = sparse.csr_array((np.ones(len(classes)), places), shape=(num_classes, len(classes)))
+    return (belongs @ draws.T).T
 
 
 def percentiles(value: float, resampled: np.ndarray, confidence: float) -> Interval:

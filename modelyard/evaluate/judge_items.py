@@ -21,6 +21,7 @@ from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_vectors import other_width
 from modelyard.evaluate.pairs import Closer
+from modelyard.evaluate.sample import here, spread
 from modelyard.evaluate.slices import Slicer
 from modelyard.likeness import cosines
 from modelyard.model_package import ModelPackage
@@ -134,7 +135,7 @@ def gather_items(
     if num_rows > MAX_QUERIES:
         notes.append(f"judged on {MAX_QUERIES:,} of {num_rows:,} test rows, spread evenly")
     closer, golden = Closer(), []
-    chosen = _spread(min(num_rows, MAX_QUERIES), config.golden_rows)
+    chosen = spread(min(num_rows, MAX_QUERIES), config.golden_rows)
     for numbers, frame in _frames(dataset, num_rows):
         own = items.numbers(frame[items.column])
         groups = [slicer.names(frame) for slicer in slicers]
@@ -157,19 +158,14 @@ def _catalogue(catalog: Catalog, ref: ArtifactRef, dataset: Dataset, judged: Ite
     return Items.collect(frames, dataset.target.column, sorted(columns))
 
 
-def _spread(num_rows: int, wanted: int) -> np.ndarray:
-    """Numbers of rows, spread evenly."""
-    return np.unique(np.linspace(0, num_rows - 1, min(num_rows, wanted)).astype(np.int64))
-
-
 def _frames(dataset: Dataset, num_rows: int) -> Iterator[tuple[np.ndarray, pd.DataFrame]]:
     """The rows that are judged, with their numbers among these."""
-    taken, position = _spread(num_rows, MAX_QUERIES), 0
+    taken, position, before = spread(num_rows, MAX_QUERIES), 0, 0
     for frame in dataset.frames("test"):
-        here = taken[(taken >= position) & (taken < position + len(frame))]
-        if len(here):
-            yield np.arange(len(here)) + np.searchsorted(taken, here[0]), frame.iloc[here - position]
-        position += len(frame)
+        mine = here(taken, position, len(frame))
+        if len(mine):
+            yield before + np.arange(len(mine)), frame.iloc[mine]
+        position, before = position + len(frame), before + len(mine)
 
 
 def _work_out(evidence: Evidence, judged: Mapping[str, JudgedItems], closer: Closer, config: EvaluateConfig) -> None:

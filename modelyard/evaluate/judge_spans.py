@@ -21,6 +21,7 @@ from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, Evidence, SliceScor
 from modelyard.evaluate.grouped import GroupedSums, resample
 from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
+from modelyard.evaluate.sample import here, spread
 from modelyard.evaluate.slices import Slicer
 from modelyard.model_package import ModelPackage
 from modelyard.span_metrics import NUM_TOKEN_SUMS, SpanMetrics, scores_of_sums, span_sums
@@ -126,7 +127,7 @@ def gather_spans(dataset: Dataset, judged: Mapping[str, JudgedSpans], config: Ev
     if config.metric not in (known := scores_of_sums(candidate.sums.total[None], len(candidate.labels))):
         raise ConfigError("evaluate.metric", f"token_classification has no {config.metric}; it has {', '.join(known)}")
     slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
-    chosen = np.unique(np.linspace(0, num_rows - 1, min(config.golden_rows, num_rows)).astype(np.int64))
+    chosen = spread(num_rows, config.golden_rows)
     golden, position, alone = [], 0, np.zeros(2, dtype=np.int64)
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
@@ -134,9 +135,9 @@ def gather_spans(dataset: Dataset, judged: Mapping[str, JudgedSpans], config: Ev
         if CHAMPION in right:
             own, other = right[CANDIDATE], right[CHAMPION]
             alone += [int((own & ~other).sum()), int((other & ~own).sum())]
-        here = chosen[(chosen >= position) & (chosen < position + len(frame))] - position
-        if len(here):
-            golden.append(candidate.package.transform.rows(frame.iloc[here]))
+        mine = here(chosen, position, len(frame))
+        if len(mine):
+            golden.append(candidate.package.transform.rows(frame.iloc[mine]))
         position += len(frame)
     evidence = Evidence(judged=judged, golden=joined(golden), notes=list(NOTES))
     _work_out(evidence, judged, num_rows, alone, config)

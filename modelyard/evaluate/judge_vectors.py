@@ -15,6 +15,7 @@ from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence
 from modelyard.evaluate.intervals import Interval
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.robustness import UNDISTURBED, Scores
+from modelyard.evaluate.sample import gathered, thinned
 from modelyard.evaluate.text_disturbances import TEXT_DISTURBANCES
 from modelyard.evaluate.vectors import Resampled, agreement, resampled
 from modelyard.model_package import ModelPackage
@@ -90,14 +91,13 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
     """
     if config.slices:
         raise ConfigError("evaluate.slices", "vectors are judged by all their neighbours: no slices")
-    frames = list(dataset.frames("test"))
-    if not frames:
+    num_rows = dataset.num_rows("test")
+    if not num_rows:
         raise DataError("the test split is empty")
-    frame = pd.concat(frames, ignore_index=True)
+    frame = gathered(dataset.frames("test"), num_rows, MAX_ROWS)
     notes = []
-    if len(frame) > MAX_ROWS:
-        notes.append(f"judged on {MAX_ROWS:,} of {len(frame):,} test rows, spread evenly")
-        frame = frame.iloc[np.linspace(0, len(frame) - 1, MAX_ROWS).astype(np.int64)]
+    if num_rows > MAX_ROWS:
+        notes.append(f"judged on {MAX_ROWS:,} of {num_rows:,} test rows, spread evenly")
     for one in judged.values():
         one.read(frame, dataset.target, config)
     for one in judged.values():
@@ -105,8 +105,8 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
             one.agreement = agreement(one.texts, judged[FLOAT].texts)
     candidate = judged[CANDIDATE]
     candidate.value(config.metric)  # a metric that these pairs have not is refused here, by name
-    chosen = np.unique(np.linspace(0, len(frame) - 1, min(config.golden_rows, len(frame))).astype(np.int64))
-    evidence = Evidence(judged=judged, golden=candidate.package.transform.rows(frame.iloc[chosen]), notes=notes)
+    golden = candidate.package.transform.rows(thinned(frame, config.golden_rows))
+    evidence = Evidence(judged=judged, golden=golden, notes=notes)
     evidence.scores = {role: one.scores[config.metric] for role, one in judged.items()}
     evidence.intervals = {role: dict(one.scores) for role, one in judged.items()}
     if champion := judged.get(CHAMPION):
@@ -114,7 +114,7 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
         assert champion.resampled
         evidence.comparison = candidate.resampled.against(champion.resampled, config.metric, config.confidence)
     evidence.notes += other_width(judged)
-    evidence.disturbed = _disturb(judged, frame.iloc[: config.robustness_rows], config)
+    evidence.disturbed = _disturb(judged, thinned(frame, config.robustness_rows), config)
     return evidence
 
 

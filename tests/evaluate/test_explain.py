@@ -71,7 +71,7 @@ def test_columns_count_by_what_they_do(judged: Judged):
     """A column without a part loses nothing and gets nothing; a category's inputs are one column again; on a linear
     network attributions are exactly weight times distance from the mean row."""
     rows = frame()
-    found = explain(judged, Parent(network(WEIGHT)), rows, CONFIG)
+    found = explain(judged, Parent(network(WEIGHT)), rows.iloc[:200], CONFIG)
     assert found is not None
     assert found["rows"] == 200
     losses = dict(zip(found["columns"], found["importance"], strict=True))
@@ -105,7 +105,7 @@ def test_attributions_pass_through_a_projection():
 def test_without_a_trained_network_columns_are_still_ranked(judged: Judged):
     """Attributions are absent, importance and the worst errors are there, and a picture comes out."""
     rows = frame().assign(kind=lambda all_rows: all_rows["kind"].mask(all_rows.index == 7, "bee"))
-    found = explain(judged, Parent(reason="gone"), rows, CONFIG)
+    found = explain(judged, Parent(reason="gone"), rows.iloc[:200], CONFIG)
     assert found is not None
     assert found["attribution"] is None
     assert found["importance"][0] > 0
@@ -117,7 +117,7 @@ def test_errors_made_with_most_confidence_come_first(judged: Judged):
     """Six of them at most, each with its values and what spoke for the answer."""
     rows = frame()
     rows.loc[:30, "kind"] = np.where(rows.loc[:30, "kind"] == "ant", "bee", "ant")
-    found = explain(judged, Parent(network(WEIGHT)), rows, CONFIG)
+    found = explain(judged, Parent(network(WEIGHT)), rows.iloc[:200], CONFIG)
     assert found is not None
     confidences = [one["confidence"] for one in found["worst"]]
     assert len(confidences) == 6
@@ -135,7 +135,7 @@ def test_texts_are_told_of_every_class():
 
 def test_nothing_asked_nothing_said(judged: Judged):
     """With no rows to look at there is no explanation, and no error."""
-    assert explain(judged, Parent(network(WEIGHT)), frame(), EvaluateConfig(explained_rows=0)) is None
+    assert explain(judged, Parent(network(WEIGHT)), frame().iloc[:0], CONFIG) is None
 
 
 def test_an_image_is_drawn_as_one(judged: Judged):

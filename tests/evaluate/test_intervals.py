@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from modelyard.evaluate.intervals import STATISTICS, accuracy, compare, interval, macro_f1, mcnemar, share_percentiles
+from modelyard.evaluate.intervals import (
+    STATISTICS,
+    Margins,
+    accuracy,
+    compare,
+    interval,
+    intervals,
+    macro_f1,
+    mcnemar,
+    share_percentiles,
+)
 from modelyard.evaluate.pairs import Pairs
 
 OPTIONS = {"resamples": 1000, "confidence": 0.95}
@@ -29,7 +41,8 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(metric: str, rows: in
     rng, covered, num_classes = np.random.default_rng(7), 0, 3
     # A large sample stands for the truth.
     many = rng.integers(0, num_classes, 2_000_000)
-    true = float(STATISTICS[metric](confusion_of(many, answers(rng, many, 0.85, num_classes), num_classes)))
+    whole = confusion_of(many, answers(rng, many, 0.85, num_classes), num_classes)
+    true = float(STATISTICS[metric](Margins.of(whole)))
     for _ in range(500):
         truth = rng.integers(0, num_classes, rows)
         confusion = confusion_of(truth, answers(rng, truth, 0.85, num_classes), num_classes)
@@ -105,8 +118,22 @@ def test_a_class_that_nobody_has_counts_in_the_comparison():
     pairs = Pairs()
     pairs.update(truth, good, weak)
     found = compare(pairs.joint, 5, macro_f1, rng, **OPTIONS)
-    reported = macro_f1(confusion_of(truth, good, 5)) - macro_f1(confusion_of(truth, weak, 5))
-    assert found.difference.value == pytest.approx(float(reported))
+    reported = [float(macro_f1(Margins.of(confusion_of(truth, one, 5)))) for one in (good, weak)]
+    assert found.difference.value == pytest.approx(reported[0] - reported[1])
+
+
+def test_a_thousand_classes_are_resampled_within_bounds():
+    """A thousand matrices of a million cells would take 8 GB; class by class, a portion at a time, it is a hundredth."""
+    rng = np.random.default_rng(8)
+    truth = rng.integers(0, 1000, 5000)
+    confusion = confusion_of(truth, answers(rng, truth, 0.8, 1000), 1000)
+    tracemalloc.start()
+    found = intervals(confusion, STATISTICS, rng, **OPTIONS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 400e6
+    assert found["accuracy"].low < 0.8 < found["accuracy"].high
+    assert found["macro_f1"].value == pytest.approx(float(macro_f1(Margins.of(confusion))))
 
 
 @pytest.mark.parametrize(("first", "second"), [(0, 0), (3, 0), (12, 5), (40, 40)])
