@@ -1,25 +1,23 @@
 """`modelyard.train` against a bare torch loop over the same rows, and two ranks against one: perceptrons here, a decoder
 in `train_gpt.py`, that decoder by every strategy in `train_strategies.py`. One thread a process.
 
-Each sample is a fresh group of processes; measured is what lies between the first step and the last, so neither
-imports nor the start of a group count, and reports, meetings of the ranks and one small validation do.
+Measured is what lies between the first step and the last, so neither imports nor the start of a group count, and
+reports, meetings of the ranks and one small validation do. What a checkpoint costs is in `train_saves.py`, what a start
+does in `train_start.py`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-from benchmarks import train_gpt, train_peers, train_strategies
+from benchmarks import train_gpt, train_peers, train_saves, train_start, train_strategies
 from benchmarks.figures import Figure, Findings, Samples, compare, take_turns
 from benchmarks.installation import Installation
+from benchmarks.rank_groups import RankGroups, Work
 from commands.parts import STORE
 from modelyard.models import MlpConfig
 from modelyard.settings import Settings
@@ -28,10 +26,7 @@ from modelyard.train import OptimizerConfig, RankEvent, StopConfig, TrainConfig
 OURS, BARE = "modelyard.train", "bare torch loop"
 WIDTH, CLASSES = 784, 10
 OVERHEAD_LIMIT, DDP_GOAL, FSDP_GOAL = 1.10, 1.6, 1.35
-ANSWER_SECONDS = 300
-PARTS = ("perceptron", "ranks", "decoder", "strategies")
-Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
-Data = Callable[[int], tuple[Any, Any]]
+PARTS = ("perceptron", "ranks", "decoder", "strategies", "saves", "start")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,23 +43,31 @@ class Counts:
 
 
 FULL = Counts(
-    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=10, decoder_batch=16, rounds=5
+    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=6, decoder_batch=8, rounds=5
 )
 QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, decoder_steps=2, decoder_batch=2, rounds=1)
 
 
 def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -> Findings:
     """Measure; every contestant ends with the same training loss as its rival, or the figure would mean nothing."""
-    counts = QUICK if quick else FULL
     settings = installation.up([STORE])
+    with RankGroups(settings, installation.scratch) as groups:
+        findings = _rank_parts(groups, QUICK if quick else FULL, parts)
+    rounds = 1 if quick else FULL.rounds
+    if "start" in parts:
+        findings.add(train_start.measure(settings, rounds=min(rounds, 3)))
+    return findings
+
+
+def _rank_parts(groups: RankGroups, counts: Counts, parts: Sequence[str]) -> Findings:
     findings = Findings()
 
     def images_of(config: TrainConfig, work: Work) -> dict[str, float]:
-        return _sample(settings, config, counts.rows, work, installation.scratch)
+        return groups.run(config, work, (images, counts.rows))
 
-    def tokens_of(config: TrainConfig, work: Work) -> dict[str, float]:
+    def tokens_of(config: TrainConfig, work: Work, *, fresh: bool = False) -> dict[str, float]:
         rows = train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch)
-        return _sample(settings, config, rows, work, installation.scratch, train_gpt.tokens)
+        return groups.run(config, work, (train_gpt.tokens, rows), fresh=fresh)
 
     size: dict[str, int] = {"steps": counts.decoder_steps, "batch": counts.decoder_batch, "rounds": counts.rounds}
     if {"perceptron", "decoder"} & set(parts):
@@ -72,14 +75,19 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
         findings.notes += notes
         if "perceptron" in parts:
             findings.add(_perceptron(images_of, counts, peers))
+            groups.stop()
         if "decoder" in parts:
             findings.add(train_gpt.measure(tokens_of, peers, **size))
+            groups.stop()
     if "ranks" in parts:
         findings.add(_ranks(images_of, counts))
+        groups.stop()
     if "strategies" in parts:
-        findings.add(train_strategies.measure(tokens_of, **size))
+        findings.add(train_strategies.measure(tokens_of, **size | {"rounds": min(counts.rounds, 3)}))
+    if "saves" in parts:
+        findings.add(train_saves.measure(tokens_of, rounds=counts.rounds))
     findings.notes.append(
-        "Checkpoints are saved in none: they are written beside training, at intervals of the user's choice."
+        "Steps are measured without checkpoints: these are written beside training, at intervals of the user's choice."
     )
     return findings
 
@@ -151,48 +159,6 @@ def images(rows: int) -> tuple[Any, Any]:
     draw = torch.Generator().manual_seed(0)
     features = torch.rand(rows, WIDTH, generator=draw)
     return features, torch.randint(0, CLASSES, (rows,), generator=draw)
-
-
-def _sample(
-    settings: Settings, config: TrainConfig, rows: int, work: Work, scratch: Path, data: Data = images
-) -> dict[str, float]:
-    """Run ``work`` on as many fresh ranks as the config says; what rank 0 measured."""
-    context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe()
-    meeting_point = str(scratch / uuid4().hex)
-    processes = [
-        context.Process(target=_rank, args=(work, settings, config, (data, rows), meeting_point, rank, theirs))
-        for rank in range(config.ranks)
-    ]
-    for process in processes:
-        process.start()
-    try:
-        assert mine.poll(ANSWER_SECONDS), "no rank answers"
-        return mine.recv()
-    finally:
-        for process in processes:
-            process.join(30)
-            process.kill()
-
-
-def _rank(
-    work: Work, settings: Settings, config: TrainConfig, data: tuple[Data, int], meeting_point: str, rank: int,
-    answer: Connection,
-) -> None:  # fmt: skip
-    import torch
-    from torch import distributed
-
-    torch.set_num_threads(1)
-    store = distributed.FileStore(meeting_point, config.ranks)
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=config.ranks)
-    make, rows = data
-    features, targets = make(rows)
-    torch.manual_seed(config.seed)
-    found = work(settings, config, features, targets, Path(meeting_point).name)
-    if rank == 0:
-        answer.send(found)
-    distributed.barrier()
-    distributed.destroy_process_group()
 
 
 def _our_loop(settings: Settings, config: TrainConfig, features: Any, targets: Any, name: str) -> dict[str, float]:

@@ -7,6 +7,7 @@ environment; Lightning is installed beside it, without its dependencies that are
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 import tempfile
 import time
@@ -215,9 +216,14 @@ def _lightning_folder() -> Path:
 
 
 def _install_lightning() -> str | None:
-    """Put it beside this environment, if need be; why not, where it cannot be."""
+    """Put it beside this environment, if need be; why not, where it cannot be. One that broke off is made anew."""
     folder = _lightning_folder()
-    if not (folder / "lightning").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *LIGHTNING]
-        return problem_of(command, INSTALL_SECONDS, PROJECT) or None
+    mark = folder / ".complete"
+    if mark.exists():
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder), *LIGHTNING]
+    if problem := problem_of(command, INSTALL_SECONDS, PROJECT):
+        return problem
+    mark.touch()
     return None

@@ -50,7 +50,9 @@ def measure(group: train_gpt.Group, *, steps: int, batch: int, rounds: int) -> F
         return TrainConfig.model_validate(base.model_dump() | {"ranks": 2} | changes)
 
     configs = {ONE: base, **{name: spread(changes) for name, changes in WAYS.items()}}
-    samples = take_turns({name: lambda config=config: group(config, _loop) for name, config in configs.items()}, rounds)
+    # Fresh processes: what one has held at most, it has held for good.
+    turns = {name: lambda config=config: group(config, _loop, fresh=True) for name, config in configs.items()}
+    samples = take_turns(turns, rounds, warmups=0)
     losses = [sample["loss"] for name in samples.keys() - OWN_COURSE for sample in samples[name]]
     assert max(losses) - min(losses) < 0.02 * max(losses), "they did not train the same"
     name = f"17 M weights, bf16, {batch} x {train_gpt.LENGTH} tokens a step"

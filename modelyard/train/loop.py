@@ -35,7 +35,7 @@ from modelyard.train.progress import Progress, score
 from modelyard.train.resume import resume_newest
 from modelyard.train.rows import Rows
 from modelyard.train.saver import Saver, Snapshot
-from modelyard.train.snapshots import Origin, local_tensors, shapes, shared_tensors, staged
+from modelyard.train.snapshots import Origin, Tensors, all_finite, local_tensors, shapes, shared_tensors, staged
 from modelyard.train.stepper import Step, Watch, learning_rate
 from modelyard.train.strategies import describe, stepper_for
 from modelyard.train.validation import Objective, validate
@@ -87,6 +87,7 @@ class Trainer:
         fence = self.agreement.shared(checkpoints.new_fence() if self.stepper.rank == 0 else None)
         self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved)
         self._origin: Origin | None = None
+        self._staged: Tensors = {}  # the last save's copies, which the next one writes over
         self._stall = Watch()
         self._rate = config.optimizer.learning_rate
         self._reported = (0, 0.0)  # the group's rows and this rank's loss when figures were last reported
@@ -222,11 +223,10 @@ class Trainer:
         with self._stall:
             self._saver.wait(self._alive)
             self.stepper.align_()
-            tensors = staged(self.stepper.shared(shared_tensors(self.stepper)))
-            own = staged(self.stepper.own_tensors())
-            saved = [value for value in (*tensors.values(), *own.values()) if value.is_floating_point()]
-            finite = all(bool(value.isfinite().all()) for value in saved)
-            if not all(self.agreement.all_of(finite)):
+            tensors = staged(self.stepper.shared(shared_tensors(self.stepper)), self._staged)
+            own = staged(self.stepper.own_tensors(), self._staged)
+            self._staged = tensors | own
+            if not all(self.agreement.all_of(all_finite(self._staged.values()))):
                 self._go_back()
                 return
             self.progress.loss_scale = self.stepper.precision.state()

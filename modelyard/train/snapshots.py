@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,9 +59,32 @@ def shared_tensors(stepper: Stepper) -> Tensors:
     return found
 
 
-def staged(tensors: Mapping[str, torch.Tensor]) -> Tensors:
-    """Copies on the CPU, which training does not touch any more."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+def staged(tensors: Mapping[str, torch.Tensor], room: Mapping[str, torch.Tensor] | None = None) -> Tensors:
+    """Copies on the CPU, which training does not touch any more.
+
+    Args:
+        room: copies that nobody needs any more, to be written over: memory that is new costs more than the copying.
+    """
+    return {name: _copied(value.detach(), (room or {}).get(name)) for name, value in tensors.items()}
+
+
+def _copied(value: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
+    if room is None or (room.shape, room.dtype) != (value.shape, value.dtype):
+        return value.to("cpu", copy=True)
+    _held(room).copy_(_held(value))
+    return room
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether what this rank holds of some tensors has neither NaN nor infinity: one pass, and no mask is made."""
+    numbers = [held for value in tensors if value.is_floating_point() and (held := _held(value)).numel()]
+    return all(bool(end.isfinite()) for held in numbers for end in torch.aminmax(held))
+
+
+def _held(value: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a tensor that ranks may share."""
+    part = getattr(value, "to_local", None)
+    return part() if part else value
 
 
 def write(tensors: Tensors, local: Tensors, folder: Path, group: Any) -> None:
