@@ -18,8 +18,8 @@ from modelyard.catalog import Catalog, Origin, Product
 from modelyard.compress import CompressConfig, Distil, MeasureConfig, PruneUnits, SearchConfig, StaticInt8, candidates
 from modelyard.compress.candidates import FORM_FILE, Bench
 from modelyard.compress.export import INPUT
+from modelyard.compress.outcomes import Recipe
 from modelyard.compress.rows import Rows
-from modelyard.compress.search import Recipe
 from modelyard.compress.workshop import Workshop
 from modelyard.model_package import FLOAT_FORM
 from modelyard.models import CnnConfig, MlpConfig
@@ -67,7 +67,7 @@ class Form:
 def run(catalog: Catalog, scratch: Path, network: str, quick: bool) -> Findings:
     """Measure one network. Drops are on the validation split, between forms of the network that was trained in this run."""
     word = network.split(maxsplit=1)[0]
-    dataset = _images(catalog, scratch / f"images-{word}", QUICK_ROWS if quick else ROWS[network])
+    dataset = images(catalog, scratch / f"images-{word}", QUICK_ROWS if quick else ROWS[network])
     config = NETWORKS[network]
     if quick:
         config = config.model_copy(update={"max_epochs": 2})
@@ -75,7 +75,7 @@ def run(catalog: Catalog, scratch: Path, network: str, quick: bool) -> Findings:
     return Findings(figures=list(_figures(forms, network)), notes=[*_notes(forms, network), *missing])
 
 
-def _images(catalog: Catalog, folder: Path, num_rows: int) -> ArtifactRef:
+def images(catalog: Catalog, folder: Path, num_rows: int) -> ArtifactRef:
     """scikit-learn's digits as 28x28, each many times: shifted, dimmed and noisy. No image set comes with a package."""
     from sklearn.datasets import load_digits
 

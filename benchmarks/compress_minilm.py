@@ -33,8 +33,9 @@ from modelyard.compress import (
     SearchConfig,
 )
 from modelyard.compress.latency import measure_in_turns
+from modelyard.compress.outcomes import Built, Decision, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.quality import Drop
-from modelyard.compress.search import Built, Decision, Fell, Latency, Measured, Outcome, Recipe, Search, conduct
+from modelyard.compress.search import Search, conduct
 from modelyard.model_package import FLOAT_FORM
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 

@@ -13,7 +13,8 @@ from flows.parameters import DatasetUri, Overrides, ParentRun, Preset, artifact_
 from flows.preprocess import preprocess
 from flows.train import train
 from modelyard.artifacts import ArtifactRef
-from modelyard.compress.search import Fell, Outcome, Recipe, conduct
+from modelyard.compress.outcomes import Fell, Outcome, Recipe
+from modelyard.compress.search import conduct
 from modelyard.compress.techniques import Distil, NetworkTechnique, PruneWeights, Recovery
 from modelyard.errors import PermanentError
 from modelyard.train import DistillConfig, InitConfig, TrainConfig

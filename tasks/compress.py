@@ -18,7 +18,8 @@ from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Origin, Product
 from modelyard.compress import CompressConfig
 from modelyard.compress import compress as compress_core
-from modelyard.compress.search import Built, Decision, Fell, Measured, Outcome, Recipe, Search
+from modelyard.compress.outcomes import Built, Decision, Fell, Measured, Outcome, Recipe
+from modelyard.compress.search import Search
 from modelyard.compress.stage import compress_work
 from modelyard.compress.techniques import Distil, NetworkTechnique
 from modelyard.compress.workshop import shared_workshop

@@ -4,7 +4,8 @@
     config.py      which forms, said or searched; with techniques.py (one config a technique) and budget.py
     package.py     forms that were said: convert, check, measure, publish
 
-    search.py      what to try next and who won, as an ask / tell object without any plumbing
+    search.py      what to try next, as an ask / tell object without any plumbing; outcomes.py: what it asks and is told
+    decision.py    who is inside the budget, who won, and why each of the others lost
     candidates.py  candidates as artifacts; searched.py: the winner's package, and a whole search in one process
     workshop.py    jobs that may crash, in processes of their own; helper.py is the other side, jobs.py what they do
     quiet.py       nobody builds while somebody measures

@@ -17,9 +17,9 @@ from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig, SearchConfig
+from modelyard.compress.outcomes import Built, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.quiet import building, measuring
 from modelyard.compress.rows import CALIBRATION_ROWS, Rows
-from modelyard.compress.search import Built, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.stage import installed_libraries
 from modelyard.compress.techniques import Distil, NetworkTechnique
 from modelyard.compress.workshop import Workshop

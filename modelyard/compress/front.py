@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
-from modelyard.compress.search import Decision, Standing
+from modelyard.compress.outcomes import Decision, Standing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,7 +14,8 @@ from modelyard.compress import candidates
 from modelyard.compress.candidates import FORM_FILE, Bench, outcome_of
 from modelyard.compress.config import CompressConfig
 from modelyard.compress.mlmodel import mlmodel_yaml
-from modelyard.compress.search import Decision, Fell, Outcome, Recipe, Search, conduct
+from modelyard.compress.outcomes import Decision, Fell, Outcome, Recipe
+from modelyard.compress.search import Search, conduct
 from modelyard.compress.stage import compress_work, installed_libraries
 from modelyard.compress.workshop import shared_workshop
 from modelyard.datasets import TARGET_FILE

@@ -14,7 +14,7 @@ from modelyard.compress import Budget, CompressConfig, DropLimit, MeasureConfig,
 from modelyard.compress.candidates import Bench
 from modelyard.compress.heads import attentions, importances, kept_heads, prune_heads_
 from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
-from modelyard.compress.search import Recipe
+from modelyard.compress.outcomes import Recipe
 from modelyard.compress.workshop import Workshop
 from modelyard.errors import ConversionFailed
 from modelyard.models import GptConfig, HuggingFaceConfig

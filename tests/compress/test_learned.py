@@ -17,7 +17,8 @@ from modelyard.compress.candidates import Bench
 from modelyard.compress.check import check_operators
 from modelyard.compress.forms import make_form
 from modelyard.compress.learned import prepare_
-from modelyard.compress.search import Recipe, Search
+from modelyard.compress.outcomes import Recipe
+from modelyard.compress.search import Search
 from modelyard.compress.workshop import Workshop
 from modelyard.errors import ConversionFailed
 from modelyard.models import CnnConfig, GptConfig, MlpConfig

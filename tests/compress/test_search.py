@@ -22,8 +22,9 @@ from modelyard.compress import (
     SearchConfig,
     StaticInt8,
 )
+from modelyard.compress.outcomes import Built, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.quality import Drop
-from modelyard.compress.search import Built, Fell, Latency, Measured, Outcome, Recipe, Search, conduct
+from modelyard.compress.search import Search, conduct
 from modelyard.errors import ConversionFailed
 from tests.workbench import PROPERTY
 

@@ -25,7 +25,7 @@ from modelyard.compress import (
     compress,
 )
 from modelyard.compress.front import front_png, table
-from modelyard.compress.search import Decision, Standing
+from modelyard.compress.outcomes import Decision, Standing
 from modelyard.datasets import Dataset
 from modelyard.model_package import FLOAT_FORM, PLAIN_SUFFIXES, ModelPackage, refuse_foreign_files
 from modelyard.settings import Settings

@@ -11,7 +11,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.compress import CompressConfig, MeasureConfig, PruneUnits, SearchConfig, StaticInt8, candidates, compress
 from modelyard.compress.candidates import Bench
-from modelyard.compress.search import Recipe
+from modelyard.compress.outcomes import Recipe
 from modelyard.compress.workshop import Workshop
 from modelyard.errors import ConfigError
 from modelyard.evaluate import EvaluateConfig, evaluate, refusal
