@@ -4,7 +4,7 @@
     python -m benchmarks endpoint --part start
 
 Without names all of them run. Results go to `benchmarks/results/`; a quick run, or one of some parts, only prints, and
-writes where ``--json`` says.
+writes where ``--json`` says; with ``--update`` its parts replace their figures in the results.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             findings = _load(name, options.parts)(installation, options.quick)
             document = report.as_json(name, findings, command=command, quick=options.quick)
             documents.append(document)
-            if not options.quick and not options.parts:
+            if options.update:
+                report.update(document)
+            elif not options.quick and not options.parts:
                 report.write(document)
             print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
             installation.clean()
@@ -58,6 +60,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.parts and len(options.names) != 1:
         parser.error("--part needs the one benchmark that it is a part of: python -m benchmarks endpoint --part start")
+    if options.update and (options.quick or not options.parts):
+        parser.error(
+            "--update is for some parts (--part), measured in full; a run of all of them writes its results anyway"
+        )
     known = PARTS.get(options.names[0], ()) if options.parts else ()
     if wrong := [part for part in options.parts if part not in known]:
         parser.error(f"{options.names[0]} has no part {wrong[0]!r}: {', '.join(known) or 'it has none'}")
@@ -73,6 +79,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--part", action="append", dest="parts", default=[], metavar="part",
         help="only this part of the one benchmark named",
+    )  # fmt: skip
+    parser.add_argument(
+        "--update", action="store_true",
+        help="with --part: put its figures into the results, in the place of earlier ones; the others stay, with their date",
     )  # fmt: skip
     parser.add_argument("--json", type=Path, help="write the documents of this run there too")
     return parser

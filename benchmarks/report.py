@@ -47,6 +47,33 @@ def write(document: dict[str, Any], folder: Path = RESULTS) -> None:
     (folder / "README.md").write_text(markdown(documents))
 
 
+def update(document: dict[str, Any], folder: Path = RESULTS) -> None:
+    """Write a run of some parts: its figures in the place of earlier ones, beside those that it did not take again."""
+    path = folder / f"{document['benchmark']}.json"
+    write(renewed(document, json.loads(path.read_text())) if path.exists() else document, folder)
+
+
+def renewed(document: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A document with the figures of an earlier one that it lacks, each with the moment of the run that took it."""
+    taken = {_identity(figure) for figure in document["figures"]}
+    kept = [{"taken": before["date"], **figure} for figure in before["figures"] if _identity(figure) not in taken]
+    notes = [*document["notes"], *(note for note in before["notes"] if note not in document["notes"])]
+    return {**document, "notes": notes, "figures": [*document["figures"], *kept]}
+
+
+def _identity(figure: dict[str, Any]) -> tuple[str, str, str]:
+    return figure["name"], figure["subject"], figure["against"]
+
+
+def _earlier(figures: Iterable[dict[str, Any]]) -> list[str]:
+    """Which figures are not of the run that the section is dated by."""
+    names: dict[str, dict[str, None]] = {}
+    for figure in figures:
+        if "taken" in figure:
+            names.setdefault(figure["taken"], {})[figure["name"]] = None
+    return [f"- Taken {moment}, in an earlier run: {'; '.join(of)}." for moment, of in sorted(names.items())]
+
+
 def markdown(documents: Iterable[dict[str, Any]]) -> str:
     """The table. Every ratio is the median over rounds, each round's taken against the same round's reference."""
     lines = [
@@ -73,6 +100,7 @@ def _section(document: dict[str, Any]) -> list[str]:
         *map(_row, document["figures"]),
         "",
         *(f"- {note}" for note in document["notes"]),
+        *_earlier(document["figures"]),
         f"- {document['date']}, `{document['command']}`",
         (
             f"- {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']} GB, {machine['system']};"

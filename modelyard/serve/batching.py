@@ -1,7 +1,9 @@
 """Requests that arrived in one turn of the event loop become one call to the model.
 
-No timer: a lone request is sent at the end of its turn. While the worker owes as many calls as it may, later
-requests gather, so that a slow model gets larger batches and a fast one short waits, without a knob.
+A lone request is sent at the end of its turn. While the worker owes as many calls as it may, later
+requests gather, so that a slow model gets larger batches and a fast one short waits, without a knob. Clients that a slow
+model has just answered tend to ask again, one after the other: a worker that is idle waits for them a moment, as a call for
+the first of them alone would keep the others waiting for its end.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from modelyard.transform import joined
 logger = logging.getLogger(__name__)
 
 UNHEARD = "an answer did not reach who waited for it; the others of its batch are not concerned"
+RETURN_FRACTION, RETURN_SECONDS = 0.25, 0.005  # of a call, and at most: how long those who were answered are waited for
 CALLS_A_WORKER = 2  # of which `Limits.max_unanswered_batches` is a multiple: one that runs, one that waits
 
 Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
@@ -47,6 +50,9 @@ class Batcher:
         self._flush_is_due = False
         self._running: set[asyncio.Task[None]] = set()
         self._call_seconds = 0.0  # of the last calls, the later ones more
+        self._num_returning = 0  # who were answered and have not asked again, until ..
+        self._returning_until = 0.0
+        self._waiting_timer: asyncio.TimerHandle | None = None
 
     def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
         """Get answers for these rows (n, width), or tokens of texts (n, t) int64. Very many are asked for in pieces.
@@ -58,6 +64,7 @@ class Batcher:
         if len(self._queue) >= limits.max_queued_requests or self._queued_bytes >= limits.max_queued_bytes:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
         self._queued_bytes += rows.nbytes
+        self._num_returning -= self._num_returning > 0
         if len(rows) > max(limits.max_batch_rows, piece_rows(rows)):
             rows, waiting = Whole(waiting, rows).piece()
         self._enqueue(rows, waiting)
@@ -74,11 +81,32 @@ class Batcher:
     def _flush(self) -> None:
         self._flush_is_due = False
         while self._queue and (free := self._num_calls_ahead() - len(self._running)) > 0:
+            if self._is_slow and self._awaits_others():
+                return
             batch = self._take(-(-len(self._queue) // free) if self._is_slow else len(self._queue))
             if batch:
                 task = self._loop.create_task(self._run(batch))
                 self._running.add(task)
                 task.add_done_callback(self._finished)
+
+    def _awaits_others(self) -> bool:
+        """Whether those who were just answered are waited for, before a call for fewer."""
+        left = self._returning_until - self._loop.time()
+        if not self._num_returning or left <= 0 or len(self._queue) >= self._limits.max_batch_rows:
+            return False
+        if self._waiting_timer is None:
+            self._waiting_timer = self._loop.call_later(left, self._have_waited)
+        return True
+
+    def _have_waited(self) -> None:
+        self._waiting_timer = None
+        self._flush()
+
+    def _expect(self, num_answered: int) -> None:
+        """So many may ask again now."""
+        now = self._loop.time()
+        self._num_returning = num_answered + (self._num_returning if now < self._returning_until else 0)
+        self._returning_until = now + min(RETURN_SECONDS, RETURN_FRACTION * self._call_seconds)
 
     @property
     def _is_slow(self) -> bool:
@@ -144,6 +172,7 @@ class Batcher:
             return
         self._owes_no_more()
         self._settled(len(batch))
+        self._expect(len(batch))
         begin = 0
         for rows, waiting in batch:
             end = begin + len(rows)

@@ -113,6 +113,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.endpoint = endpoint
         self._reads_head = False
         self._ends_at: float | None = None  # while a request is being answered its own bounds hold
+        self._unread_since: float | None = None  # more waits to be sent than may wait
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast("asyncio.Transport", transport))
@@ -159,14 +160,31 @@ class HttpProtocol(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if self._unread_since is None:
+            self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         elif not self._reads_head:
             self._ends_at = self.loop.time() + self.endpoint.limits.keep_alive_seconds
 
+    def pause_writing(self) -> None:
+        """Its client does not read: nothing more is read of it either, so that no answers pile up."""
+        super().pause_writing()
+        self._unread_since = self.loop.time()
+        self.flow.pause_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_since = None
+        if not self.pipeline:
+            self.flow.resume_reading()
+
     def expire_by(self, now: float) -> None:
-        """End a connection that kept silent between requests, or within the head of one, for longer than it may."""
+        """End a connection that kept silent between requests, within the head of one, or did not read its answers, for
+        longer than it may."""
+        if self._unread_since is not None and now >= self._unread_since + self.endpoint.limits.keep_alive_seconds:
+            self.transport.abort()  # to close would wait for the client
+            return
         if self._ends_at is None or now < self._ends_at or self.transport.is_closing():
             return
         if self._reads_head:

@@ -37,7 +37,7 @@ from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.server import http_server, listen
-from modelyard.serve.starting import StartedProcess
+from modelyard.serve.starting import StartedProcess, give_back_memory
 from modelyard.serve.state import LocalState
 from modelyard.serve.threads import in_thread
 from modelyard.serve.tls import Tls, tls_of
@@ -117,6 +117,7 @@ class Serving:
         keeping = asyncio.create_task(keep_books(app, self._limits, tls))
         await self._await_state(reconciler)
         gc.enable()  # `__main__` switched it off
+        give_back_memory()
         server = http_server(app, tls.context if tls else None)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         scheme, address = "https" if tls else "http", self._listener.getsockname()[:2]

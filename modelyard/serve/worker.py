@@ -25,6 +25,7 @@ import orjson
 from modelyard.errors import TransientError
 from modelyard.model_package import ModelPackage
 from modelyard.runtime import preload
+from modelyard.serve.starting import give_back_memory
 from modelyard.serve.wire import HEADER, RAW_OUTPUTS, Kind, Tensor, frame, pack_tensors, unpack_tensors
 from modelyard.transform import TextTransform
 
@@ -70,6 +71,7 @@ def _load(connection: socket.socket, stream: BufferedReader) -> ModelPackage | N
         return None
     wanted = orjson.loads(_exactly(stream, HEADER.unpack(header)[0] - (HEADER.size - 4)))
     package, kind, payload = loaded(Path(wanted["folder"]), wanted["form"])
+    give_back_memory()
     connection.sendall(frame(0, kind, payload))
     return package
 

@@ -12,8 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.figures import Figure, take_turns
-from benchmarks.report import markdown
+from benchmarks.__main__ import main
+from benchmarks.figures import Figure, Findings, take_turns
+from benchmarks.report import as_json, markdown, renewed
 from commands.environment import PROJECT
 
 RATIO_PARTS = {"median", "min", "max"}
@@ -86,3 +87,36 @@ def test_ratios_are_taken_round_by_round():
     )
     assert figure.ratios == [0.9, 0.9]
     assert figure.is_met
+
+
+def test_a_run_of_some_parts_keeps_the_others():
+    """Its figures take the place of earlier ones; those that it lacks stay with their date, which the table tells."""
+
+    def document(moment: str, **rates: float) -> dict[str, Any]:
+        figures = [
+            Figure(name=name, subject="us", against="them", unit="1/s", better="more", values=[rate], reference=[1.0])
+            for name, rate in rates.items()
+        ]
+        made = as_json("endpoint", Findings(figures=figures, notes=["how"]), command="test", quick=False)
+        return made | {"date": moment}
+
+    first = document("monday", a=1.0, b=2.0)
+    second = renewed(document("tuesday", b=3.0), first)
+    third = renewed(document("friday", c=4.0), second)
+    assert {figure["name"]: (figure["ratio"]["median"], figure.get("taken")) for figure in third["figures"]} == {
+        "a": (1.0, "monday"),
+        "b": (3.0, "tuesday"),
+        "c": (4.0, None),
+    }
+    table = markdown([third])
+    assert "- Taken monday, in an earlier run: a.\n" in table
+    assert "- Taken tuesday, in an earlier run: b.\n" in table
+    assert table.count("- how\n") == 1
+
+
+@pytest.mark.parametrize("words", [["endpoint", "--update"], ["endpoint", "--part", "start", "--quick", "--update"]])
+def test_only_parts_measured_in_full_update(words: list[str], capsys: pytest.CaptureFixture[str]):
+    """A whole run writes its results anyway, and a quick one measures nothing."""
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "--update is for some parts" in capsys.readouterr().err

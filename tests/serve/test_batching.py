@@ -12,6 +12,7 @@ import pytest
 from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.pieces import PIECE_BYTES
+from modelyard.serve.running import _Awaited
 from modelyard.serve.wire import Tensor
 
 CLIENTS, ROUNDS = 8, 25
@@ -69,6 +70,31 @@ async def test_a_slow_model_owes_one_call_a_worker(call_seconds: float, num_owed
     assert batcher.num_unanswered == 0
     if num_owed == 2:
         assert median(rows for rows, _ in settled) == CLIENTS // 2, "each worker has half of what waits"
+
+
+async def test_those_who_were_just_answered_are_waited_for():
+    """Clients that ask again one turn of the loop after the other are one call of a slow model, not one and the rest; one
+    that does not come back keeps the others waiting for a moment only."""
+    calls: list[int] = []
+
+    async def infer(rows: np.ndarray) -> dict[str, Tensor]:
+        calls.append(len(rows))
+        await asyncio.sleep(0.02)
+        return {"outputs": rows}
+
+    batcher = Batcher(infer, Limits())
+
+    async def client(place: int, num_rounds: int) -> None:
+        for _ in range(num_rounds):
+            for _ in range(place):
+                await asyncio.sleep(0)
+            waiting = _Awaited()
+            batcher.submit(waiting, np.zeros((1, 4)))
+            await waiting.answer
+
+    await asyncio.gather(*(client(place, 8 + place // 4 * 4) for place in range(8)))
+    assert median(calls[3:8]) == 8
+    assert median(calls[-3:]) == 4, "half of them are gone"
 
 
 class Caller:

@@ -203,6 +203,50 @@ async def test_a_request_in_flight_is_not_silence(serving: Any):
         writer.close()
 
 
+async def test_who_does_not_read_is_not_read_from(serving: Any):
+    """Answers that nobody takes do not pile up: the server stops reading there, answers the rest when the client reads
+    again, and ends the connection of one who never does. Neighbours notice nothing."""
+    rows = [[1.0, 2.0, 3.0, 4.0]] * 400
+    tensor = {"name": "features", "datatype": "FP64", "shape": [400, 4], "data": rows}
+    asked = request(PATH, json.dumps({"inputs": [tensor]}).encode())
+
+    def answered(inside: Inside) -> float:
+        labels = {"model": "digits", "version": "1", "code": "200"}
+        return inside.app.metrics.registry.get_sample_value("modelyard_requests_total", labels) or 0.0
+
+    async def until_refused(writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b" ")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+
+    async def pile_up(inside: Inside, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+        """Ask, one request after the other, until nothing is answered any more; how many were sent."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**12)
+        for number in range(1, 1_000):
+            writer.write(asked)
+            before = answered(inside)
+            for _ in range(100):
+                await asyncio.sleep(0.001)
+                if answered(inside) > before:
+                    break
+            else:
+                return reader, writer, number
+        raise AssertionError("the server reads on")
+
+    async with serving(keep_alive_seconds=3.0) as (inside, port):
+        reader, writer, sent = await pile_up(inside, port)
+        assert [(await read_answer(reader))[0] for _ in range(sent)] == [200] * sent
+        writer.close()
+        _, writer, _ = await pile_up(inside, port)
+        neighbour, other = await asyncio.open_connection("127.0.0.1", port)
+        other.write(request())
+        assert (await read_answer(neighbour))[0] == 200
+        other.close()
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(until_refused(writer), 10)
+
+
 async def test_one_connection_too_many_is_503(serving: Any):
     """Those that are open stay and are answered; the next one is told to come back."""
     async with serving(max_connections=2) as (_, port):

@@ -81,6 +81,28 @@ async def test_the_previous_version_answers_for_a_dead_one(store: Store, serving
     assert tally.by_version["5"] > 0
 
 
+@pytest.mark.soak
+async def test_workers_that_end_in_every_way_cost_no_request(store: Store, serving: Endpoint, version: ServedVersion):
+    """20,000 requests and more while the worker is killed, runs into a segmentation fault, or hangs, every 2,000: each is answered, by
+    the version itself or the one before it, and rightly."""
+    number = roll_out(store, serving.name, publish_version(store, "5"), previous=version).number
+    serving.reach(number)
+    ways, total = [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP], 0
+
+    async def end(pid: int, way: signal.Signals) -> None:
+        os.kill(pid, way)
+        await asyncio.to_thread(until, lambda: serving.worker_pids() not in ([], [pid]), "its successor", 40)
+
+    while total < 20_000:
+        ways = [*ways[1:], ways[0]]
+        [pid] = await asyncio.to_thread(until, serving.worker_pids, "a worker")
+        event = end(pid, ways[0])
+        tally = await under_load(serving.url, lambda: event, num_clients=8, after=2_000)  # noqa: B023
+        assert tally.is_clean, (ways[0], tally.failures[:5])
+        total += tally.total
+    assert serving.status()["models"]["digits"]["versions"][0]["restarts"] > 6
+
+
 def test_a_killed_endpoint_serves_again_without_the_store(serving: Endpoint):
     """kill -9 of the parent ends all below it; restarted with the store away, it serves the same from its cache."""
     before = serving.client.post(INFER, json=BODY)
