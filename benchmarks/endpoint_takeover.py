@@ -162,6 +162,7 @@ def main(model: str, candidate: str, verdict: str) -> None:
     catalog, tracker = Catalog(Store(settings)), Tracker(settings)
     refs = catalog.resolve(candidate), catalog.resolve(verdict)
     config = RolloutConfig(policy=RolloutPolicy.model_validate(POLICY))
+    tracker.version_by_alias(model, "champion")  # imports MLflow, as a flow has by then: its stage's run has begun
     began = time.time()
     rollout(
         catalog,

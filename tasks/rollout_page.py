@@ -16,7 +16,7 @@ from prefect.artifacts import (
 
 from modelyard.gates import Check, StepCounts
 from modelyard.ledger import spans
-from modelyard.revisions import revisions_since
+from modelyard.revisions import Revision, revisions_since
 from modelyard.rollout import Look
 from modelyard.rollout.timeline import timeline
 from tasks.recording import Record
@@ -63,16 +63,18 @@ class RolloutPage:
             update_progress_artifact(self._progress, progress=100.0, description=outcome)
         self._draw(outcome, story)
 
-    def _draw(self, outcome: str, story: Sequence[object]) -> None:
+    def _draw(self, outcome: str, story: Sequence[Revision]) -> None:
         model = self._record.trail.model_name
         store, name = self._record.session.store, self._record.session.settings.endpoint_name
+        if not story:
+            return
         # One revision more, so that what served before is in the picture.
-        whole = list(revisions_since(store, name, max(0, self._before - 1))) if story else []
+        whole = list(revisions_since(store, name, max(0, self._before - 1)))
         drawn = [span for span in spans(whole) if span.model == model]
         if not drawn:
             return
         tracker, run_id = self._record.session.tracker, self._record.run_id
-        tracker.log_figure(run_id, timeline(drawn, self.looks, f"{model} {outcome}"), PICTURE)
+        tracker.log_figure(run_id, timeline(drawn, self.looks, f"{model} {outcome}", story[0].created_at), PICTURE)
         create_link_artifact(
             key="rollout-timeline",
             link=tracker.artifact_url(run_id, PICTURE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
@@ -11,7 +12,7 @@ from modelyard.errors import EndpointUnavailable, ModelyardError, PermanentError
 from modelyard.ledger import history
 from modelyard.regions import region_names, region_settings
 from modelyard.revisions import ModelState, Revision, ServedVersion, first_revision, latest_revision, replica_statuses
-from modelyard.rollout.endpoint import EndpointClient
+from modelyard.rollout.endpoint import EndpointClient, status_of
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.tracking import Tracker
@@ -74,7 +75,7 @@ def _left_behind(
 
 def _of_an_installation(catalog: Catalog, tracker: Tracker, settings: Settings, newest: Revision) -> list[str]:
     """Of one endpoint, its ledger, its replicas, and the manifests in its bucket."""
-    found = [*_endpoint(settings, newest), *_replicas(catalog, settings, newest)]
+    found = [*of_the_endpoint(settings, newest), *_replicas(catalog, settings, newest)]
     for model, state in newest.models.items():
         found += _stuck(model, state)
         for served in [*state.versions, *([state.previous] if state.previous else [])]:
@@ -83,24 +84,42 @@ def _of_an_installation(catalog: Catalog, tracker: Tracker, settings: Settings, 
     return found
 
 
-def _endpoint(settings: Settings, newest: Revision) -> Iterator[str]:
-    """What the endpoint that this installation talks to says right now."""
+def of_the_endpoint(settings: Settings, newest: Revision) -> Iterator[str]:
+    """What the endpoint that this installation talks to says right now, against the newest revision."""
     try:
         with EndpointClient(settings) as endpoint:
-            status = endpoint.status()
+            page = endpoint.page()
     except (EndpointUnavailable, PermanentError) as failure:
         yield f"the endpoint cannot be asked: {failure}; start it with `modelyard up endpoint`"
         return
+    status = status_of(page)
     if status.revision != newest.number:
         why = f": {status.error}" if status.error else ""
         yield (
             f"the endpoint serves revision {status.revision}, the ledger wants {newest.number}{why};"
             f" roll back with `modelyard rollback`, or mend what it names"
         )
+        return
     for model, state in newest.models.items():
-        wanted, served = [version.version for version in state.versions], status.serving.get(model, [])
-        if status.revision == newest.number and sorted(wanted) != sorted(served):
-            yield f"the endpoint serves {model} in versions {served}, revision {newest.number} names {wanted}"
+        for said in _of_a_model(state, page["models"].get(model, {"versions": [], "previous": None})):
+            why = f" ({status.error})" if status.error else ""
+            yield f"the endpoint {said.format(model=model, number=newest.number)}{why}"
+
+
+def _of_a_model(state: ModelState, told: dict[str, Any]) -> Iterator[str]:
+    """Versions, their bytes and their weights, and the way back."""
+    wanted = {one.version: one for one in state.versions}
+    served = {one["version"]: one for one in told["versions"]}
+    if wanted.keys() != served.keys():
+        yield f"serves {{model}} in versions {sorted(served)}, revision {{number}} names {sorted(wanted)}"
+        return
+    for version, one in wanted.items():
+        if (digest := served[version]["digest"]) != one.artifact.digest:
+            yield f"serves {digest[:12]} as {{model}} version {version}, revision {{number}} names {one.artifact}"
+        if (weight := served[version]["weight"]) != one.weight:
+            yield f"gives {{model}} version {version} {weight:g} % of the requests, revision {{number}} {one.weight:g} %"
+    if state.previous and not told["previous"]:
+        yield f"does not keep {{model}} version {state.previous.version} warm for going back; its log says why"
 
 
 def _replicas(catalog: Catalog, settings: Settings, newest: Revision) -> Iterator[str]:
@@ -119,7 +138,7 @@ def _aliases(tracker: Tracker, model: str, state: ModelState) -> Iterator[str]:
     elif (champion.version, champion.artifact.digest) != (state.stable.version, state.stable.artifact.digest):
         yield (
             f"the registry calls {model} version {champion.version} champion, the endpoint should serve"
-            f" {state.stable.version}; a rollout or rollback died before its last step: run it once more"
+            f" {state.stable.version}; a rollout or rollback died before its last step"
         )
 
 

@@ -19,6 +19,11 @@ REQUEST_SECONDS = 5.0
 POLL_SECONDS = 0.1
 
 
+def status_of(page: dict[str, Any]) -> ReplicaStatus:
+    """The published part of what an endpoint says about itself."""
+    return ReplicaStatus.model_validate({key: page[key] for key in ReplicaStatus.model_fields if key in page})
+
+
 class EndpointClient:
     """The admin side of one endpoint."""
 
@@ -45,15 +50,14 @@ class EndpointClient:
 
     def status(self) -> ReplicaStatus:
         """How far the endpoint has come."""
-        body = self.page()
-        return ReplicaStatus.model_validate({key: body[key] for key in ReplicaStatus.model_fields if key in body})
+        return status_of(self.page())
 
     def page(self) -> dict[str, Any]:
         """All it says about itself: processes, weights, rollouts."""
         return self._request("GET", "/admin/status").json()
 
-    def take_over(self, store: Store, revision: Revision, before: Revision, bound_seconds: float) -> None:
-        """Wait until it serves a revision; where it refuses, make the ledger say what really serves.
+    def take_over(self, store: Store, model: str, revision: Revision, before: Revision, bound_seconds: float) -> None:
+        """Wait until it serves a revision that changed one model; where it refuses, make the ledger say what really serves.
 
         Raises:
             RolloutFailed: it refused.
@@ -62,15 +66,22 @@ class EndpointClient:
         try:
             self.await_revision(revision.number, bound_seconds)
         except RolloutFailed as refusal:
-            self._restore(store, revision, before, str(refusal))
+            self._restore(store, model, revision, before, str(refusal))
             self.notify()
             raise
 
-    def _restore(self, store: Store, failed: Revision, before: Revision, reason: str) -> None:
-        """Write the earlier state as the next revision, unless somebody has moved on meanwhile."""
+    def _restore(self, store: Store, model: str, failed: Revision, before: Revision, reason: str) -> None:
+        """Write the model's earlier state as the next revision, unless somebody has changed that model meanwhile.
+
+        Other models may have moved on: they stay where they are now, and this one must not keep them from being served.
+        """
+        earlier = {model: before.models[model]} if model in before.models else {}
 
         def change(current: Revision) -> dict[str, ModelState] | None:
-            return before.models if current.number == failed.number else None
+            if current.models.get(model) != failed.models.get(model):
+                return None
+            restored = {name: state for name, state in current.models.items() if name != model} | earlier
+            return None if restored == current.models else restored
 
         decision = failed.decision
         if decision:
@@ -78,13 +89,14 @@ class EndpointClient:
         restored = propose_revision(
             store, self._endpoint, change, reason=reason, author="modelyard.rollout", decision=decision
         )
-        log.warning("revision %s restores what served before revision %s", restored.number, failed.number)
+        log.warning("revision %s restores what served of %s before revision %s", restored.number, model, failed.number)
 
     def await_revision(self, number: int, bound_seconds: float) -> ReplicaStatus:
         """Wait until the endpoint serves a revision.
 
         Raises:
-            RolloutFailed: it tried and refused; carries its reason.
+            RolloutFailed: it tried and refused; carries its reason. Where it tries a later one already, whose fault that is
+                shows only when the bound is over: another model's may be mended by then.
             EndpointUnavailable: it did not get there within the bound.
         """
         deadline = time.monotonic() + bound_seconds
@@ -92,9 +104,10 @@ class EndpointClient:
             status = self.status()
             if status.revision >= number:
                 return status
-            if status.attempted >= number and status.error:
+            is_late = time.monotonic() > deadline
+            if status.error and (status.attempted == number or (status.attempted > number and is_late)):
                 raise RolloutFailed(f"endpoint {self.url} refused revision {number}: {status.error}")
-            if time.monotonic() > deadline:
+            if is_late:
                 raise EndpointUnavailable(
                     f"endpoint {self.url} is at revision {status.revision} after {bound_seconds:g} s, wanted {number}"
                 )

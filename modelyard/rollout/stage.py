@@ -16,7 +16,7 @@ from uuid import uuid4
 from modelyard import transitions
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Catalog, Origin
-from modelyard.errors import Refused, RolloutBusy
+from modelyard.errors import NotFound, Refused, RolloutBusy
 from modelyard.ledger import earlier_version
 from modelyard.model_package import PACKAGE_FILE, PackageSpec
 from modelyard.revisions import (
@@ -26,6 +26,7 @@ from modelyard.revisions import (
     first_revision,
     latest_revision,
     propose_revision,
+    read_revision,
     revisions_since,
 )
 from modelyard.rollout.config import RolloutConfig
@@ -108,7 +109,7 @@ def rollout(
         if state.rollout:
             revision = watch(store, settings, endpoint, model_name, revision, config, watcher)
         else:
-            endpoint.take_over(store, revision, before, config.takeover_seconds)
+            endpoint.take_over(store, model_name, revision, before, config.takeover_seconds)
     call("champion", version)
     return _release(settings, model_name, newcomer, revision, before)
 
@@ -137,7 +138,9 @@ def rollback(
     """
     store = catalog.store
     target = earlier_version(store, settings.endpoint_name, model_name, version) if version else None
-    before, revision = _propose(
+    if target:
+        _require_kept(catalog, settings, model_name, target)
+    before, revision = _own_return(store, settings, model_name, origin) or _propose(
         store,
         settings,
         lambda current: transitions.go_back(current, model_name, target),
@@ -146,11 +149,23 @@ def rollback(
     )
     with EndpointClient(settings) as endpoint:
         endpoint.notify(revision.number)
-        endpoint.take_over(store, revision, before, config.takeover_seconds)
+        endpoint.take_over(store, model_name, revision, before, config.takeover_seconds)
     now = revision.models[model_name].stable
     if sets_aliases:
         tracker.set_alias(model_name, "champion", now.version)
     return _release(settings, model_name, now, revision, before)
+
+
+def _own_return(store: Store, settings: Settings, model_name: str, origin: Origin) -> tuple[Revision, Revision] | None:
+    """What an earlier try of this flow run has written already, and what was before it: going back by one is not done twice."""
+    newest = latest_revision(store, settings.endpoint_name)
+    if newest is None or not origin.flow_run_id:
+        return None
+    for revision in revisions_since(store, settings.endpoint_name, max(0, newest.number - LOOK_BACK)):
+        said = revision.decision
+        if revision.author == origin.flow_run_id and said and (said.model, said.action) == (model_name, "return"):
+            return read_revision(store, settings.endpoint_name, revision.number - 1), revision
+    return None
 
 
 def _no_alias(_alias: str, _version: str) -> None:
@@ -246,6 +261,27 @@ def _require_pass(catalog: Catalog, candidate: ArtifactRef, verdict: ArtifactRef
         raise Refused(str(candidate), [f"{verdict} judged another model"])
     if not judged.facts.get("passed"):
         raise Refused(str(candidate), judged.facts.get("reasons") or [f"{verdict} is not a pass"])
+
+
+def _require_kept(catalog: Catalog, settings: Settings, model_name: str, target: ServedVersion) -> None:
+    """Before anything is written: the bucket still has the version, unless the endpoint has it loaded.
+
+    Raises:
+        NotFound: it was deleted.
+    """
+    newest = latest_revision(catalog.store, settings.endpoint_name) or first_revision()
+    state = newest.models.get(model_name)
+    loaded = [*state.versions, *([state.previous] if state.previous else [])] if state else []
+    if any(transitions.is_same(target, one) for one in loaded):
+        return
+    for what, ref in (("package", target.artifact), ("verdict", target.verdict)):
+        try:
+            catalog.manifest(ref)
+        except NotFound as gone:
+            raise NotFound(
+                f"{model_name} version {target.version} served once, and its {what} was deleted since ({gone});"
+                " roll out a newer version, or go back to another one"
+            ) from None
 
 
 def _require_free(current: Revision, model_name: str, candidate: ArtifactRef) -> None:

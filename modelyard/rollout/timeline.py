@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SIZE_INCHES = (8, 5)
+LEAD = 0.05  # of the whole: what is shown of the time before the rollout
 LOWEST = 1e-2  # evidence below this says the same: nothing
 
 
-def timeline(spans: Sequence[Span], looks: Sequence[Look], title: str) -> Figure:
-    """Weights by version above, each gate's evidence against its limit below; both over seconds since the first span.
+def timeline(spans: Sequence[Span], looks: Sequence[Look], title: str, began_at: str) -> Figure:
+    """Weights by version above, each gate's evidence against its limit below; both over seconds since the rollout began.
 
     Args:
-        spans: of one model, from the revision on that began the rollout.
+        spans: of one model; what served before may have begun long ago, and is shown as far as it is beside the rollout.
         looks: what was seen of it; none where nothing was judged.
+        began_at: time of the rollout's first revision, ISO 8601.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # half a second, and only for who draws
     from matplotlib.figure import Figure
@@ -30,10 +32,11 @@ def timeline(spans: Sequence[Span], looks: Sequence[Look], title: str) -> Figure
     figure = Figure(figsize=SIZE_INCHES, layout="constrained")
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[2, 3])
-    began = min((_seconds(span.begin) for span in spans), default=0.0)
+    began = _seconds(began_at)
     last = max([*(_seconds(span.begin) for span in spans), *(_seconds(span.end) for span in spans if span.end), began])
     end = max(last - began, *(look.seconds for look in looks), 1.0) * 1.05 if looks else last - began + 1.0
     _draw_weights(upper, spans, began, end)
+    upper.set_xlim(-LEAD * end, end)
     _draw_evidence(lower, looks)
     upper.set_title(title)
     lower.set_xlabel("seconds since the rollout began")
@@ -42,9 +45,9 @@ def timeline(spans: Sequence[Span], looks: Sequence[Look], title: str) -> Figure
 
 def _draw_weights(axes: Axes, spans: Sequence[Span], began: float, end: float) -> None:
     for number, version in enumerate(dict.fromkeys(span.version for span in spans)):
-        edges, weights = [0.0], [0.0]
+        edges, weights = [-LEAD * end], [0.0]
         for span in sorted((span for span in spans if span.version == version), key=lambda span: span.revision):
-            begin = _seconds(span.begin) - began
+            begin = max(_seconds(span.begin) - began, -LEAD * end)
             finish = _seconds(span.end) - began if span.end else end
             edges += [begin, begin, finish, finish]
             weights += [0.0, span.weight, span.weight, 0.0]

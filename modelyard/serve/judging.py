@@ -50,6 +50,7 @@ class Judge:
         self._replayed_seconds: dict[str, float] = {}
         self._writes: dict[str, asyncio.Task[None]] = {}
         self._asking_others: asyncio.Task[None] | None = None
+        self._owed: dict[str, str] = {}  # ways back that the store does not take, by the rollout's id
 
     # -- what the reconciler tells ---------------------------------------------------------------------
 
@@ -88,6 +89,11 @@ class Judge:
                     model=model, action="give_up", version=canary.version, rollout_id=rollout_id, reasons=[reason]
                 )
                 self._write(rollout_id, partial(transitions.undo, model=model, rollout_id=rollout_id), decision)
+
+    @property
+    def owed(self) -> str | None:
+        """What has gone back here and is not in the ledger yet, with the reason; None: nothing."""
+        return "; ".join(self._owed.values()) or None
 
     def counts(self) -> dict[str, StepCounts]:
         """What this replica has counted in the present steps, by rollout."""
@@ -207,7 +213,8 @@ class Judge:
         if replay and not (is_silent and may and replay.trial is trial):
             self._stop_replay(trial.model)
         elif not replay and is_silent and may:
-            self._replays[trial.model] = Replay(trial, self._router)
+            most = settings.max_requests - num_replayed
+            self._replays[trial.model] = Replay(trial, self._router, most)
 
     def _stop_replay(self, model: str) -> None:
         replay = self._replays.pop(model, None)
@@ -259,12 +266,16 @@ class Judge:
                 )
             except (ModelyardError, ValueError) as failure:  # ValueError: the newest document is no revision
                 logger.warning("%s cannot be written yet: %s", reason, failure)
+                unwritten = f"the revision `{reason}` to be written: {failure}"
                 if trial := self._router.trials.get(decision.model):
-                    trial.unwritten = f"the revision `{reason}` to be written: {failure}"
+                    trial.unwritten = unwritten
+                if decision.rollout_id in self._condemned:
+                    self._owed[decision.rollout_id] = unwritten
                 await asyncio.sleep(RETRY_SECONDS)
                 if decision.action in ("advance", "promote"):
                     return
                 continue
             logger.info("revision %d: %s", revision.number, reason)
+            self._owed.pop(decision.rollout_id or "", None)
             self._on_written()
             return

@@ -102,7 +102,7 @@ class Reconciler:
             replica=self.replica,
             revision=table.revision.number,
             attempted=self.progress.attempted,
-            error=self.progress.error,
+            error=self.progress.error or self._judge.owed,
             serving={name: [v.served.version for v, _ in route.named()] for name, route in table.routes.items()},
             counts=self._judge.counts(),
             loading=list(self._loading),

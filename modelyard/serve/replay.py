@@ -23,11 +23,16 @@ PAUSE_SECONDS = 0.02  # after a failure: a dead worker fails at once
 
 
 class Replay:
-    """Asks both versions of one trial until it is told to stop; `seconds` is how long it has asked."""
+    """Asks both versions of one trial until it is told to stop; `seconds` is how long it has asked.
 
-    def __init__(self, trial: Trial, router: Router) -> None:
+    Args:
+        most: requests that the canary may get.
+    """
+
+    def __init__(self, trial: Trial, router: Router, most: int) -> None:
         self.trial = trial
         self.num_asked = 0
+        self._left = most
         self._router = router
         self._loop = asyncio.get_running_loop()
         self._stopped = False
@@ -48,6 +53,11 @@ class Replay:
         if self._stopped or trial.is_over or self._router.trials.get(model) is not trial:
             return
         version = self._router.pick(model)
+        if version is trial.canary:
+            if not self._left:
+                self._stopped = True
+                return
+            self._left -= 1
         rows = version.golden_rows
         place = self.num_asked % len(rows)
         self.num_asked += 1

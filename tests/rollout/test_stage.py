@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
@@ -13,13 +14,17 @@ from modelyard.compress import CompressConfig, compress
 from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFailed
 from modelyard.evaluate import EvaluateConfig, evaluate
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
-from modelyard.revisions import latest_revision, revisions_since
+from modelyard.revisions import ModelState, latest_revision, propose_revision, revisions_since
 from modelyard.rollout import Look, Release, RolloutConfig, rollback, rollout
 from modelyard.rollout.agreement import disagreements
+from modelyard.rollout.aliases import follow
+from modelyard.rollout.endpoint import EndpointClient
 from modelyard.rollout.watch import Watcher, ignore
+from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.tracking import Tracker
 from tests.conftest import Installation
+from tests.serve.packages import publish_version
 from tests.serve.processes import until
 from tests.workbench import blobs, parquet_bytes, quick_model, upload
 
@@ -197,20 +202,84 @@ def test_a_rollout_goes_on_without_who_began_it(bench: Bench, first: Release):
     assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
 
 
-def go_back(bench: Bench, version: str) -> Release:
+def go_back(
+    bench: Bench,
+    version: str,
+    settings: Settings | None = None,
+    origin: Origin = Origin(),  # noqa: B008 (frozen)
+) -> Release:
     return rollback(
         bench.catalog,
         bench.tracker,
-        bench.settings,
+        settings or bench.settings,
         model_name=NAME,
         config=CONFIG,
-        origin=Origin(),
+        origin=origin,
         version=version,
     )
 
 
+def test_going_back_by_one_is_not_done_twice(bench: Bench, first: Release):
+    """The endpoint is away when it is told: the same run's next try finds what it has written, and goes no further."""
+    newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    assert newest is not None
+    state, run = newest.models[NAME], Origin(flow_run_id="a way back")
+    assert state.previous is not None
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    for _ in range(2):
+        with pytest.raises(EndpointUnavailable):
+            go_back(bench, "", away, run)
+    assert go_back(bench, "", origin=run).version == bench.serving() == state.previous.version
+    assert go_back(bench, "", origin=Origin(flow_run_id="another")).version == bench.serving() == state.stable.version
+
+
+def test_a_way_back_that_fails_touches_no_other_model(bench: Bench, first: Release, monkeypatch: pytest.MonkeyPatch):
+    """Another model moves on while the endpoint refuses: this one is restored, the other stays where it is by then. What
+    was deleted since is refused before anything is written."""
+    store, name = bench.catalog.store, bench.settings.endpoint_name
+    newest = latest_revision(store, name)
+    assert newest is not None
+    state, bad = newest.models[NAME], publish_version(store, "99", golden_shift=1)
+
+    def write(models: dict[str, ModelState]) -> None:
+        propose_revision(store, name, lambda current: {**current.models, **models}, reason="a test", author="pytest")
+
+    write({NAME: ModelState(versions=[bad])})
+    write({NAME: state})
+    await_revision = EndpointClient.await_revision
+
+    def await_beside_another(*given: Any) -> Any:
+        write({"bystander": ModelState(versions=[state.stable])})
+        return await_revision(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EndpointClient, "await_revision", await_beside_another)
+        with pytest.raises(RolloutFailed, match="golden"):
+            go_back(bench, "99")
+    newest = latest_revision(store, name)
+    assert newest is not None
+    assert newest.models == {**newest.models, NAME: state, "bystander": ModelState(versions=[state.stable])}
+    without = propose_revision(
+        store,
+        name,
+        lambda now: {model: one for model, one in now.models.items() if model != "bystander"},
+        reason="a test",
+        author="pytest",
+    )
+    with EndpointClient(bench.settings) as endpoint:
+        endpoint.notify()
+        assert endpoint.await_revision(without.number, 30).error is None
+    assert bench.serving() == state.stable.version
+    store.delete([f"{bad.verdict.uri}/manifest.json"])
+    newest = latest_revision(store, name)
+    with pytest.raises(NotFound, match=r"version 99 served once, and its verdict was deleted since"):
+        go_back(bench, "99")
+    assert latest_revision(store, name) == newest
+
+
 def test_all_who_speak_of_what_is_served_agree_until_one_does_not(bench: Bench, first: Release):
-    """Nothing to say of an orderly installation; a moved alias, a lost manifest and a stopped endpoint are each named."""
+    """Nothing to say of an orderly installation; a moved alias, a lost manifest and a stopped endpoint are each named. The
+    alias is brought back to what the ledger says, unless the endpoint cannot be asked."""
     assert disagreements(bench.catalog, bench.tracker, bench.settings) == []
     newest = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
     assert newest is not None
@@ -219,12 +288,19 @@ def test_all_who_speak_of_what_is_served_agree_until_one_does_not(bench: Bench, 
     bench.tracker.set_alias(NAME, "champion", state.previous.version)
     [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
     assert f"calls {NAME} version {state.previous.version} champion" in sentence
-    bench.tracker.set_alias(NAME, "champion", state.stable.version)
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    assert follow(bench.catalog, bench.tracker, away) == [], "the version may not serve at all"
+    [sentence] = follow(bench.catalog, bench.tracker, bench.settings)
+    assert f"champion of {NAME} is version {state.stable.version} now" in sentence
+    assert (
+        follow(bench.catalog, bench.tracker, bench.settings)
+        == disagreements(bench.catalog, bench.tracker, bench.settings)
+        == []
+    )
     verdict = bench.catalog.store.get(f"{state.previous.verdict.uri}/manifest.json")
     bench.catalog.store.delete([f"{state.previous.verdict.uri}/manifest.json"])
     [sentence] = disagreements(bench.catalog, bench.tracker, bench.settings)
     assert f"the verdict of {NAME} version {state.previous.version} is gone" in sentence
     bench.catalog.store.put(f"{state.previous.verdict.uri}/manifest.json", verdict)
-    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
     [sentence] = disagreements(bench.catalog, bench.tracker, away)
     assert "cannot be asked" in sentence

@@ -24,6 +24,8 @@ ODD_ROW = [-10.0, 0.0, 0.0, 0.0]
 class OddModel(LinearModel):
     """Answers NaN where the first raw feature is below -5; golden rows never are."""
 
+    shift = 3.0  # of the transformed feature: from minus this on there is a root
+
     def save(self, path: Path) -> None:
         _save(
             self,
@@ -37,8 +39,21 @@ class OddModel(LinearModel):
                 helper.make_node("Add", ["linear", "nothing"], ["y"]),
             ],
             {"from": [0], "to": [1], "axis": [1]},
-            {"shift": np.float32(3), "zero": np.float32(0)},
+            {"shift": np.float32(self.shift), "zero": np.float32(0)},
         )
+
+
+class SeldomOddModel(OddModel):
+    """Answers NaN where the first raw feature is below -25."""
+
+    shift = 13.0
+
+
+class NoModel(LinearModel):
+    """A file that no engine can read."""
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(b"no model at all")
 
 
 class SlowModel(LinearModel):
@@ -73,8 +88,10 @@ class SlowModel(LinearModel):
 class SlowToLoad(LinearModel):
     """Takes seconds for its first answer, as for every other: a thousand large products, one after another."""
 
+    size, times = 1000, 1000
+
     def save(self, path: Path) -> None:
-        size = 1000
+        size = self.size
         matrix = helper.make_tensor_value_info("product", TensorProto.FLOAT, [size, size])
         step = helper.make_graph(
             [
@@ -99,9 +116,21 @@ class SlowToLoad(LinearModel):
                 helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
                 helper.make_node("Add", ["linear", "nothing"], ["y"]),
             ],
-            {"times": [1000]},
+            {"times": [self.times]},
             {"big": np.full((size, size), 1e-6, np.float32), "zero": np.float32(0)},
         )
+
+
+class SteadyModel(SlowToLoad):
+    """Takes some 15 ms for an answer."""
+
+    size, times = 256, 24
+
+
+class HalfAsSlowAgain(SteadyModel):
+    """Takes 1.5 times as long as that."""
+
+    times = 36
 
 
 def _save(

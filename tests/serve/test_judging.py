@@ -22,7 +22,7 @@ from modelyard.rollout import answer
 from modelyard.serve import judging
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from tests.serve.canaries import ODD_ROW, OddModel, SlowModel, actions, begin, decisions, until_decided
+from tests.serve.canaries import ODD_ROW, NoModel, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.inprocess import endpoint as inside
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, publish_version
@@ -90,6 +90,25 @@ def test_without_requests_held_out_rows_are_replayed(store: Store, serving: Endp
     assert stands(store, serving) == [("2", 100)]
     until(lambda: ask(serving, 1)["2"], "the new version")
     assert serving.status()["models"]["digits"]["previous"]["version"] == "1"
+
+
+@pytest.mark.parametrize(("bound", "most"), [({"max_requests": 30}, 30), ({"max_seconds": 0.2}, 1_000_000)])
+def test_replaying_ends_at_its_bounds(store: Store, serving: Endpoint, bound: dict[str, float], most: int):
+    """So many requests of the canary, or so long; then the rollout waits for real ones, as the policy says."""
+    rules = policy(min_requests=1_000_000, replay={"after_seconds": 0} | bound, gates={"latency": False})
+    number = started(store, serving, publish_version(store, "17"), rules)
+
+    def replayed() -> int:
+        return serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["replayed"]
+
+    def is_over() -> bool:
+        before = replayed()
+        time.sleep(0.3)
+        return 0 < before == replayed()
+
+    until(is_over, "the end of the replaying")
+    assert min(most, 30) <= replayed() <= most
+    assert actions(store, serving.name, number) == []
 
 
 def test_answers_that_are_no_numbers_send_a_canary_back(store: Store, serving: Endpoint):
@@ -192,10 +211,12 @@ def test_all_requests_at_once_are_watched(store: Store, serving: Endpoint):
         ({"transform": MIXED}, "other columns than the version that serves"),
         ({"classes": (1, 2, 3)}, "it answers"),
         ({"is_signed": False}, "it is unsigned"),
+        ({"kind": NoModel}, "model.onnx"),
     ],
 )
 def test_a_canary_that_cannot_be_served_is_given_up(store: Store, serving: Endpoint, flaw: dict, words: str):
-    """Wrong answers on golden rows, another schema: no request reaches it, and the endpoint itself undoes the rollout."""
+    """Wrong answers on golden rows, another schema, a file that is no model: no request reaches it, and the endpoint itself
+    undoes the rollout."""
     number = begin(store, serving.name, publish_version(store, "10", **flaw), policy()).number
     serving.notify()
     end = until_decided(store, serving.name, number)
@@ -262,18 +283,33 @@ def test_a_start_serves_the_stable_version_when_the_canary_cannot_be_loaded(
 
 
 def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: Endpoint):
-    """Keys keep their version while others are spread over both; one client's failures are one bad event."""
-    number = started(store, serving, publish_version(store, "15", kind=OddModel), policy(min_requests=10_000))
+    """Keys keep their version while others are spread over both, and the canary's keep it while its share grows; one client's
+    failures are one bad event."""
+    rules = policy(steps=(30, 60, 100), min_requests=10_000)
+    number = started(store, serving, publish_version(store, "15", kind=OddModel), rules)
 
     def answering(key: str, row: list[float] | None = None) -> str:
         body = {"inputs": [BODY["inputs"][0] | {"data": row}]} if row else BODY
         response = serving.client.post(INFER, json=body, headers={"Modelyard-Key": key})
         return response.headers["Modelyard-Model-Version"]
 
-    versions = {key: {answering(key) for _ in range(3)} for key in map(str, range(16))}
-    assert all(len(found) == 1 for found in versions.values())
-    assert set.union(*versions.values()) == {"1", "15"}
-    canary_key = next(key for key, found in versions.items() if found == {"15"})
+    def of_the_canary() -> set[str]:
+        versions = {key: {answering(key) for _ in range(2)} for key in map(str, range(16))}
+        assert all(len(found) == 1 for found in versions.values())
+        assert set.union(*versions.values()) == {"1", "15"}
+        return {key for key, found in versions.items() if found == {"15"}}
+
+    first = of_the_canary()
+    advance = propose_revision(
+        store,
+        serving.name,
+        lambda now: transitions.advance(now, "digits", now.models["digits"].rollout.id, 1, [], None),
+        reason="more",
+        author="pytest",
+    )
+    serving.reach(advance.number)
+    assert first < of_the_canary()
+    canary_key = min(first)
     assert {answering(canary_key, ODD_ROW) for _ in range(30)} == {"15"}
     assert actions(store, serving.name, number) == []
     assert serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["odd"] == 1

@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from modelyard import transitions
 from modelyard.gates import RolloutPolicy
 from modelyard.ledger import history
 from modelyard.revisions import Decision, Revision, ServedVersion, latest_revision, propose_revision
+from modelyard.rollout.agreement import of_the_endpoint
+from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.fronts import Front, front
-from tests.serve.canaries import SlowToLoad, actions, begin, until_decided
+from tests.serve.canaries import ODD_ROW, OddModel, SlowToLoad, actions, begin, until_decided
 from tests.serve.load import BODY
 from tests.serve.packages import publish_version, roll_out
-from tests.serve.processes import Endpoint, until
+from tests.serve.processes import TOKEN, Endpoint, until
 
 INFER = "/v2/models/digits/infer"
 WRITES_OF_REVISIONS = re.compile(rb"PUT \S+/revisions/")
@@ -126,6 +129,34 @@ def test_a_store_that_takes_no_revision_holds_the_rollout(store: Store, serving:
     assert shares == [50, 50]
     store_front.refuses = None
     assert until_decided(store, serving.name, number).action == "promote"
+
+
+def test_a_way_back_that_the_store_does_not_take_is_gone_already(
+    settings: Settings, store: Store, serving: Endpoint, store_front: Front
+):
+    """The canary has no weight in memory while its revision cannot be written; the status says so, and so does `verify`."""
+    rules = policy(replay={"enabled": False}, min_requests=10_000)
+    number = begin(store, serving.name, publish_version(store, "7", kind=OddModel), rules).number
+    serving.reach(number)
+    store_front.refuses = WRITES_OF_REVISIONS
+    odd = {"inputs": [BODY["inputs"][0] | {"data": ODD_ROW}]}
+
+    def is_owed() -> bool:
+        serving.client.post(INFER, json=odd)
+        return "`roll back digits version 7` to be written" in (serving.status()["error"] or "")
+
+    until(is_owed, "the way back")
+    assert {answering(serving) for _ in range(10)} == {"1"}
+    newest = latest_revision(store, serving.name)
+    assert newest
+    assert newest.number == number
+    own = settings.model_copy(update={"endpoint_url": serving.url, "endpoint_admin_token": SecretStr(TOKEN)})
+    said = "; ".join(of_the_endpoint(own, newest))
+    assert f"the endpoint gives digits version 7 0 % of the requests, revision {number} 50 %" in said
+    assert "AccessDenied" in said
+    store_front.refuses = None
+    assert until_decided(store, serving.name, number).action == "roll_back"
+    until(lambda: serving.status()["error"] is None, "a status without the error")
 
 
 def test_a_rollout_goes_on_without_half_of_the_replicas(
