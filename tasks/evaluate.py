@@ -74,13 +74,14 @@ def evaluate(
 
 
 def _headline(product: Product, metric: str, refused: Refused | None) -> str:
-    """``accuracy 0.9667 (0.9444 to 0.9852), passed``."""
+    """``accuracy 0.9667 (0.9444 to 0.9852), passed``; of answers that are no numbers ``r2 unknown, refused``."""
     facts = product.manifest.content.facts
-    score, interval = facts["metrics"]["candidate"][metric], facts["interval"]
+    score, interval = facts["metrics"]["candidate"].get(metric), facts["interval"]
+    found = "unknown" if score is None else f"{score:.4f}"
     sure = f" ({interval['low']:.4f} to {interval['high']:.4f})" if interval else ""
-    override = facts["override"]
-    outcome = "refused" if refused else f"let through by {override['by']}" if override else "passed"
-    return f"{metric} {score:.4f}{sure}, {outcome}"
+    by = facts["override"]["by"] if facts["override"] and facts["reasons"] else ""
+    outcome = "refused" if refused else f"let through by {by}" if by else "passed"
+    return f"{metric} {found}{sure}, {outcome}"
 
 
 def _show_details(record: Record, product: Product, refused: Refused | None) -> None:

@@ -81,12 +81,16 @@ def _limits(verdict: Mapping[str, Any]) -> list[str]:
         for one in verdict["slices"][:WORST_SLICES]
     ]
     lines += [
-        f"- {verdict['metric']} {scores['candidate']:.4f} {trouble}: {name}"
+        f"- {verdict['metric']} {_number(scores['candidate'])} {trouble}: {name}"
         for key, trouble in (("disturbed", "when disturbed by"), ("attacked", "under attack by"))
         for name, scores in verdict[key].items()
         if name != "undisturbed" and "candidate" in scores
     ]
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.4f}"
 
 
 def _outcome(verdict: Mapping[str, Any]) -> str:

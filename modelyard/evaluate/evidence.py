@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +31,11 @@ from modelyard.evaluate.pairs import Closer, Pairs
 from modelyard.evaluate.parents import Parent
 from modelyard.evaluate.robustness import Scores, attack, disturb
 from modelyard.evaluate.sample import here, spread, thinned
-from modelyard.evaluate.slices import Slicer
+from modelyard.evaluate.slices import Slicer, fit_slicers
 from modelyard.task_kinds import Target
 from modelyard.transform import TextTransform, joined
 
+DRAWN_ROWS = 400  # of a regression's answers in a drawing
 CANDIDATE, FLOAT, CHAMPION = "candidate", "float", "champion"
 
 
@@ -50,6 +52,23 @@ class SliceScore(Frozen):
         """Whether there are rows enough for a gate to look at it."""
         return self.rows >= MIN_SLICE_ROWS
 
+    @property
+    def order(self) -> float:
+        """The worst first; what could not be computed is the worst there is."""
+        return self.score.value if self.score.is_finite else -math.inf
+
+
+class Cost(Frozen):
+    """What a form costs whoever serves it; NaN where nobody measured.
+
+    Attributes:
+        size_bytes: of its file.
+        latency_ms: median of one row, as measured when the form was made.
+    """
+
+    size_bytes: float = math.nan
+    latency_ms: float = math.nan
+
 
 @dataclass
 class Evidence:
@@ -61,6 +80,7 @@ class Evidence:
         intervals: role -> other scores that have an interval, by name.
         disturbed: kind of disturbance -> role -> the gated metric over some rows, ``undisturbed`` among them.
         attacked: the same for kinds of attack.
+        costs: role -> size and latency.
         champion_problem: why the champion could not be judged, where there is one; empty: it was, or there is none.
         explained: what the candidate's answers rest on, as `explain` says; None: nothing was looked at.
         notes: what a reader must know, as sentences.
@@ -71,6 +91,7 @@ class Evidence:
     scores: dict[str, Interval] = field(default_factory=dict)
     intervals: dict[str, dict[str, Interval]] = field(default_factory=dict)
     comparison: Comparison | None = None
+    costs: dict[str, Cost] = field(default_factory=dict)
     champion_problem: str = ""
     slices: list[SliceScore] = field(default_factory=list)
     disturbed: Scores = field(default_factory=dict)
@@ -97,19 +118,23 @@ def gather(
     """
     if not dataset.num_rows("test"):
         raise DataError("the test split is empty")
-    slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
+    slicers = fit_slicers(config.slices, dataset.frames("test"), dataset.num_rows("test"))
     pairs, closer = Pairs(), Closer()
     golden, some = _pass_over(dataset, judged, slicers, pairs, closer, config)
     evidence = Evidence(judged=judged, golden=golden)
     evidence.candidate.value(config.metric)  # a metric of another task is refused here, by name
     evidence.disturbed = disturb(judged, thinned(some, config.robustness_rows), config)
     evidence.attacked = attack(judged, parents, thinned(some, config.robustness_rows), config)
-    evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], thinned(some, config.explained_rows), config)
+    if evidence.candidate.finite_fraction == 1:
+        few = thinned(some, config.explained_rows)
+        evidence.explained = explain(judged[CANDIDATE], parents[CANDIDATE], few, config)
     _work_out_sums(evidence, closer, config)
     if evidence.candidate.is_classifier:
         _work_out_counts(evidence, pairs, config)
         evidence.notes = _absent_classes(evidence, dataset.target)
-    evidence.notes += small_slices(evidence)
+    evidence.notes += slice_notes(evidence)
+    if config.explained_rows and evidence.candidate.finite_fraction < 1:
+        evidence.notes.append("some answers are no numbers, so nothing is explained")
     if config.attack_strength and isinstance(evidence.candidate.package.transform, TextTransform):
         evidence.notes.append(
             "nobody attacked it: a text cannot be changed by a little; typos are among what disturbed it"
@@ -132,11 +157,15 @@ def _pass_over(
     num_rows = dataset.num_rows("test")
     chosen = spread(num_rows, config.golden_rows)
     looked_at = spread(num_rows, max(config.robustness_rows, config.explained_rows))
+    drawn = spread(num_rows, DRAWN_ROWS)
     transform = judged[CANDIDATE].package.transform
     golden, some, position = [], [], 0
     for frame in dataset.frames("test"):
         groups = [slicer.names(frame) for slicer in slicers]
         outputs = {role: one.count(frame, groups) for role, one in judged.items()}
+        if not judged[CANDIDATE].is_classifier:
+            mine = here(drawn, position, len(frame))
+            judged[CANDIDATE].remember(outputs[CANDIDATE][mine], frame.iloc[mine])
         if CHAMPION in judged and not judged[CANDIDATE].is_classifier:
             closer.update(*(judged[role].distances(outputs[role], frame) for role in (CANDIDATE, CHAMPION)))
         elif CHAMPION in judged:
@@ -191,7 +220,7 @@ def _work_out_regression(
         score = percentiles(float(statistic(sums.total[None])[0]), statistic(values), config.confidence)
         other = float(rival.statistics[config.metric](rival.slice_sums[name].total[None])[0]) if rival else None
         evidence.slices.append(SliceScore(name=name, rows=int(sums.total[0]), score=score, champion=other))
-    evidence.slices.sort(key=lambda one: one.score.value)
+    evidence.slices.sort(key=lambda one: one.order)
 
 
 def _work_out_counts(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -> None:
@@ -208,7 +237,7 @@ def _work_out_counts(evidence: Evidence, pairs: Pairs, config: EvaluateConfig) -
         other = champion.slices[name].compute()[config.metric] if champion else None
         score = interval(counted.confusion, statistic, rng, **options)
         evidence.slices.append(SliceScore(name=name, rows=int(counted.confusion.sum()), score=score, champion=other))
-    evidence.slices.sort(key=lambda one: one.score.value)
+    evidence.slices.sort(key=lambda one: one.order)
 
 
 def _absent_classes(evidence: Evidence, target: Target) -> list[str]:
@@ -222,11 +251,16 @@ def _absent_classes(evidence: Evidence, target: Target) -> list[str]:
     return notes
 
 
-def small_slices(evidence: Evidence) -> list[str]:
-    """Which slices no gate looks at, for a reader."""
+def slice_notes(evidence: Evidence) -> list[str]:
+    """Which slices no gate looks at, and which have no score, for a reader."""
     few = [one.name for one in evidence.slices if not one.is_decisive]
-    shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
-    return [f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}"] if few else []
+    unknown = [one.name for one in evidence.slices if not one.score.is_finite]
+    notes = [f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {_some(few)}"] if few else []
+    return [*notes, f"no score could be computed of {_some(unknown)}"] if unknown else notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def _orphans(parents: Mapping[str, Parent]) -> list[str]:

@@ -96,7 +96,7 @@ def _draw_worst(part: SubFigure, explained: Mapping[str, Any]) -> None:
             _draw_map(axes, one["attribution"], explained["grid"], alpha=0.7)
         else:
             _draw_bars(axes, explained["columns"], one["attribution"], SHOWN_REASONS)
-        axes.set_title(f"{_label(one['truth'])} taken for\n{_label(one['answer'])}", fontsize=8)
+        axes.set_title(_told(one), fontsize=8)
 
 
 def _draw_map(axes: Axes, values: Sequence[float], grid: Sequence[int], alpha: float = 1.0) -> None:
@@ -119,6 +119,14 @@ def _draw_bars(axes: Axes, columns: Sequence[str], values: Sequence[float], coun
 def _largest(values: Sequence[float], count: int) -> list[int]:
     """Positions of the largest sizes, largest first."""
     return np.argsort(-np.abs(np.asarray(values)), kind="stable")[:count].tolist()
+
+
+def _told(one: Mapping[str, Any]) -> str:
+    """An error in two short lines."""
+    truth, answer = _label(one["truth"]), _label(one["answer"])
+    if isinstance(one["answer"], float):  # a regression's
+        return f"{truth} in truth,\nanswered {answer}"
+    return f"{truth} taken for {answer},\n{100 * one['confidence']:.0f} % sure"
 
 
 def _label(value: object) -> str:

@@ -47,6 +47,7 @@ class Judged:
         self.sums = GroupedSums(2 + NUM_BINS if self.is_classifier else NUM_ERROR_SUMS)
         self.slices: dict[str, ClassificationMetrics] = defaultdict(lambda: ClassificationMetrics(num_classes))
         self.slice_sums: dict[str, GroupedSums] = defaultdict(lambda: GroupedSums(NUM_ERROR_SUMS))
+        self.points: list[tuple[float, float]] = []
 
     def check_fits(self, target: Target, columns: list[str]) -> None:
         """Make sure that this model answers the question that the data set asks.
@@ -58,7 +59,7 @@ class Judged:
         if own.question != target.question:
             raise DataError(
                 f"the {self.role} cannot be judged on this data set: it predicts {_described(own)}, the data set has"
-                f" {_described(target)}; give the new task an endpoint of its own, or evaluate without a champion"
+                f" {_described(target)}; give the new task an endpoint of its own, or let a person override the verdict"
             )
         missing = sorted(set(self.package.transform.columns) - set(columns))
         if missing:
@@ -124,6 +125,11 @@ class Judged:
             found |= {"roc_auc": self.ranking.area, "calibration_error": self.calibration.error}
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
+    @property
+    def score_names(self) -> list[str]:
+        """Scores that a bound may look at, computed or not."""
+        return [*self._metric.compute(), *(("roc_auc", "calibration_error") if self.is_classifier else ())]
+
     def score_of(self, inputs: np.ndarray, targets: np.ndarray, metric: str) -> float:
         """One metric of the answers to network input (n, width); nothing is counted."""
         fresh = task_kind(self.package.spec.target.task).metric(self.package.spec.target)
@@ -139,6 +145,13 @@ class Judged:
         """How far a regression's raw outputs (n, 1) lie from the frame's targets, in the target's own units, (n,)."""
         gaps = outputs.astype(np.float64).reshape(-1) - self.targets(frame)
         return np.abs(gaps) * self.package.spec.target.scale
+
+    def remember(self, outputs: np.ndarray, frame: pd.DataFrame) -> None:
+        """Keep a regression's truth and answer of some rows, in the target's own units, for a drawing."""
+        target = self.package.spec.target
+        found = np.column_stack([self.targets(frame), outputs.astype(np.float64).reshape(-1)])
+        kept = found[np.isfinite(found).all(axis=1)] * target.scale + target.mean
+        self.points += [(round(truth, 6), round(answer, 6)) for truth, answer in kept.tolist()]
 
     def losses(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """The loss of each answer to network input (n, width): in nats, or squared errors in the network's units, (n,)."""
@@ -160,9 +173,11 @@ class Judged:
         return found[metric]
 
     def details(self) -> dict[str, Any]:
-        """Headline metrics; for a classifier also the classes, per class what `ClassificationMetrics.per_class` gives
+        """Headline metrics; for a regression the truth and answer of some rows; for a classifier also the classes, per class what `ClassificationMetrics.per_class` gives
         (in the classes' order) and the confusion matrix (row: truth)."""
         found: dict[str, Any] = {**self.headline(), "rows": self._num_rows}
+        if self.points:
+            found["points"] = self.points
         if isinstance(self._metric, ClassificationMetrics):
             found["calibration"] = self.calibration.curve()
             found["classes"] = self.package.spec.target.classes

@@ -15,14 +15,15 @@ from modelyard.catalog import Catalog
 from modelyard.datasets import SPLITS, Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.config import EvaluateConfig
-from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, SliceScore, small_slices
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, SliceScore, slice_notes
 from modelyard.evaluate.grouped import GroupedSums, resample
 from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.judge_vectors import other_width
 from modelyard.evaluate.pairs import Closer
 from modelyard.evaluate.sample import here, spread
-from modelyard.evaluate.slices import Slicer
+from modelyard.evaluate.slices import fit_slicers
+from modelyard.evaluate.vectors import AGREEMENT
 from modelyard.likeness import cosines
 from modelyard.model_package import ModelPackage
 from modelyard.retrieval import Items, item_rows, standing
@@ -95,11 +96,12 @@ class JudgedItems(Judged):
         total = self.sums.total
         found = {name: float(total[at] / max(total[COUNT], 1.0)) for at, name in enumerate(SCORES)}
         if len(self.cosines):
-            found |= {
-                "cosine_to_float": float(self.cosines.mean()),
-                "smallest_cosine_to_float": float(self.cosines.min()),
-            }
+            found |= dict(zip(AGREEMENT, (float(self.cosines.mean()), float(self.cosines.min())), strict=True))
         return found
+
+    @property
+    def score_names(self) -> list[str]:
+        return [*SCORES, *AGREEMENT]
 
     def value(self, metric: str) -> float:
         if metric not in SCORES:
@@ -130,7 +132,7 @@ def gather_items(
     items = _catalogue(catalog, ref, dataset, judged.values())
     for one in judged.values():
         one.know(items)
-    slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
+    slicers = fit_slicers(config.slices, dataset.frames("test"), num_rows)
     notes = [f"each query is ranked against all {len(items):,} items; what its user met before is ranked as any other"]
     if num_rows > MAX_QUERIES:
         notes.append(f"judged on {MAX_QUERIES:,} of {num_rows:,} test rows, spread evenly")
@@ -148,7 +150,7 @@ def gather_items(
     transform = judged[CANDIDATE].package.transform
     evidence = Evidence(judged=judged, golden=transform.rows(pd.concat(golden)), notes=notes)
     _work_out(evidence, judged, closer, config)
-    evidence.notes += [*other_width(judged), *small_slices(evidence)]
+    evidence.notes += [*other_width(judged), *slice_notes(evidence)]
     return evidence
 
 
@@ -195,7 +197,7 @@ def _work_out(evidence: Evidence, judged: Mapping[str, JudgedItems], closer: Clo
             total = rival.slice_sums[name].total
             other = float(total[at] / total[COUNT])
         evidence.slices.append(SliceScore(name=name, rows=int(sums.total[COUNT]), score=score, champion=other))
-    evidence.slices.sort(key=lambda one: one.score.value)
+    evidence.slices.sort(key=lambda one: one.order)
 
 
 def _slice_score(sums: GroupedSums, values: np.ndarray, at: int, config: EvaluateConfig) -> Interval:

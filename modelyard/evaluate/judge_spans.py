@@ -16,13 +16,13 @@ import pandas as pd
 from modelyard.datasets import Dataset
 from modelyard.entities import entities_of
 from modelyard.errors import ConfigError, DataError
-from modelyard.evaluate.config import MIN_SLICE_ROWS, EvaluateConfig
-from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, Evidence, SliceScore
+from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, Evidence, SliceScore, slice_notes
 from modelyard.evaluate.grouped import GroupedSums, resample
 from modelyard.evaluate.intervals import Interval, comparison, share_percentiles
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.sample import here, spread
-from modelyard.evaluate.slices import Slicer
+from modelyard.evaluate.slices import fit_slicers
 from modelyard.model_package import ModelPackage
 from modelyard.span_metrics import NUM_TOKEN_SUMS, SpanMetrics, scores_of_sums, span_sums
 from modelyard.task_kinds import Target
@@ -100,6 +100,10 @@ class JudgedSpans(Judged):
     def headline(self) -> dict[str, float]:
         return {name: value for name, value in self._metric.compute().items() if np.isfinite(value)}
 
+    @property
+    def score_names(self) -> list[str]:
+        return list(self._metric.compute())
+
     def details(self) -> dict[str, Any]:
         assert isinstance(self._metric, SpanMetrics)
         counted = self._metric.per_label()
@@ -126,7 +130,7 @@ def gather_spans(dataset: Dataset, judged: Mapping[str, JudgedSpans], config: Ev
         raise DataError("the test split is empty")
     if config.metric not in (known := scores_of_sums(candidate.sums.total[None], len(candidate.labels))):
         raise ConfigError("evaluate.metric", f"token_classification has no {config.metric}; it has {', '.join(known)}")
-    slicers = [Slicer.fit(column, dataset.frames("test")) for column in config.slices]
+    slicers = fit_slicers(config.slices, dataset.frames("test"), num_rows)
     chosen = spread(num_rows, config.golden_rows)
     golden, position, alone = [], 0, np.zeros(2, dtype=np.int64)
     for frame in dataset.frames("test"):
@@ -168,10 +172,8 @@ def _work_out(
         observed = evidence.scores[CANDIDATE].value - evidence.scores[CHAMPION].value
         differences = values[CANDIDATE] - values[CHAMPION]
         evidence.comparison = comparison(observed, differences, int(alone[0]), int(alone[1]), config.confidence)
-    evidence.slices = sorted(_slices(judged, config), key=lambda one: one.score.value)
-    if few := [one.name for one in evidence.slices if not one.is_decisive]:
-        shown = ", ".join(few[:5]) + (", ..." if len(few) > 5 else "")
-        evidence.notes.append(f"fewer than {MIN_SLICE_ROWS} rows, so no gate looks at them: {shown}")
+    evidence.slices = sorted(_slices(judged, config), key=lambda one: one.order)
+    evidence.notes += slice_notes(evidence)
     if absent := [label for label, there in zip(candidate.labels, _there(candidate), strict=True) if not there]:
         evidence.notes.append(f"no text of the test split has {', '.join(absent)}: nothing is known about it")
 

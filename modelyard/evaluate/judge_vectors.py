@@ -11,13 +11,14 @@ import pandas as pd
 from modelyard.datasets import Dataset
 from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate.config import EvaluateConfig
-from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, SliceScore, slice_notes
 from modelyard.evaluate.intervals import Interval
 from modelyard.evaluate.judge import Judged
 from modelyard.evaluate.robustness import UNDISTURBED, Scores
 from modelyard.evaluate.sample import gathered, thinned
+from modelyard.evaluate.slices import fit_slicers
 from modelyard.evaluate.text_disturbances import TEXT_DISTURBANCES
-from modelyard.evaluate.vectors import Resampled, agreement, resampled
+from modelyard.evaluate.vectors import AGREEMENT, Resampled, agreement, measured, resampled, resampled_rows
 from modelyard.model_package import ModelPackage
 from modelyard.task_kinds import Target
 from modelyard.transform import TextTransform
@@ -36,6 +37,8 @@ class JudgedVectors(Judged):
         self.resampled: Resampled | None = None
         self.agreement: Mapping[str, float] = {}
         self.texts = np.empty((0, 0))
+        self.measured = np.empty(0)
+        self.said: np.ndarray | None = None
         self._num_rows = self._num_finite = 0
 
     def read(self, frame: pd.DataFrame, target: Target, config: EvaluateConfig) -> None:
@@ -44,8 +47,15 @@ class JudgedVectors(Judged):
         self.texts, partners = self.vectors(list(frame[self._column])), self.vectors(list(frame[target.column]))
         finite = np.isfinite(self.texts).all(axis=1) & np.isfinite(partners).all(axis=1)
         self._num_rows, self._num_finite = len(frame), int(finite.sum())
-        self.resampled = self._resampled(self.texts, partners, frame, config)
+        self.said = frame[target.similarity].to_numpy(dtype=np.float64) if target.similarity else None
+        self.measured = measured(self.texts, partners, self.said)
+        self.resampled = self.of_rows(np.arange(len(frame)), config)
         self.scores = self.resampled.intervals(config.confidence)
+
+    def of_rows(self, rows: np.ndarray, config: EvaluateConfig) -> Resampled:
+        """The scores of some rows, by number; each asks for its partner among those of all."""
+        said = None if self.said is None else self.said[rows]
+        return resampled_rows(self.measured[rows], said, resamples=config.resamples, seed=config.seed)
 
     def score_of_texts(self, texts: list[str], frame: pd.DataFrame, config: EvaluateConfig) -> float:
         """The gated metric with other texts in the place of those of the frame."""
@@ -73,6 +83,10 @@ class JudgedVectors(Judged):
         found = {name: one.value for name, one in self.scores.items()} | dict(self.agreement)
         return {name: value for name, value in found.items() if np.isfinite(value)}
 
+    @property
+    def score_names(self) -> list[str]:
+        return [*self.scores, *AGREEMENT]
+
     def value(self, metric: str) -> float:
         if metric not in self.scores:
             raise ConfigError("evaluate.metric", f"embedding has no {metric} here; it has {', '.join(self.scores)}")
@@ -87,10 +101,8 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
 
     Raises:
         DataError: the test split is empty.
-        ConfigError: slices, which need an answer for each row; or a metric that these pairs have not.
+        ConfigError: a column to slice by that the data set lacks, or a metric that these pairs have not.
     """
-    if config.slices:
-        raise ConfigError("evaluate.slices", "vectors are judged by all their neighbours: no slices")
     num_rows = dataset.num_rows("test")
     if not num_rows:
         raise DataError("the test split is empty")
@@ -113,9 +125,22 @@ def gather_vectors(dataset: Dataset, judged: Mapping[str, JudgedVectors], config
         assert candidate.resampled
         assert champion.resampled
         evidence.comparison = candidate.resampled.against(champion.resampled, config.metric, config.confidence)
-    evidence.notes += other_width(judged)
+    evidence.slices = _slices(judged, frame, config)
+    evidence.notes += [*other_width(judged), *slice_notes(evidence)]
     evidence.disturbed = _disturb(judged, thinned(frame, config.robustness_rows), config)
     return evidence
+
+
+def _slices(judged: Mapping[str, JudgedVectors], frame: pd.DataFrame, config: EvaluateConfig) -> list[SliceScore]:
+    candidate, champion, found = judged[CANDIDATE], judged.get(CHAMPION), []
+    for slicer in fit_slicers(config.slices, [frame], len(frame)):
+        names = slicer.names(frame)
+        for name in sorted(set(names)):
+            rows = np.flatnonzero(names == name)
+            score = candidate.of_rows(rows, config).intervals(config.confidence)[config.metric]
+            other = champion.of_rows(rows, config).values[config.metric] if champion else None
+            found.append(SliceScore(name=name, rows=len(rows), score=score, champion=other))
+    return sorted(found, key=lambda one: one.order)
 
 
 def _disturb(judged: Mapping[str, JudgedVectors], frame: pd.DataFrame, config: EvaluateConfig) -> Scores:

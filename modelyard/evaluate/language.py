@@ -27,6 +27,7 @@ from modelyard.evaluate.intervals import Comparison, Interval, comparison, perce
 from modelyard.evaluate.report import report
 from modelyard.metrics import LARGEST_EXPONENT
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.nearest import nearest
 from modelyard.task_kinds import Target
 from modelyard.token_data import Sequences, TokenData
 
@@ -100,7 +101,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     size = sum(path.stat().st_size for path in (attempt.scratch / CANDIDATE).glob(WEIGHTS_FILE))
     verdict = gates.Verdict(subject=str(work.inputs[CANDIDATE]), checks=_checks(read, found, compared, size, config))
     metrics = {role: _metrics(one, found[role]) for role, one in read.items()}
-    document = _document(verdict, found, compared, work, config)
+    document = _document(verdict, found, compared, size, work, config)
     attempt.add_json(VERDICT_FILE, document)
     attempt.add_json(METRICS_FILE, metrics)
     attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
@@ -110,8 +111,8 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
         reasons=verdict.reasons,
         checks=verdict.table(),
         form=FORM,
-        metrics={role: {name: one[name] for name in statistics} for role, one in metrics.items()},
-        interval=document["scores"][CANDIDATE],
+        metrics={role: {name: one[name] for name in statistics if name in one} for role, one in metrics.items()},
+        interval=document["scores"].get(CANDIDATE),
         override=document["override"],
     )
 
@@ -213,6 +214,7 @@ def _checks(
     checks = [
         gates.floor("fraction of sequences with finite losses", one.num_finite / max(one.num_rows, 1), 1.0),
         gates.ceiling(config.metric, value, config.ceiling),
+        *_of_named_scores(found[CANDIDATE], config),
     ]
     if CHAMPION in found:
         allowed = found[CHAMPION][config.metric].value + config.allowed_drop_against_champion
@@ -224,18 +226,45 @@ def _checks(
             )
     if config.max_size_bytes is not None:
         checks.append(gates.ceiling("size in bytes", size_bytes, config.max_size_bytes))
-    return checks
+    return [*checks, *_never_computed(config)]
+
+
+def _of_named_scores(found: Mapping[str, Interval], config: EvaluateConfig) -> list[gates.Check]:
+    if config.floors:
+        raise ConfigError("evaluate.floors", f"of {', '.join(found)} less is better: ceilings take them")
+    for name in config.ceilings:
+        if name not in found:
+            raise ConfigError("evaluate.ceilings", nearest(name, list(found)))
+    return [gates.ceiling(name, found[name].value, limit) for name, limit in config.ceilings.items()]
+
+
+def _never_computed(config: EvaluateConfig) -> list[gates.Check]:
+    """Bounds on what nobody measures of a language model refuse, as any bound without a number does."""
+    limits = {
+        "calibration error": config.max_calibration_error,
+        "calibration error above the champion's": config.allowed_calibration_rise_against_champion,
+        "milliseconds for one row": config.max_latency_ms,
+        "milliseconds for one row as a multiple of the champion's": config.max_latency_ratio_to_champion,
+        "size as a multiple of the champion's": config.max_size_ratio_to_champion,
+        f"{config.metric} when disturbed": config.allowed_drop_when_disturbed,
+        f"{config.metric} when disturbed against the champion": config.allowed_drop_when_disturbed_against_champion,
+        f"{config.metric} under attack": config.allowed_drop_under_attack,
+        f"{config.metric} under attack against the champion": config.allowed_drop_under_attack_against_champion,
+    }
+    return [gates.ceiling(name, math.nan, limit) for name, limit in limits.items() if limit is not None]
 
 
 def _metrics(one: Read, found: Mapping[str, Interval]) -> dict[str, Any]:
-    values = {name: interval.value for name, interval in found.items()}
-    return {**values, "rows": one.num_rows, "intervals": {name: {"low": at.low, "high": at.high} for name, at in found.items()}}  # fmt: skip
+    known = {name: interval for name, interval in found.items() if interval.is_finite}
+    values = {name: interval.value for name, interval in known.items()}
+    return {**values, "rows": one.num_rows, "intervals": {name: {"low": at.low, "high": at.high} for name, at in known.items()}}  # fmt: skip
 
 
 def _document(
     verdict: gates.Verdict,
     found: Mapping[str, Mapping[str, Interval]],
     compared: Comparison | None,
+    size_bytes: int,
     work: Work,
     config: EvaluateConfig,
 ) -> dict[str, Any]:
@@ -246,12 +275,15 @@ def _document(
         "reasons": verdict.reasons,
         "metric": config.metric,
         "form": FORM,
-        "scores": {role: one[config.metric].model_dump() for role, one in found.items()},
-        "comparison": compared.model_dump() if compared else None,
+        "scores": {
+            role: one[config.metric].model_dump() for role, one in found.items() if one[config.metric].is_finite
+        },
+        "comparison": compared.model_dump() if compared and compared.difference.is_finite else None,
         "slices": [],
         "disturbed": {},
         "attacked": {},
         "attack_strength": 0.0,
+        "sizes": {CANDIDATE: size_bytes},
         "notes": ["judged as it was trained: language models have no smaller form, and are not served"],
         "inputs": {role: ref.digest for role, ref in work.inputs.items()},
     }

@@ -10,9 +10,10 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from modelyard.evaluate.report_entities import ENTITIES, STYLES, label_bars, marked
+from modelyard.evaluate.report_numbers import error_quantiles, in_short, meanings, scatter, short
 from modelyard.evaluate.report_template import INTERVALS, TEMPLATE
 
-WIDTH = 300.0  # of a bar, in the units of the drawing
+WIDTH = 240.0  # of a bar, in the units of the drawing
 ORIGIN_X, ORIGIN_Y, SIDE = 40.0, 250.0, 240.0  # of the calibration plot
 
 
@@ -25,21 +26,29 @@ def report(
     """The page for `verdict.json`, `metrics.json` and, where there are any, `explanations.json` and its picture (PNG),
     as Python values. Opens offline, asks for nothing."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["short"] = _short
+    environment.filters["short"] = short
     bars = environment.from_string(INTERVALS)
     page = environment.from_string(TEMPLATE)
     candidate = metrics["candidate"]
     is_released = verdict["passed"] or bool(verdict["override"])
-    points = _calibration_points(candidate)
+    points, classifies = _calibration_points(candidate), "confusion" in candidate
+    slices = verdict["slices"]
+    score_names = [name for name, value in candidate.items() if isinstance(value, float)]
     return page.render(
         verdict=verdict,
         metrics=metrics,
         is_released=is_released,
         outcome="Passed" if verdict["passed"] else "Passed by override" if is_released else "Refused",
-        intervals=lambda rows: Markup(bars.render(rows=rows)),  # noqa: S704 (rendered with escaping)
+        intervals=lambda rows: Markup(bars.render(**rows)),  # noqa: S704 (rendered with escaping)
         score_rows=_bars((role, score, "", None) for role, score in verdict["scores"].items()),
-        slice_rows=_bars(_slice(one) for one in verdict["slices"]),
-        score_names=[name for name, value in candidate.items() if isinstance(value, float)],
+        slice_rows=_bars(_slice(one) for one in slices if one["is_decisive"]),
+        small_slice_rows=_bars(_slice(one) for one in slices if not one["is_decisive"]),
+        in_short=in_short(verdict),
+        bound=_bound,
+        score_names=score_names,
+        meanings=meanings(score_names, classifies=classifies),
+        scatter=scatter(candidate.get("points", [])),
+        error_quantiles=error_quantiles(candidate.get("points", [])),
         confusion_rows=_confusion_rows(candidate),
         class_rows=_class_rows(candidate),
         entities=_entities(environment, bars, candidate.get("entities")),
@@ -59,20 +68,24 @@ def _entities(environment: Environment, bars: Template, told: Mapping[str, Any] 
         label_rows=_bars(label_bars(told["labels"])),
         worst=[marked(one) for one in told["worst"]],
         styles=STYLES,
-        intervals=lambda rows: Markup(bars.render(rows=rows)),  # noqa: S704 (rendered with escaping)
+        intervals=lambda rows: Markup(bars.render(**rows)),  # noqa: S704 (rendered with escaping)
     )
     return Markup(page)  # noqa: S704 (the same)
 
 
 def _slice(one: Mapping[str, Any]) -> tuple[str, Mapping[str, float], str, float | None]:
-    remark = f"{one['rows']:,} rows" + ("" if one["is_decisive"] else ", too few to judge")
-    if one["champion"] is not None:
-        remark += f"; champion {_short(one['champion'])}"
-    return one["name"], one["score"], remark, one["champion"]
+    return one["name"], one["score"], f"{one['rows']:,} rows", one["champion"]
 
 
-def _bars(rows: Iterable[tuple[str, Mapping[str, float], str, float | None]]) -> list[dict[str, Any]]:
-    """Rows of a picture: values and where they lie between the lowest end of any interval and 1."""
+def _bound(check: Mapping[str, Any]) -> str:
+    """A check's limit with its direction, which its sentence tells."""
+    if check["limit"] is None or check["value"] is None:
+        return short(check["limit"])
+    return ("at most " if "the limit" in check["sentence"] else "at least ") + short(check["limit"])
+
+
+def _bars(rows: Iterable[tuple[str, Mapping[str, float], str, float | None]]) -> dict[str, Any]:
+    """A picture with its rows: values and where they lie between the lowest end of any interval and 1."""
     found = list(rows)
     ends = [
         value for _, score, _, other in found for value in (score["low"], score["high"], other) if value is not None
@@ -83,18 +96,26 @@ def _bars(rows: Iterable[tuple[str, Mapping[str, float], str, float | None]]) ->
     def place(value: float) -> float:
         return round(6 + (value - low) / span * (WIDTH - 12), 1)
 
-    return [
+    drawn = [
         {
             "name": name,
             **{key: score[key] for key in ("value", "low", "high")},
             "x": place(score["value"]),
             "x_low": place(score["low"]),
             "x_high": place(score["high"]),
+            "champion": other,
             "x_champion": None if other is None else place(other),
             "remark": remark,
         }
         for name, score, remark, other in found
     ]
+    return {
+        "rows": drawn,
+        "low": low,
+        "high": high,
+        "has_champion": any(row["champion"] is not None for row in drawn),
+        "has_remark": any(row["remark"] for row in drawn),
+    }
 
 
 def _confusion_rows(candidate: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -128,10 +149,3 @@ def _calibration_points(candidate: Mapping[str, Any]) -> list[dict[str, float]]:
         }
         for point in curve
     ]
-
-
-def _short(value: float | None) -> str:
-    """Four decimals, or none where the number is large: bytes; a dash for what could not be computed."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"

@@ -84,10 +84,11 @@ def regression_statistics(scale: float) -> dict[str, SumStatistic]:
 
 
 def _r2(sums: np.ndarray) -> np.ndarray:
-    """As `RegressionMetrics` has it: 0 where the drawn targets do not vary."""
+    """As `RegressionMetrics` has it: 0 where the drawn targets do not vary; NaN of errors that are NaN."""
     variation = sums[:, 4] - sums[:, 3] ** 2 / sums[:, 0]
     varies = variation > 1e-12 * np.maximum(sums[:, 4], 1e-300)
-    return np.where(varies, 1 - sums[:, 2] / np.where(varies, variation, 1.0), 0.0)
+    found = np.where(varies, 1 - sums[:, 2] / np.where(varies, variation, 1.0), 0.0)
+    return np.where(np.isfinite(sums[:, 2]), found, np.nan)
 
 
 def _binned(outputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

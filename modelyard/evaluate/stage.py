@@ -19,7 +19,7 @@ from modelyard.errors import DataError, DigestMismatch, NotFound, Refused
 from modelyard.evaluate.card import model_card
 from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
-from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Evidence, gather
+from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Cost, Evidence, gather
 from modelyard.evaluate.explain_figure import explanation_png
 from modelyard.evaluate.files import (
     CARD_FILE,
@@ -120,9 +120,8 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     evidence = _evidence(catalog, work, dataset, judged, config, attempt.scratch)
     evidence.champion_problem = problem
     package = judged[CANDIDATE].package
-    size_bytes = package.spec.forms[package.form].size_bytes(attempt.scratch / CANDIDATE)
-    latency_ms = _measured_latency(catalog, work.inputs["candidate"], package.form)
-    verdict = judge(str(work.inputs["candidate"]), evidence, size_bytes, config, latency_ms)
+    evidence.costs = {role: _cost(catalog, work, role, one, attempt.scratch) for role, one in judged.items()}
+    verdict = judge(str(work.inputs["candidate"]), evidence, config)
     document = _verdict_json(verdict, evidence, work, config)
     metrics = {role: _metrics_json(role, evidence) for role in judged}
     attempt.add_json(VERDICT_FILE, document)
@@ -175,7 +174,7 @@ def _add_picture(attempt: Attempt, evidence: Evidence) -> bytes | None:
 def _open_all(
     catalog: Catalog, work: Work, config: EvaluateConfig, dataset: Dataset, scratch: Path
 ) -> tuple[dict[str, Judged], str]:
-    """Every model under judgement, by role; and for vectors why the champion is not among them."""
+    """Every model under judgement, by role; and why the champion is not among them, where it cannot be judged."""
     opened: dict[str, Judged] = {}
     for role, source, form in [
         (CANDIDATE, "candidate", config.form),
@@ -188,7 +187,7 @@ def _open_all(
             opened[role] = _opened(catalog, work.inputs[source], role, form, config, scratch / source)
             opened[role].check_fits(dataset.target, dataset.transform.columns)
         except (DataError, DigestMismatch, NotFound) as failure:
-            if role != CHAMPION or dataset.target.task not in ("embedding", "retrieval"):
+            if role != CHAMPION:
                 raise
             opened.pop(CHAMPION, None)
             return opened, str(failure)
@@ -206,10 +205,13 @@ def _opened(
     return SORTS.get(package.spec.target.task, Judged)(role, package)
 
 
-def _measured_latency(catalog: Catalog, package_ref: ArtifactRef, form: str) -> float:
-    """Median milliseconds of one row, as measured when the form was made; NaN where nobody did."""
-    latencies = catalog.manifest(package_ref).provenance.measurements.get("latency_ms", {})
-    return float(latencies.get(form, {}).get("1", math.nan))
+def _cost(catalog: Catalog, work: Work, role: str, one: Judged, scratch: Path) -> Cost:
+    source, form = CHAMPION if role == CHAMPION else CANDIDATE, one.package.form
+    latencies = catalog.manifest(work.inputs[source]).provenance.measurements.get("latency_ms", {})
+    return Cost(
+        size_bytes=one.package.spec.forms[form].size_bytes(scratch / source),
+        latency_ms=float(latencies.get(form, {}).get("1", math.nan)),
+    )
 
 
 def _parents(catalog: Catalog, work: Work, judged: Mapping[str, Judged], scratch: Path) -> dict[str, Parent]:
@@ -232,19 +234,34 @@ def _verdict_json(verdict: gates.Verdict, evidence: Evidence, work: Work, config
         "reasons": verdict.reasons,
         "metric": config.metric,
         "form": evidence.candidate.package.form,
-        "scores": {role: score.model_dump() for role, score in evidence.scores.items()},
-        "comparison": comparison.model_dump() if comparison else None,
-        "slices": [{**one.model_dump(), "is_decisive": one.is_decisive} for one in evidence.slices],
-        "disturbed": evidence.disturbed,
-        "attacked": evidence.attacked,
+        "scores": {role: score.model_dump() for role, score in evidence.scores.items() if score.is_finite},
+        "comparison": comparison.model_dump() if comparison and comparison.difference.is_finite else None,
+        "slices": [
+            {**one.model_dump(), "champion": _plain(one.champion), "is_decisive": one.is_decisive}
+            for one in evidence.slices
+            if one.score.is_finite
+        ],
+        "disturbed": {kind: _plain_all(scores) for kind, scores in evidence.disturbed.items()},
+        "attacked": {kind: _plain_all(scores) for kind, scores in evidence.attacked.items()},
         "attack_strength": config.attack_strength,
+        "sizes": {role: int(cost.size_bytes) for role, cost in evidence.costs.items()},
         "notes": evidence.notes,
         "inputs": {role: ref.digest for role, ref in work.inputs.items()},
     }
 
 
+def _plain_all(scores: Mapping[str, float]) -> dict[str, float | None]:
+    return {role: _plain(score) for role, score in scores.items()}
+
+
+def _plain(score: float | None) -> float | None:
+    """JSON has no NaN: what could not be computed is null."""
+    return score if score is not None and math.isfinite(score) else None
+
+
 def _metrics_json(role: str, evidence: Evidence) -> dict[str, Any]:
-    intervals = {name: {"low": one.low, "high": one.high} for name, one in evidence.intervals[role].items()}
+    found = evidence.intervals[role]
+    intervals = {name: {"low": one.low, "high": one.high} for name, one in found.items() if one.is_finite}
     return {**evidence.judged[role].details(), "intervals": intervals}
 
 

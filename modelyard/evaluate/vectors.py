@@ -18,6 +18,7 @@ from modelyard.likeness import cosines
 from modelyard.retrieval import retrieval_rows
 
 ROWS_AT_A_TIME = 1024
+AGREEMENT = ("cosine_to_float", "smallest_cosine_to_float")
 BOOTSTRAP_ROWS = 4096  # a correlation is resampled over so many rows at most, spread evenly
 
 
@@ -99,15 +100,23 @@ def resampled(
         texts, partners: vectors (n, d).
         similarity: as people gave it, (n,), or None.
     """
-    rng = np.random.default_rng(seed)
+    return resampled_rows(measured(texts, partners, similarity), similarity, resamples=resamples, seed=seed)
+
+
+def measured(texts: np.ndarray, partners: np.ndarray, similarity: np.ndarray | None) -> np.ndarray:
+    """What is asked of each row (n,): the cosine of its two vectors, or how many partners lie nearer than its own."""
+    return partner_ranks(texts, partners) if similarity is None else cosines(texts, partners)
+
+
+def resampled_rows(found: np.ndarray, similarity: np.ndarray | None, *, resamples: int, seed: int) -> Resampled:
+    """The same of rows, or some of them, that were `measured`, (n,)."""
+    rng, num_rows = np.random.default_rng(seed), len(found)
     if similarity is None:
-        ranks = partner_ranks(texts, partners)
-        rows = retrieval_rows(ranks)
-        weights = rng.multinomial(len(texts), np.full(len(texts), 1 / len(texts)), size=resamples) / len(texts)
+        rows = retrieval_rows(found)
+        weights = rng.multinomial(num_rows, np.full(num_rows, 1 / num_rows), size=resamples) / num_rows
         drawn = {name: weights @ own for name, own in rows.items()}
-        return Resampled({name: float(own.mean()) for name, own in rows.items()}, drawn, ranks.astype(np.float64))
+        return Resampled({name: float(own.mean()) for name, own in rows.items()}, drawn, found.astype(np.float64))
     said = similarity.astype(np.float64)
-    found = cosines(texts, partners)
     whole = correlations(found[None], said[None])
     some = np.unique(np.linspace(0, len(said) - 1, min(len(said), BOOTSTRAP_ROWS)).astype(np.int64))
     parts = [correlations(found[drawn], said[drawn]) for drawn in _draws(rng, some, resamples)]
@@ -139,4 +148,4 @@ def _pearson(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def agreement(own: np.ndarray, reference: np.ndarray) -> Mapping[str, float]:
     """How near vectors (n, d) lie to those of another form of the model."""
     found = cosines(own, reference)
-    return {"cosine_to_float": float(found.mean()), "smallest_cosine_to_float": float(found.min())}
+    return dict(zip(AGREEMENT, (float(found.mean()), float(found.min())), strict=True))

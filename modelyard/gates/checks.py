@@ -70,9 +70,8 @@ def allowed_drop(name: str, value: float, reference: float, drop: float, *, agai
     # Sums of exact fractions such as 0.95 - 0.01 must not refuse a candidate that sits on the limit.
     passed = value >= limit - 1e-12
     relation = "keeps within" if passed else "exceeds"
-    sentence = (
-        f"{name} {_short(value)} against {against}'s {_short(reference)} {relation} the allowed drop of {drop:.4f}"
-    )
+    whose = f"{against}'" if against.endswith("s") else f"{against}'s"
+    sentence = f"{name} {_short(value)} against {whose} {_short(reference)} {relation} the allowed drop of {drop:.4f}"
     return _check(f"{name} against {against}", value, limit, passed, sentence)
 
 

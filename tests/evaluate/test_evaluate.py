@@ -16,13 +16,15 @@ from modelyard.datasets import Dataset
 from modelyard.errors import DataError, NotFound, Refused
 from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.model_package import FLOAT_FORM, PACKAGE_FILE, TRANSFORM_FILE, ModelPackage, PackageSpec
+from modelyard.preprocess import PreprocessConfig, SplitConfig, preprocess, snapshot
 from modelyard.runtime import RuntimeSpec
 from modelyard.serve.probe import read_golden, refuse_unless_golden
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.task_kinds import Target
+from tasks.evaluate import _headline
 from tests.test_model_package import save_linear
-from tests.workbench import ORIGIN, digits_dataset, own_catalog, quick_model
+from tests.workbench import ORIGIN, blobs, digits_dataset, own_catalog, parquet_bytes, quick_model, upload
 
 QUICK = CompressConfig(measure=MeasureConfig(repeats=1))
 CONFIG = EvaluateConfig(floor=0.9, allowed_drop_against_float=0.02, explained_rows=0)
@@ -281,14 +283,16 @@ def _copy(source: Catalog, ref: ArtifactRef, target: Catalog) -> ArtifactRef:
     return target.resolve(uri)
 
 
-def _package(bench: Bench, name: str, weight: np.ndarray, target: Target, columns: list[str]) -> ArtifactRef:
+def _package(
+    bench: Bench, name: str, weight: np.ndarray, target: Target, columns: list[str], dataset: Dataset | None = None
+) -> ArtifactRef:
     """A package of one matrix, for what no honest training produces."""
     spec = PackageSpec(
         target=target,
         forms={FLOAT_FORM: RuntimeSpec(file="float.onnx", precision="fp32")},
         default_form=FLOAT_FORM,
     )
-    transform = bench.dataset.transform.model_dump()
+    transform = (dataset or bench.dataset).transform.model_dump()
     for feature, column in zip(transform["features"], columns, strict=True):
         feature["name"] = column
 
@@ -306,21 +310,62 @@ def test_outputs_that_are_no_numbers_are_refused(bench: Bench):
     """A network of NaN gets a verdict like any other, not a crash on the way to JSON."""
     weight = np.full((64, 10), np.nan)
     broken = _package(bench, "nan", weight, bench.dataset.target, bench.dataset.transform.columns)
-    product = bench.judge(broken)
+    product = bench.judge(broken, config=CONFIG.model_copy(update={"explained_rows": 10}))
     refused = refusal(product.manifest)
     assert refused is not None
     assert "finite outputs 0.0000" in refused.reasons[0]
     assert "loss" not in product.manifest.content.facts["metrics"]["candidate"]
+    assert "nothing is explained" in bench.read(product, "verdict.json")["notes"][-2]
 
 
-def test_a_champion_of_another_task_is_said_so(bench: Bench):
-    """Other classes or other columns: the two cannot be compared, and the sentence says why."""
+def test_numbers_that_are_none_are_refused_too(bench: Bench, tmp_path: Path):
+    """A regression of NaN has neither score nor interval, disturbed or not, in no slice: null in the documents, a bound on any of it
+    refuses, and the page and the headline are there."""
+    frame = blobs(400).astype({"kind": float})
+    folder = upload(bench.catalog.store, {"blobs.parquet": parquet_bytes(frame)})
+    number = PreprocessConfig(target="kind", task="regression", split=SplitConfig(train=0.4, validation=0.1, test=0.5))
+    ref = preprocess(bench.catalog, snapshot(bench.catalog, folder, ORIGIN).ref, number, ORIGIN).ref
+    dataset = Dataset.fetch(bench.catalog, ref, tmp_path, ["test"])
+    broken, zero = (
+        _package(bench, name, np.full((2, 1), value), dataset.target, ["a", "b"], dataset)
+        for name, value in (("nan number", np.nan), ("zero", 0.0))
+    )
+    update = {"slices": ("a",), "slice_floor": 0.0, "allowed_drop_when_disturbed": 1.0, "ceilings": {"rmse": 9.0}}
+    config = EvaluateConfig(metric="r2", floor=0.0, explained_rows=20, **update)
+    product = evaluate(bench.catalog, broken, ref, zero, config, ORIGIN)
+    verdict = bench.read(product, "verdict.json")
+    assert len([reason for reason in verdict["reasons"] if "could not be computed" in reason]) == 6
+    assert set(verdict["scores"]) == {"champion"}
+    assert (verdict["comparison"], verdict["slices"], verdict["disturbed"]["noise"]["candidate"]) == (None, [], None)
+    assert any("no score could be computed of" in note for note in verdict["notes"])
+    assert "could not be computed" in bench.catalog.read(product.ref, "report.html").decode()
+    assert "unknown when disturbed" in bench.catalog.read(product.ref, "model-card.md").decode()
+    assert _headline(product, "r2", refusal(product.manifest)) == "r2 unknown, refused"
+    assert evaluate(bench.catalog, zero, ref, broken, config, ORIGIN).manifest.content.facts["metrics"]["candidate"]
+
+
+def test_a_champion_that_cannot_be_judged_refuses(bench: Bench):
+    """Other classes, other columns, gone or altered: a sentence in a verdict that refuses, which a person may override."""
     columns, weight = bench.dataset.transform.columns, np.zeros((64, 3))
     letters = _package(bench, "letters", weight, Target(column="letter", classes=["a", "b", "c"]), columns)
-    with pytest.raises(DataError, match=r"the champion cannot be judged .*'letter' as one of 3 classes \(a, b, c\)"):
-        bench.judge(bench.good, letters)
-    renamed = _package(
-        bench, "renamed", np.zeros((64, 10)), bench.dataset.target, [f"p{number}" for number in range(64)]
+    numbered = [f"p{number}" for number in range(64)]
+    renamed, gone, altered = (
+        _package(bench, name, np.zeros((64, 10)), bench.dataset.target, numbered)
+        for name in ("renamed", "gone", "altered")
     )
-    with pytest.raises(DataError, match=r"the champion cannot be judged .* columns that the set lacks: p0"):
-        bench.judge(bench.good, renamed)
+    for ref, body in ((gone, None), (altered, b"else")):
+        uri = bench.catalog.manifest(ref).file_uri(ref.uri, "float.onnx")
+        bench.catalog.store.put(uri, body) if body else bench.catalog.store.delete([uri])
+    sentences = {
+        letters: "the champion cannot be judged on this data set: it predicts 'letter' as one of 3 classes (a, b, c)",
+        renamed: "it takes columns that the set lacks: p0",
+        gone: "float.onnx: no such object",
+        altered: "float.onnx: sha256 is",
+    }
+    for champion, words in sentences.items():
+        product = bench.judge(bench.good, champion)
+        (reason,) = refusal(product.manifest).reasons
+        assert words in reason
+        assert set(product.manifest.content.facts["metrics"]) == {"candidate", "float"}
+    update = {"override_by": "Ada Lovelace", "override_reason": "the old one spelled letters"}
+    assert refusal(bench.judge(bench.good, letters, CONFIG.model_copy(update=update)).manifest) is None

@@ -97,8 +97,8 @@ def test_every_test_row_is_ranked_against_the_whole_catalogue(clicked: tuple[Cat
     assert comparison.only_candidate_right > comparison.only_champion_right
     assert candidate.headline()["cosine_to_float"] > 0.99
     assert len(evidence.golden) == BOUNDS.golden_rows
-    assert judge("it", evidence, 0, BOUNDS).passed
-    refused = judge("it", evidence, 0, BOUNDS.model_copy(update={"allowed_drop_when_disturbed": 0.1}))
+    assert judge("it", evidence, BOUNDS).passed
+    refused = judge("it", evidence, BOUNDS.model_copy(update={"allowed_drop_when_disturbed": 0.1}))
     assert [reason for reason in refused.reasons if "nothing was tried" in reason]
 
 
@@ -108,7 +108,7 @@ def test_a_champion_that_is_better_refuses(clicked: tuple[Catalog, ArtifactRef, 
     champion = {"noise": 0.0, "width": 5}
     roles = judged(dataset, candidate={"noise": 4.0}, float={"noise": 4.0}, champion=champion)
     evidence = gather_items(catalog, ref, dataset, roles, BOUNDS.model_copy(update={"floor": 0.0}))
-    reasons = judge("it", evidence, 0, BOUNDS.model_copy(update={"floor": 0.0})).reasons
+    reasons = judge("it", evidence, BOUNDS.model_copy(update={"floor": 0.0})).reasons
     assert len(reasons) == 2
     assert evidence.comparison.probability_better < 0.01
     assert any("has 6 numbers, the champion's 5" in note for note in evidence.notes)
@@ -129,6 +129,6 @@ def test_what_cannot_be_judged_is_said(clicked: tuple[Catalog, ArtifactRef, Data
         roles["candidate"].check_fits(dataset.target.model_copy(update={"items": fewer}), dataset.transform.columns)
     evidence = gather_items(catalog, ref, dataset, roles, BOUNDS)
     evidence.champion_problem = "s3://there: nothing there"
-    (reason,) = [one for one in judge("it", evidence, 0, BOUNDS).reasons if "champion" in one]
+    (reason,) = [one for one in judge("it", evidence, BOUNDS).reasons if "champion" in one]
     assert "s3://there: nothing there" in reason
     assert not math.isnan(evidence.scores["candidate"].value)

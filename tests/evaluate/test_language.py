@@ -105,9 +105,10 @@ def test_scores_are_those_of_every_token_of_the_test_split(
 
 
 def test_a_worse_model_is_refused(catalog: Catalog, texts: ArtifactRef, models: tuple[ArtifactRef, ArtifactRef]):
-    """Above the ceiling, and above the champion; the other way round it is better for sure."""
+    """Above the ceiling, and above the champion; the other way round it is better for sure, but not where a bound asks for
+    what nobody measures of it."""
     learned, fresh = models
-    config = BOUNDS.model_copy(update={"ceiling": 5.0, "probability_better": 0.9})
+    config = BOUNDS.model_copy(update={"ceiling": 5.0, "probability_better": 0.9, "ceilings": {"loss": 99.0}})
     refused = evaluate(catalog, fresh, texts, learned, config, Origin())
     reasons = refused.manifest.content.facts["reasons"]
     assert len(reasons) == 3
@@ -116,6 +117,10 @@ def test_a_worse_model_is_refused(catalog: Catalog, texts: ArtifactRef, models: 
     assert "against champion" in reasons[1]
     better = evaluate(catalog, learned, texts, fresh, config, Origin())
     assert refusal(better.manifest) is None
+    unmeasured = config.model_copy(update={"max_calibration_error": 0.5, "allowed_drop_under_attack": 1.0})
+    (one, other) = refusal(evaluate(catalog, learned, texts, fresh, unmeasured, Origin()).manifest).reasons
+    assert "calibration error could not be computed" in one
+    assert "bits_per_byte under attack could not be computed" in other
     comparison = json.loads(catalog.read(better.ref, "verdict.json"))["comparison"]
     assert comparison["probability_better"] > 0.99
     assert comparison["difference"]["low"] > 0
@@ -134,6 +139,8 @@ def test_what_cannot_be_compared_is_refused(
         ConfigError, match=r"evaluate\.metric: language_modelling has no accuracy; it has bits_per_byte"
     ):
         evaluate(catalog, models[0], texts, None, EvaluateConfig(), Origin())
+    with pytest.raises(ConfigError, match=r"evaluate\.ceilings: 'rmse' is not known; .*There are bits_per_byte"):
+        evaluate(catalog, models[0], texts, None, BOUNDS.model_copy(update={"ceilings": {"rmse": 1.0}}), Origin())
     with pytest.raises(ConfigError, match=r"evaluate\.slices"):
         evaluate(catalog, models[0], texts, None, BOUNDS.model_copy(update={"slices": ("topic",)}), Origin())
     with pytest.raises(ValidationError, match="ceiling goes with bits_per_byte or perplexity"):
