@@ -27,6 +27,7 @@ NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", 
 PARTS = {
     "compress": ("perceptron", "convolutional", "minilm"),
     "endpoint": ("requests", "start", "way-back", "texts"),
+    "preprocess": ("csv", "parquet", "large"),
     "train": ("perceptron", "ranks", "decoder", "strategies"),
 }
 Benchmark = Callable[[Installation, bool], Findings]
