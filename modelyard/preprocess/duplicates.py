@@ -7,6 +7,7 @@ that arrived earlier. With 64 buckets and 20 bytes a row, a billion rows need 32
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ BITS = 6
 NUM_BUCKETS = 2**BITS
 WAITING_ROWS = 2**20  # of a partition; smaller ones touch the disk once
 RECENT_ROWS = 2**20
+FILTER_BITS = 22
 ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("tag", "<u4")])
 
 
@@ -81,28 +83,64 @@ class RecentRows:
 
     It spares the partition a second writing where duplicates lie close to each other, as they mostly do. What it
     misses is found when all ledgers are looked at.
+
+    Of 22 bits of each hash it is known which batch had them last (a filter after Bloom, 1970, with one function): only
+    rows whose bits came lately, one in five of those that are new, are looked for in the sorted hashes themselves.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []  # hashes (n, 2), sorted by the first
+        self._runs: deque[_Run] = deque()
+        self._num_rows = self._num_batches = 0
+        self._last_batch = np.zeros(2**FILTER_BITS, dtype=np.uint32)
 
     def repeated(self, hashes: np.ndarray) -> np.ndarray:
         """Mask (n,) of the next rows."""
-        order = np.argsort(hashes[:, 0], kind="stable")
-        ordered = hashes[order]
-        gone = np.zeros(len(hashes), dtype=bool)
-        # Equal in the first half and neighbours: the stable order has the earlier one first.
-        gone[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run[:, 0], ordered[:, 0]), len(run) - 1)
-            gone |= (run[at] == ordered).all(axis=1)
-        self._runs.append(ordered[~gone])
-        while sum(map(len, self._runs)) > RECENT_ROWS:
-            self._runs.pop(0)
-        self._runs = [run for run in self._runs if len(run)]
-        mask = np.empty(len(hashes), dtype=bool)
-        mask[order] = gone
-        return mask
+        high, low = (np.ascontiguousarray(hashes[:, lane]) for lane in range(2))
+        order = np.argsort(high)
+        gone = _repeated_within(high, low, order)
+        slots = (low % np.uint64(2**FILTER_BITS)).astype(np.intp)
+        oldest = self._num_batches - len(self._runs)
+        known = order[self._last_batch[slots[order]] > oldest]  # in order, because that is quicker to look for
+        known_high, known_low = high[known], low[known]
+        for run in self._runs if len(known) else ():
+            gone[known] |= run.has(known_high, known_low)
+        self._num_batches += 1
+        self._last_batch[slots] = self._num_batches
+        kept = order[~gone[order]]
+        self._runs.append(_Run(high[kept], low[kept]))
+        self._num_rows += len(kept)
+        while self._num_rows > RECENT_ROWS:
+            self._num_rows -= len(self._runs.popleft().high)
+        return gone
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Hashes of a batch, both lanes (n,), in order of the first."""
+
+    high: np.ndarray
+    low: np.ndarray
+
+    def has(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """Mask (m,) of the hashes that are here."""
+        if not len(self.high):
+            return np.zeros(len(high), dtype=bool)
+        at = np.minimum(np.searchsorted(self.high, high), len(self.high) - 1)
+        return (self.high[at] == high) & (self.low[at] == low)
+
+
+def _repeated_within(high: np.ndarray, low: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Mask (n,) of the hashes that an earlier one of the same batch equals; ``order`` sorts them by ``high``."""
+    gone = np.zeros(len(high), dtype=bool)
+    ordered = high[order]
+    several = np.zeros(len(high), dtype=bool)
+    several[1:] = ordered[1:] == ordered[:-1]
+    several[:-1] |= several[1:]
+    alike = order[several]  # few: only these are put into order of arrival
+    alike = alike[np.lexsort((alike, low[alike], high[alike]))]
+    before, after = alike[:-1], alike[1:]
+    gone[after[(high[after] == high[before]) & (low[after] == low[before])]] = True
+    return gone
 
 
 @dataclass(frozen=True)
