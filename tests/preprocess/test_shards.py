@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from pyarrow import parquet
 
@@ -12,7 +14,9 @@ from modelyard.preprocess.shards import write_table
 
 
 def test_dictionaries_only_where_values_repeat(tmp_path: Path):
-    """Columns of few values have one, those of ever new values none; either reads back, and bytes follow from the rows."""
+    """Columns of few values have one, those of ever new values none; pandas, pyarrow and DuckDB read either; bytes
+    follow from the rows.
+    """
     rng = np.random.default_rng(0)
     table = pa.table(
         {
@@ -32,5 +36,7 @@ def test_dictionaries_only_where_values_repeat(tmp_path: Path):
     assert {"pixel", "city"} <= with_dictionary
     assert not {"measured", "code"} & with_dictionary
     assert parquet.read_table(tmp_path / "once").equals(table)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "once"), table.to_pandas())
+    assert duckdb.read_parquet(str(tmp_path / "once")).fetchall() == [tuple(row.values()) for row in table.to_pylist()]
     assert parquet.read_table(tmp_path / "empty").num_rows == 0
     assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
