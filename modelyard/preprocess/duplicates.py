@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -20,7 +23,9 @@ NUM_BUCKETS = 2**BITS
 WAITING_ROWS = 2**20  # of a partition; smaller ones touch the disk once
 RECENT_ROWS = 2**20
 FILTER_BITS = 22
-ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("tag", "<u4")])
+FIELDS = {"high": "<u8", "low": "<u8", "tag": "<u4"}
+ENTRY = np.dtype(list(FIELDS.items()))
+PARALLEL_BUCKETS = 2
 
 
 class LedgerWriter:
@@ -66,15 +71,18 @@ class LedgerWriter:
             yield number, entries[edges[number] : edges[number + 1]].tobytes()
 
     def finish(self) -> Path:
-        """One file: how many entries each bucket has (64 little-endian int64), then the buckets."""
+        """One file: how many entries each bucket has (64 little-endian int64), then the buckets, each field in one piece."""
         rest = dict(self._buckets())
         with self._packed.open("wb") as packed:
             packed.write(self._counts.astype("<i8").tobytes())
             for number, path in enumerate(self._files):
+                body = rest.pop(number)
                 if path.exists():
-                    packed.write(path.read_bytes())
+                    body = path.read_bytes() + body
                     path.unlink()
-                packed.write(rest[number])
+                entries: np.ndarray = np.frombuffer(body, dtype=ENTRY)
+                for field in FIELDS:
+                    packed.write(entries[field].tobytes())
         return self._packed
 
 
@@ -152,15 +160,29 @@ class Ledger:
     def bucket(self, number: int) -> np.ndarray:
         """Entries (n,) of one bucket, in order of arrival."""
         with self.path.open("rb") as file:
-            counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
-            file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
-            return np.fromfile(file, dtype=ENTRY, count=int(counts[number]))
+            count = self._seek(file, number)
+            entries: np.ndarray = np.empty(count, dtype=ENTRY)
+            for field, kind in FIELDS.items():
+                entries[field] = np.fromfile(file, dtype=kind, count=count)
+        return entries
+
+    def halves(self, number: int) -> np.ndarray:
+        """The first halves (n,) of a bucket's hashes: enough to tell that nothing repeats, and two fifths of the bytes."""
+        with self.path.open("rb") as file:
+            return np.fromfile(file, dtype=FIELDS["high"], count=self._seek(file, number))
+
+    @staticmethod
+    def _seek(file: BinaryIO, number: int) -> int:
+        """Go to where a bucket begins; returns how many entries it has."""
+        counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
+        file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
+        return int(counts[number])
 
 
 def repeated(ledgers: Sequence[Ledger]) -> list[np.ndarray]:
     """For each ledger, in order of arrival: positions (n,) uint32, ascending, of rows that an earlier row equals."""
     found: list[list[np.ndarray]] = [[] for _ in ledgers]
-    for entries in _buckets(ledgers):
+    for entries in _shared(ledgers):
         # Rows stand in order of arrival, so the first of equal ones is the earliest.
         later = entries.filter(~pl.struct("high", "low").is_first_distinct())
         for (number,), rows in later.group_by("ledger"):
@@ -172,20 +194,32 @@ def num_in_several(ledgers: Sequence[Ledger]) -> int:
     """How many hashes there are with more than one tag."""
     return sum(
         entries.group_by("high", "low").agg(pl.col("tag").n_unique()).filter(pl.col("tag") > 1).height
-        for entries in _buckets(ledgers)
+        for entries in _shared(ledgers)
     )
 
 
-def _buckets(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
+def _shared(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
     """Bucket by bucket, the entries of all ledgers that share their first half with another: few, as a rule."""
-    for number in range(NUM_BUCKETS):
-        parts = [ledger.bucket(number) for ledger in ledgers]
-        entries = np.concatenate(parts)
-        ordered = np.sort(entries["high"])
-        several = ordered[1:][ordered[1:] == ordered[:-1]]
-        if not len(several):
-            continue
-        here = np.isin(entries["high"], several)
-        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[here]
-        columns = {name: np.ascontiguousarray(entries[name][here]) for name in ENTRY.names or ()}
-        yield pl.DataFrame(columns | {"ledger": owners})
+    with ThreadPoolExecutor(PARALLEL_BUCKETS) as pool:
+        for first in range(0, NUM_BUCKETS, PARALLEL_BUCKETS):  # so that no more lie in memory
+            numbers = range(first, min(first + PARALLEL_BUCKETS, NUM_BUCKETS))
+            for entries in pool.map(partial(_shared_of_bucket, ledgers), numbers):
+                if entries is not None:
+                    yield entries
+
+
+def _shared_of_bucket(ledgers: Sequence[Ledger], number: int) -> pl.DataFrame | None:
+    """None where no first half occurs twice."""
+    halves = [ledger.halves(number) for ledger in ledgers]
+    ordered = np.sort(np.concatenate(halves))
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(several):
+        return None
+    parts = []
+    for owner, ledger in enumerate(ledgers):
+        here = np.isin(halves[owner], several)
+        if here.any():
+            entries = ledger.bucket(number)[here]
+            columns = {field: np.ascontiguousarray(entries[field]) for field in FIELDS}
+            parts.append(pl.DataFrame(columns).with_columns(pl.lit(owner, pl.Int64).alias("ledger")))
+    return pl.concat(parts)
