@@ -24,22 +24,29 @@ DUCKDB_LIMIT_MB = 900  # what it is told; the process as a whole then stays near
 EXPONENT = 1.05
 SIZES, QUICK_SIZES = (10**8, 10**9), (2 * 10**6, 4 * 10**6)
 ROUNDS = {10**8: 3, 10**9: 1}
-FORMS = ("csv", "parquet")
+FORMS, LARGE = ("csv", "parquet"), "large"  # which are its parts too
 # A large set in a hundred files, and one more; of one form it is preprocessed, of the other it grows, too.
 LARGE_FILES, LARGE_BYTES, QUICK_LARGE_BYTES = 100, 4 * 10**9, 8 * 10**6
 GROWN_FRACTION, FLAT_FACTOR = 0.05, 1.15
 
 
-def run(installation: Installation, quick: bool) -> Findings:
-    """Measure. Every contestant is a process of its own, whose peak memory the kernel tells."""
+def run(installation: Installation, quick: bool, parts: Sequence[str] = ()) -> Findings:
+    """Measure all parts, or those that are named. Every contestant is a process of its own, whose peak memory the kernel
+    tells.
+    """
     store = Store(installation.up([STORE]))
+    sizes = QUICK_SIZES if quick else SIZES
     figures: list[Figure] = []
     for form in FORMS:
-        samples = {
-            size: _samples(installation.scratch, store, form, size) for size in (QUICK_SIZES if quick else SIZES)
-        }
-        figures += _figures(form, samples)
-        figures += _large(installation.scratch, store, form, samples, QUICK_LARGE_BYTES if quick else LARGE_BYTES)
+        samples: dict[int, Samples] = {}
+        if not parts or form in parts:
+            samples = {size: _samples(installation.scratch, store, form, size) for size in sizes}
+            figures += _figures(form, samples)
+        if not parts or LARGE in parts:
+            smaller = sizes[-1]
+            taken = samples.get(smaller) or _samples(installation.scratch, store, form, smaller, [OURS])
+            size = QUICK_LARGE_BYTES if quick else LARGE_BYTES
+            figures += _large(installation.scratch, store, form, taken[OURS][0], smaller, size)
     return Findings(
         figures=figures,
         notes=[
@@ -62,7 +69,8 @@ def run(installation: Installation, quick: bool) -> Findings:
     )
 
 
-def _samples(scratch: Path, store: Store, form: str, size: int) -> Samples:
+def _samples(scratch: Path, store: Store, form: str, size: int, names: Sequence[str] = ()) -> Samples:
+    """Of all contestants, or of those that are named."""
     folder = scratch / f"{form}-{size}"
     tables.write(folder, form, tables.rows_for(size))
     commands = {
@@ -78,7 +86,7 @@ def _samples(scratch: Path, store: Store, form: str, size: int) -> Samples:
         return _measured([sys.executable, "-m", f"benchmarks.peers.{command[0]}", *command[1:]])
 
     contestants: dict[str, Contestant] = {
-        name: lambda command=command: once(command) for name, command in commands.items()
+        name: lambda command=command: once(command) for name, command in commands.items() if not names or name in names
     }
     try:
         return take_turns(contestants, ROUNDS.get(size, 1), warmups=0)
@@ -87,7 +95,9 @@ def _samples(scratch: Path, store: Store, form: str, size: int) -> Samples:
         shutil.rmtree(scratch / "out", ignore_errors=True)
 
 
-def _large(scratch: Path, store: Store, form: str, samples: Mapping[int, Samples], size: int) -> list[Figure]:
+def _large(
+    scratch: Path, store: Store, form: str, before: Mapping[str, float], smaller: int, size: int
+) -> list[Figure]:
     """A set of many files against one of a quarter; and, of CSV, what one file more costs against the whole set."""
     folder, measured = scratch / "large", scratch / "measured.json"
     *_, last = tables.write(folder, form, tables.rows_for(size), LARGE_FILES + 1)
@@ -103,7 +113,7 @@ def _large(scratch: Path, store: Store, form: str, samples: Mapping[int, Samples
         shutil.rmtree(folder)
         store.delete([info.uri for info in store.list(f"{store.root}/artifacts")])
     whole, name = taken[0], f"{size / 1e9:g} GB of {form} in {LARGE_FILES} files"
-    figures = _against_smaller(name, whole, max(samples), samples[max(samples)][OURS][0], size, flat=True)
+    figures = _against_smaller(name, whole, smaller, before, size, flat=True)
     for grown in taken[1:]:
         more = f"one file more for {name}"
         figures += [

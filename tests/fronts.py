@@ -1,10 +1,11 @@
-"""A front for a server of the tests: TLS before a plain one, a note of the headers that clients send, refusals."""
+"""A front for a server of the tests: TLS before a plain one, a note of the headers that clients send, refusals, cuts."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime as dt
 import ipaddress
+import math
 import re
 import socket
 import ssl
@@ -20,17 +21,25 @@ from cryptography.x509.oid import NameOID
 CHUNK_BYTES = 65536
 DENIED = b"<Error><Code>AccessDenied</Code><Message>the test says no</Message></Error>"
 REFUSAL = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%s" % (len(DENIED), DENIED)
+SLOW_DOWN = (
+    b"HTTP/1.1 503 Slow Down\r\nconnection: close\r\ncontent-length: 38\r\n\r\n<Error><Code>SlowDown</Code></Error>\r\n"
+)
 
 
 class Front:
     """Passes connections on to a port of this machine; `heard` has what clients sent, as it came.
 
-    Requests that begin with what `refuses` matches are answered 403, as a store does that grants no right to write.
+    Requests that begin with what `refuses` matches are answered with `refusal`: 403, as a store does that grants no right
+    to write, unless another answer is put there; so many of them as `refusals` says, if it says a number. The first
+    connection over which more than `cut_after` bytes are answered ends there.
     """
 
     def __init__(self, target_port: int, certificate: Path | None = None) -> None:
         self.heard = bytearray()
         self.refuses: re.Pattern[bytes] | None = None
+        self.refusal = REFUSAL
+        self.refusals: float = math.inf
+        self.cut_after: float = math.inf
         self._target_port = target_port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
         if self._context and certificate:
@@ -58,7 +67,7 @@ class Front:
                 self._context.wrap_socket(connection, server_side=True) if self._context else connection
             )
             server = open_sockets.enter_context(socket.create_connection(("127.0.0.1", self._target_port)))
-            answers = threading.Thread(target=_pass_on, args=[server, client], daemon=True)
+            answers = threading.Thread(target=_pass_on, args=[server, client, self._answer_of()], daemon=True)
             answers.start()
             _pass_on(client, server, self._hear)
             answers.join()
@@ -66,10 +75,25 @@ class Front:
     def _hear(self, chunk: bytes, client: socket.socket) -> bool:
         """Whether what a client sent is passed on."""
         self.heard += chunk
-        if self.refuses is None or not self.refuses.match(chunk):
+        if self.refuses is None or not self.refuses.match(chunk) or not self.refusals:
             return True
-        client.sendall(REFUSAL)
+        self.refusals -= 1
+        client.sendall(self.refusal)
         return False
+
+    def _answer_of(self) -> Callable[[bytes, socket.socket], bool]:
+        """Whether what the server of one connection answered is passed on."""
+        answered = 0
+
+        def passes(chunk: bytes, _server: socket.socket) -> bool:
+            nonlocal answered
+            answered += len(chunk)
+            if answered <= self.cut_after:
+                return True
+            self.cut_after = math.inf
+            return False
+
+        return passes
 
 
 def _pass_on(

@@ -7,9 +7,13 @@ that arrived earlier. With 64 buckets and 20 bytes a row, a billion rows need 32
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -18,7 +22,10 @@ BITS = 6
 NUM_BUCKETS = 2**BITS
 WAITING_ROWS = 2**20  # of a partition; smaller ones touch the disk once
 RECENT_ROWS = 2**20
-ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("tag", "<u4")])
+FILTER_BITS = 22
+FIELDS = {"high": "<u8", "low": "<u8", "tag": "<u4"}
+ENTRY = np.dtype(list(FIELDS.items()))
+PARALLEL_BUCKETS = 2
 
 
 class LedgerWriter:
@@ -64,15 +71,18 @@ class LedgerWriter:
             yield number, entries[edges[number] : edges[number + 1]].tobytes()
 
     def finish(self) -> Path:
-        """One file: how many entries each bucket has (64 little-endian int64), then the buckets."""
+        """One file: how many entries each bucket has (64 little-endian int64), then the buckets, each field in one piece."""
         rest = dict(self._buckets())
         with self._packed.open("wb") as packed:
             packed.write(self._counts.astype("<i8").tobytes())
             for number, path in enumerate(self._files):
+                body = rest.pop(number)
                 if path.exists():
-                    packed.write(path.read_bytes())
+                    body = path.read_bytes() + body
                     path.unlink()
-                packed.write(rest[number])
+                entries: np.ndarray = np.frombuffer(body, dtype=ENTRY)
+                for field in FIELDS:
+                    packed.write(entries[field].tobytes())
         return self._packed
 
 
@@ -81,28 +91,64 @@ class RecentRows:
 
     It spares the partition a second writing where duplicates lie close to each other, as they mostly do. What it
     misses is found when all ledgers are looked at.
+
+    Of 22 bits of each hash it is known which batch had them last (a filter after Bloom, 1970, with one function): only
+    rows whose bits came lately, one in five of those that are new, are looked for in the sorted hashes themselves.
     """
 
     def __init__(self) -> None:
-        self._runs: list[np.ndarray] = []  # hashes (n, 2), sorted by the first
+        self._runs: deque[_Run] = deque()
+        self._num_rows = self._num_batches = 0
+        self._last_batch = np.zeros(2**FILTER_BITS, dtype=np.uint32)
 
     def repeated(self, hashes: np.ndarray) -> np.ndarray:
         """Mask (n,) of the next rows."""
-        order = np.argsort(hashes[:, 0], kind="stable")
-        ordered = hashes[order]
-        gone = np.zeros(len(hashes), dtype=bool)
-        # Equal in the first half and neighbours: the stable order has the earlier one first.
-        gone[1:] = (ordered[1:] == ordered[:-1]).all(axis=1)
-        for run in self._runs:
-            at = np.minimum(np.searchsorted(run[:, 0], ordered[:, 0]), len(run) - 1)
-            gone |= (run[at] == ordered).all(axis=1)
-        self._runs.append(ordered[~gone])
-        while sum(map(len, self._runs)) > RECENT_ROWS:
-            self._runs.pop(0)
-        self._runs = [run for run in self._runs if len(run)]
-        mask = np.empty(len(hashes), dtype=bool)
-        mask[order] = gone
-        return mask
+        high, low = (np.ascontiguousarray(hashes[:, lane]) for lane in range(2))
+        order = np.argsort(high)
+        gone = _repeated_within(high, low, order)
+        slots = (low % np.uint64(2**FILTER_BITS)).astype(np.intp)
+        oldest = self._num_batches - len(self._runs)
+        known = order[self._last_batch[slots[order]] > oldest]  # in order, because that is quicker to look for
+        known_high, known_low = high[known], low[known]
+        for run in self._runs if len(known) else ():
+            gone[known] |= run.has(known_high, known_low)
+        self._num_batches += 1
+        self._last_batch[slots] = self._num_batches
+        kept = order[~gone[order]]
+        self._runs.append(_Run(high[kept], low[kept]))
+        self._num_rows += len(kept)
+        while self._num_rows > RECENT_ROWS:
+            self._num_rows -= len(self._runs.popleft().high)
+        return gone
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Hashes of a batch, both lanes (n,), in order of the first."""
+
+    high: np.ndarray
+    low: np.ndarray
+
+    def has(self, high: np.ndarray, low: np.ndarray) -> np.ndarray:
+        """Mask (m,) of the hashes that are here."""
+        if not len(self.high):
+            return np.zeros(len(high), dtype=bool)
+        at = np.minimum(np.searchsorted(self.high, high), len(self.high) - 1)
+        return (self.high[at] == high) & (self.low[at] == low)
+
+
+def _repeated_within(high: np.ndarray, low: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Mask (n,) of the hashes that an earlier one of the same batch equals; ``order`` sorts them by ``high``."""
+    gone = np.zeros(len(high), dtype=bool)
+    ordered = high[order]
+    several = np.zeros(len(high), dtype=bool)
+    several[1:] = ordered[1:] == ordered[:-1]
+    several[:-1] |= several[1:]
+    alike = order[several]  # few: only these are put into order of arrival
+    alike = alike[np.lexsort((alike, low[alike], high[alike]))]
+    before, after = alike[:-1], alike[1:]
+    gone[after[(high[after] == high[before]) & (low[after] == low[before])]] = True
+    return gone
 
 
 @dataclass(frozen=True)
@@ -114,15 +160,29 @@ class Ledger:
     def bucket(self, number: int) -> np.ndarray:
         """Entries (n,) of one bucket, in order of arrival."""
         with self.path.open("rb") as file:
-            counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
-            file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
-            return np.fromfile(file, dtype=ENTRY, count=int(counts[number]))
+            count = self._seek(file, number)
+            entries: np.ndarray = np.empty(count, dtype=ENTRY)
+            for field, kind in FIELDS.items():
+                entries[field] = np.fromfile(file, dtype=kind, count=count)
+        return entries
+
+    def halves(self, number: int) -> np.ndarray:
+        """The first halves (n,) of a bucket's hashes: enough to tell that nothing repeats, and two fifths of the bytes."""
+        with self.path.open("rb") as file:
+            return np.fromfile(file, dtype=FIELDS["high"], count=self._seek(file, number))
+
+    @staticmethod
+    def _seek(file: BinaryIO, number: int) -> int:
+        """Go to where a bucket begins; returns how many entries it has."""
+        counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
+        file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
+        return int(counts[number])
 
 
 def repeated(ledgers: Sequence[Ledger]) -> list[np.ndarray]:
     """For each ledger, in order of arrival: positions (n,) uint32, ascending, of rows that an earlier row equals."""
     found: list[list[np.ndarray]] = [[] for _ in ledgers]
-    for entries in _buckets(ledgers):
+    for entries in _shared(ledgers):
         # Rows stand in order of arrival, so the first of equal ones is the earliest.
         later = entries.filter(~pl.struct("high", "low").is_first_distinct())
         for (number,), rows in later.group_by("ledger"):
@@ -134,20 +194,32 @@ def num_in_several(ledgers: Sequence[Ledger]) -> int:
     """How many hashes there are with more than one tag."""
     return sum(
         entries.group_by("high", "low").agg(pl.col("tag").n_unique()).filter(pl.col("tag") > 1).height
-        for entries in _buckets(ledgers)
+        for entries in _shared(ledgers)
     )
 
 
-def _buckets(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
+def _shared(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
     """Bucket by bucket, the entries of all ledgers that share their first half with another: few, as a rule."""
-    for number in range(NUM_BUCKETS):
-        parts = [ledger.bucket(number) for ledger in ledgers]
-        entries = np.concatenate(parts)
-        ordered = np.sort(entries["high"])
-        several = ordered[1:][ordered[1:] == ordered[:-1]]
-        if not len(several):
-            continue
-        here = np.isin(entries["high"], several)
-        owners = np.repeat(np.arange(len(parts)), [len(part) for part in parts])[here]
-        columns = {name: np.ascontiguousarray(entries[name][here]) for name in ENTRY.names or ()}
-        yield pl.DataFrame(columns | {"ledger": owners})
+    with ThreadPoolExecutor(PARALLEL_BUCKETS) as pool:
+        for first in range(0, NUM_BUCKETS, PARALLEL_BUCKETS):  # so that no more lie in memory
+            numbers = range(first, min(first + PARALLEL_BUCKETS, NUM_BUCKETS))
+            for entries in pool.map(partial(_shared_of_bucket, ledgers), numbers):
+                if entries is not None:
+                    yield entries
+
+
+def _shared_of_bucket(ledgers: Sequence[Ledger], number: int) -> pl.DataFrame | None:
+    """None where no first half occurs twice."""
+    halves = [ledger.halves(number) for ledger in ledgers]
+    ordered = np.sort(np.concatenate(halves))
+    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    if not len(several):
+        return None
+    parts = []
+    for owner, ledger in enumerate(ledgers):
+        here = np.isin(halves[owner], several)
+        if here.any():
+            entries = ledger.bucket(number)[here]
+            columns = {field: np.ascontiguousarray(entries[field]) for field in FIELDS}
+            parts.append(pl.DataFrame(columns).with_columns(pl.lit(owner, pl.Int64).alias("ledger")))
+    return pl.concat(parts)

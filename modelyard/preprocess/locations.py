@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -35,11 +37,39 @@ def find(store: Store, uri: str) -> Sequence[ObjectInfo]:
     path = local_path(uri)
     if path is None:
         return sorted(_in_bucket(store, uri), key=lambda info: info.uri)
-    if any(sign in str(path) for sign in WILDCARDS):
-        found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (the pattern is absolute)
-    else:
-        found = [path] if path.is_file() else list(path.rglob("*"))
-    return sorted((_info(file) for file in found if file.is_file()), key=lambda info: info.uri)
+    with may_be_read(uri):
+        if any(sign in str(path) for sign in WILDCARDS):
+            found = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (the pattern is absolute)
+        else:
+            found = [path] if path.is_file() else list(_walk(path))
+        return sorted((_info(file) for file in found if file.is_file()), key=lambda info: info.uri)
+
+
+@contextmanager
+def may_be_read(uri: str) -> Generator[None]:
+    """Turn a refusal of the system into a sentence.
+
+    Raises:
+        DataError: names what may not be read.
+    """
+    try:
+        yield
+    except PermissionError as refusal:
+        where = f"{LOCAL}{refusal.filename}" if refusal.filename else uri
+        raise DataError(
+            f"{where}: may not be read by the user that this runs as; give it the right to, or take it from the data set"
+        ) from refusal
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Every file below; a folder that may not be looked into is an error, where `Path.rglob` would leave it out."""
+
+    def refuse(failure: OSError) -> None:
+        if isinstance(failure, PermissionError):
+            raise failure
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(parent, name) for name in names)
 
 
 def folder_of(uri: str, objects: Sequence[ObjectInfo]) -> str:
@@ -56,7 +86,7 @@ def stream(store: Store, info: ObjectInfo) -> Iterator[bytes]:
     """The object's bytes as they were listed.
 
     Raises:
-        DataError: a local file is gone.
+        DataError: a local file is gone, or may not be read.
         ObjectChanged: another object stands there now.
     """
     path = local_path(info.uri)
@@ -65,7 +95,7 @@ def stream(store: Store, info: ObjectInfo) -> Iterator[bytes]:
         return
     if not path.is_file():
         raise DataError(f"{info.uri}: gone while the data set was listed; put it back")
-    with path.open("rb") as file:
+    with may_be_read(info.uri), path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             yield chunk
 

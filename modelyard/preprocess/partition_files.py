@@ -99,7 +99,14 @@ class PlacesWriter:
 
     def __init__(self, attempt: Attempt) -> None:
         self._attempt, self._path = attempt, attempt.scratch / PLACES_FILE
-        self._writer = parquet.ParquetWriter(self._path, PLACES, compression="zstd", store_schema=False)
+        self._writer = parquet.ParquetWriter(
+            self._path,
+            PLACES,
+            compression="zstd",
+            store_schema=False,
+            use_dictionary=["split", "file"],
+            column_encoding={"number": "DELTA_BINARY_PACKED"},  # row numbers go up by one, mostly
+        )
 
     def add(self, codes: np.ndarray, files: np.ndarray, numbers: np.ndarray) -> None:
         """For the next rows: number of the split, of the file in the partition, and of the row there; each (n,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ Item = TypeVar("Item")
 END = object()
 
 
-def ahead(items: Iterator[Item]) -> Iterator[Item]:
+def ahead(items: Iterator[Item]) -> Generator[Item]:
     """The same items, one ahead. Whatever the source raises is raised here, in its turn."""
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(next, items, END)

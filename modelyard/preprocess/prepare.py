@@ -7,7 +7,8 @@ result can be kept, and found again as long as its files are the same.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,11 @@ import polars as pl
 from modelyard.artifacts import ArtifactRef, Frozen
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.datasets import SPLITS, TRANSFORM_FILE
-from modelyard.preprocess.clean import clean, rejection
+from modelyard.preprocess.checking import Checker
 from modelyard.preprocess.config import EVERY, PreprocessConfig
 from modelyard.preprocess.duplicates import LedgerWriter, RecentRows
 from modelyard.preprocess.formats import detect, format_by_name
 from modelyard.preprocess.image_rows import image_columns
-from modelyard.preprocess.labels import Votes, labelled
 from modelyard.preprocess.loose_images import loose_images
 from modelyard.preprocess.near import SIGNATURES_FILE, SignatureWriter
 from modelyard.preprocess.partition_files import (
@@ -38,15 +38,14 @@ from modelyard.preprocess.prefetch import ahead
 from modelyard.preprocess.protect import Protector
 from modelyard.preprocess.raw_rows import RawBatch
 from modelyard.preprocess.rows import row_hashes
-from modelyard.preprocess.schema import Plan, check_columns, check_file, make_plan
+from modelyard.preprocess.schema import Plan, check_columns
 from modelyard.preprocess.snapshot import Source
 from modelyard.preprocess.sources import batches, columns_of, fetched
-from modelyard.preprocess.spans import aligned, written
 from modelyard.preprocess.splits import assigner
-from modelyard.preprocess.steps import apply_step
 from modelyard.transform import TextTransform
 
 PLAN_FILE = "plan.json"
+PARALLEL_UPLOADS = 2
 # What these say is about the whole data set or about who works, and changes nothing in a partition.
 ABOUT_THE_WHOLE = {"max_rejected_fraction", "transform", "partition_bytes", "workers"}
 
@@ -119,6 +118,10 @@ def read_text_transform(catalog: Catalog, ref: ArtifactRef) -> TextTransform:
     return TextTransform.model_validate_json(catalog.read(ref, TRANSFORM_FILE))
 
 
+def _hand_on(attempt: Attempt, name: str, writer: LedgerWriter | SignatureWriter) -> None:
+    attempt.add(name, writer.finish())
+
+
 def _runs(preparation: Preparation) -> list[list[tuple[int, Source]]]:
     """Files with their numbers; neighbours that are one image each come together, the others alone."""
     runs: list[list[tuple[int, Source]]] = []
@@ -136,11 +139,10 @@ class _Intake:
     def __init__(
         self, attempt: Attempt, preparation: Preparation, protector: Protector, reader: TextTransform | None
     ) -> None:
-        self._attempt, self._config, self._protector = attempt, preparation.config, protector
-        self._reader = reader
-        self._folder, self._plan = preparation.folder, preparation.plan
-        self._companions = preparation.partition.companions
-        self._names = [source.name for source in preparation.partition.sources]
+        self._attempt, self._config = attempt, preparation.config
+        self._folder, self._companions = preparation.folder, preparation.partition.companions
+        names = [source.name for source in preparation.partition.sources]
+        self._checker = Checker(self._config, protector, names, preparation.plan, reader)
         self._is_split = self._config.split.method != "stratified"
         self._files: PartitionFiles | None = None
         self._places = PlacesWriter(attempt)
@@ -149,9 +151,6 @@ class _Intake:
         self._signatures = SignatureWriter(path, near) if near else None
         self._recent = RecentRows()
         self._num_kept = 0
-        self._num_read = 0
-        self._torn: list[pl.DataFrame] = []
-        self._votes = Votes()
         self._unique = {
             name: (file, LedgerWriter(attempt.scratch / f"{file}-parts"))
             for name, file in unique_ledgers(self._config).items()
@@ -168,18 +167,24 @@ class _Intake:
             wanted, read = self._wanted(present), self._config.read
             with self._labels(source) as labels:
                 raw = batches(path, source.name, kind, wanted, read, labels=labels, show_torn=show_torn)
-                for batch in ahead(raw):
-                    self._add(batch, number, source.name)
+                self._take_all(raw, number, source.name)
 
     def take_images(self, sources: Sequence[tuple[int, Source]]) -> None:
         """Read files that are one image each."""
         config, name = self._config, sources[0][1].name
         present = image_columns(config.read)
         check_columns(config, name, present)
-        for batch in ahead(
-            loose_images(self._attempt.store, self._folder, sources, self._wanted(present), config.read)
-        ):
-            self._add(batch, 0, name)
+        raw = loose_images(self._attempt.store, self._folder, sources, self._wanted(present), config.read)
+        self._take_all(raw, 0, name)
+
+    def _take_all(self, raw: Iterator[RawBatch], number: int, file: str) -> None:
+        """One batch is read while the one before is checked and the one before that is written."""
+        for batch in ahead(self._checker.checked(ahead(raw), number, file)):
+            files = self._opened(batch.plan)
+            for lines in batch.refused:
+                files.refuse(lines)
+            if batch.rows is not None:
+                self._write(files, batch.plan, batch.rows, batch.places)
 
     @contextmanager
     def _labels(self, source: Source) -> Generator[Path | None]:
@@ -192,20 +197,23 @@ class _Intake:
 
     def finish(self) -> None:
         """Every file was read. Where none had a row, and no plan was given, there is nothing but the count."""
-        self._places.finish()
-        self._attempt.add(ROWS_LEDGER, self._rows.finish())
-        if self._signatures:
-            self._attempt.add(SIGNATURES_FILE, self._signatures.finish())
-        for file, ledger in self._unique.values():
-            self._attempt.add(file, ledger.finish())
-        if self._plan:
-            files = self._opened(self._plan)
-            files.statistics.num_read, files.statistics.votes = self._num_read, self._votes
-            files.finish()
-            self._attempt.add_bytes(PLAN_FILE, self._plan.model_dump_json().encode())
+        plan, attempt = self._checker.plan, self._attempt
+        with ThreadPoolExecutor(PARALLEL_UPLOADS) as pool:  # beside the last shards
+            ledgers = {ROWS_LEDGER: self._rows, **dict(self._unique.values())}
+            ended = [pool.submit(self._places.finish)]
+            ended += [pool.submit(_hand_on, attempt, name, ledger) for name, ledger in ledgers.items()]
+            if self._signatures:
+                ended.append(pool.submit(_hand_on, attempt, SIGNATURES_FILE, self._signatures))
+            if plan:
+                files = self._opened(plan)
+                files.statistics.take_read(self._checker.num_read, self._checker.before, self._checker.votes)
+                files.finish()
+                attempt.add_bytes(PLAN_FILE, plan.model_dump_json().encode())
+            for one in ended:
+                one.result()
         reasons = self._files.statistics.told_reasons if self._files else []
-        self._attempt.facts.update(
-            read=self._num_read, kept=self._num_kept, rejected=reasons, has_plan=self._plan is not None
+        attempt.facts.update(
+            read=self._checker.num_read, kept=self._num_kept, rejected=reasons, has_plan=plan is not None
         )
 
     def close(self) -> None:
@@ -220,64 +228,11 @@ class _Intake:
         dropped = {name for name, rule in self._config.columns.items() if rule.sensitive == "drop"}
         if self._config.makes_columns:  # of what, only the user's code knows
             return [name for name in present if name not in dropped]
-        if self._plan is not None:
-            return self._plan.names if set(self._plan.names) <= set(present) else list(present)
+        if plan := self._checker.plan:
+            return plan.names if set(plan.names) <= set(present) else list(present)
         named = [*self._config.named, *(name for name in self._config.columns if name in present)]
         chosen = present if self._config.features == EVERY else dict.fromkeys(named)
         return [name for name in chosen if name not in dropped]
-
-    def _add(self, batch: RawBatch, number: int, file: str) -> None:
-        self._num_read += batch.num_read
-        if batch.torn is not None:
-            self._torn.append(batch.torn)
-        files_of = batch.files if batch.files is not None and len(batch.files) else np.full(len(batch.numbers), number)
-        places = np.column_stack([files_of, batch.numbers])
-        rows, places = self._by_user(self._protector.apply(batch.rows), places, file)
-        if self._plan is None and rows.height:
-            self._plan = make_plan(self._config, file, rows)
-        if self._plan is None:
-            return
-        files = self._opened(self._plan)
-        while self._torn:
-            files.refuse(self._torn.pop(0))
-        if rows.height:
-            check_file(self._plan, file, rows.schema)
-            self._keep(rows, self._plan, places, file)
-
-    def _by_user(self, rows: pl.DataFrame, places: np.ndarray, file: str) -> tuple[pl.DataFrame, np.ndarray]:
-        """Rows and places after the user's own steps and labels."""
-        config = self._config
-        for step in config.steps:
-            rows, stays = apply_step(rows, step, file)
-            gone = rejection(file, np.flatnonzero(~stays), "", f"left out by {step}")
-            self._torn.append(self._placed(gone, places))
-            places = places[stays]
-        if rows.height:
-            rows = labelled(rows, config.target, config.label, file, self._votes)
-        if self._reader and rows.height:
-            rows, stays, gone = written(rows, config, file)
-            self._torn.append(self._placed(gone, places))
-            places = places[stays]
-        return rows, places
-
-    def _keep(self, rows: pl.DataFrame, plan: Plan, places: np.ndarray, file: str) -> None:
-        """Args: places: (n, 2), the number of each row's file and its number there."""
-        files = self._opened(plan)
-        cleaned = clean(rows, plan, file, np.arange(rows.height))
-        if self._reader:
-            cleaned = aligned(cleaned, rows, self._config, self._reader, file)
-        files.refuse(self._placed(cleaned.rejected, places))
-        files.statistics.before.add(cleaned.parsed)
-        if cleaned.rows.height:
-            self._write(files, plan, cleaned.rows, places[cleaned.numbers])
-
-    def _placed(self, lines: pl.DataFrame, places: np.ndarray) -> pl.DataFrame:
-        """Lines of the quarantine with the file and number of each row instead of its place in the batch."""
-        if not lines.height:
-            return lines
-        here = places[lines["row"].to_numpy()]
-        names = pl.Series("file", [self._names[number] for number in here[:, 0]], dtype=pl.String)
-        return lines.with_columns(names, pl.Series("row", here[:, 1], dtype=pl.Int64))
 
     def _write(self, files: PartitionFiles, plan: Plan, rows: pl.DataFrame, places: np.ndarray) -> None:
         hashes = row_hashes(rows, plan.names)

@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 SHARD_BYTES = 32 * 2**20  # of a shard's rows in memory: three splits collect one each while others are being written
 PARALLEL_SHARDS = 2
+LOOKED_AT_ROWS = 4096
 
 
 class ShardFolder:
@@ -106,4 +107,21 @@ class ShardWriter:
 def write_table(table: pa.Table, path: Path) -> None:
     """Parquet without what names the writer's libraries, so that the same rows are the same bytes."""
     plain = table.replace_schema_metadata(None).combine_chunks()
-    parquet.write_table(plain, path, compression="zstd", store_schema=False, row_group_size=max(len(plain), 1))
+    parquet.write_table(
+        plain,
+        path,
+        compression="zstd",
+        store_schema=False,
+        row_group_size=max(len(plain), 1),
+        use_dictionary=repetitive(plain),
+    )
+
+
+def repetitive(table: pa.Table) -> list[str]:
+    """Columns whose values repeat, by a look at the first rows: a dictionary makes only these smaller.
+
+    Of the others the writer would build one until it is full, and begin anew without: of a shard of numbers that took
+    two thirds of the time, and a third more bytes.
+    """
+    head = table.slice(0, LOOKED_AT_ROWS)
+    return [name for name in head.column_names if len(head[name].unique()) <= len(head) / 2]

@@ -30,7 +30,7 @@ from modelyard.preprocess.image_rows import (
     tar_pictures,
 )
 from modelyard.preprocess.json_rows import json_batches, json_names, line_blocks
-from modelyard.preprocess.locations import local_path
+from modelyard.preprocess.locations import local_path, may_be_read
 from modelyard.preprocess.raw_rows import BATCH_BYTES, BATCH_ROWS, RawBatch
 from modelyard.preprocess.snapshot import Source
 from modelyard.preprocess.text_rows import TEXT_COLUMNS, text_batches
@@ -59,7 +59,8 @@ def fetched(store: Store, folder: str, source: Source, scratch: Path) -> Generat
     try:
         if own is None:
             store.download(uri, path)
-        same = file_sha256(path) == source.sha256
+        with may_be_read(uri):
+            same = file_sha256(path) == source.sha256
     except (NotFound, FileNotFoundError) as gone:
         raise DataError(
             f"{uri}: gone since the snapshot was taken; put it back, or run again for a new snapshot"

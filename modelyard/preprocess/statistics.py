@@ -61,6 +61,11 @@ class Statistics:
         if split == "train":
             self.train.add(shard)
 
+    def take_read(self, num_read: int, before: TableProfile | None, votes: Votes) -> None:
+        """What is known of the rows as they came; ``before`` is None where none came."""
+        self.num_read, self.votes = num_read, votes
+        self.before = before or self.before
+
     def refuse(self, lines: pl.DataFrame) -> None:
         """Take in lines of the quarantine."""
         for column, reason, count in lines.group_by("column", "reason").len().iter_rows():
