@@ -25,12 +25,14 @@ REFUSAL = b"HTTP/1.1 403 Forbidden\r\nconnection: close\r\ncontent-length: %d\r\
 class Front:
     """Passes connections on to a port of this machine; `heard` has what clients sent, as it came.
 
-    Requests that begin with what `refuses` matches are answered 403, as a store does that grants no right to write.
+    Requests that begin with what `refuses` matches are answered 403, as a store does that grants no right to write. While
+    it `is_away`, nobody gets an answer: what is said on a connection ends it.
     """
 
     def __init__(self, target_port: int, certificate: Path | None = None) -> None:
         self.heard = bytearray()
         self.refuses: re.Pattern[bytes] | None = None
+        self.is_away = False
         self._target_port = target_port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
         if self._context and certificate:
@@ -65,6 +67,8 @@ class Front:
 
     def _hear(self, chunk: bytes, client: socket.socket) -> bool:
         """Whether what a client sent is passed on."""
+        if self.is_away:
+            return False
         self.heard += chunk
         if self.refuses is None or not self.refuses.match(chunk):
             return True

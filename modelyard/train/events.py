@@ -43,6 +43,16 @@ class RankEvent(Frozen):
     permanent: bool = False
 
 
+def rank_figure(rank: int, name: str) -> str:
+    """What a figure of one rank is called among the values of an event."""
+    return f"rank_{rank}/{name}"
+
+
+def is_rank_figure(name: str) -> bool:
+    """Whether a value of an event is one rank's own."""
+    return name.startswith("rank_") and "/" in name
+
+
 class EventWriter:
     """The event channel of a rank: the standard output it was started with, and nothing else may write there."""
 

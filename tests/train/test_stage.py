@@ -106,6 +106,7 @@ def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[ps
 
 @pytest.mark.parametrize(("update", "words"), [
     ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
+    ({"stop": StopConfig(max_tokens=9)}, r"train\.stop\.max_tokens: rows of this data set have no tokens"),
     ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
     ({"model": CnnConfig(kind="cnn", image=(8, 8))}, r"train\.model\.image: 8 x 8 .* are 64 inputs a row, the data set gives 2"),
 ])  # fmt: skip
