@@ -41,7 +41,7 @@ class Narrator:
     """
 
     def __init__(self, record: Record, config: TrainConfig) -> None:
-        self._config = config
+        self._record, self._config = record, config
         self._log = get_run_logger()
         self._metrics = record.session.tracker.buffered_metrics(record.run_id)
         self._progress: UUID | None = None
@@ -77,6 +77,9 @@ class Narrator:
             update_progress_artifact(self._progress, progress=100.0, description=self._last)
 
     def _start(self, event: RankEvent) -> None:
+        self._record.session.tracker.set_tags(
+            self._record.run_id, {f"modelyard.{name}": told for name, told in event.about.items()}
+        )
         self._ranks = int(event.values["world_size"])
         epochs, steps = int(event.values["resumed_epochs"]), int(event.values["resumed_steps"])
         self._log.info("%s%s", event.message, f", going on after epoch {epochs}, step {steps}" if steps else "")

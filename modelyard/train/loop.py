@@ -28,6 +28,7 @@ from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import pair_loss
 from modelyard.train.costs import Costs, CpuWatch, memory_bytes
+from modelyard.train.devices import facts_of, own_facts
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import EventKind, RankEvent, rank_figure
 from modelyard.train.losses import LOSSES
@@ -127,7 +128,8 @@ class Trainer:
             "resumed_epochs": self._epoch,
         }
         words = f"{self.stepper.world_size} ranks on {self.stepper.device.type}, {describe(self.config)}"
-        self._say("started", {name: float(value) for name, value in values.items()}, words)
+        about = facts_of(self.agreement.all_of(own_facts(self.stepper.device)))
+        self._say("started", {name: float(value) for name, value in values.items()}, words, about)
 
     def _train_steps(self) -> None:
         """The next step, or all of them until ranks meet where they do not step together."""
@@ -376,11 +378,13 @@ class Trainer:
             epoch = progress.samples // len(self.train)
             self._emit(RankEvent(kind="checkpoint", step=progress.step, epoch=epoch, message=uri))
 
-    def _say(self, kind: EventKind, values: dict[str, float], message: str = "") -> None:
+    def _say(
+        self, kind: EventKind, values: dict[str, float], message: str = "", about: dict[str, str] | None = None
+    ) -> None:
         self._spoke_at = time.monotonic()
         if self.tells:
-            epoch = self._epoch
-            self._emit(RankEvent(kind=kind, step=self.progress.step, epoch=epoch, values=values, message=message))
+            made = RankEvent(kind=kind, step=self.progress.step, epoch=self._epoch, values=values, message=message)
+            self._emit(made.model_copy(update={"about": about}) if about else made)
 
 
 def seed_generators(seed: int, rank: int) -> None:

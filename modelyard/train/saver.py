@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,10 +21,10 @@ from typing import TypeVar
 from torch import distributed
 
 from modelyard.artifacts import FileEntry
-from modelyard.errors import CheckpointFailed, ModelyardError, StoreUnavailable
+from modelyard.errors import CheckpointFailed, MachineFull, ModelyardError, StoreUnavailable
 from modelyard.train.checkpoints import CheckpointPointer, Checkpoints
 from modelyard.train.progress import Progress
-from modelyard.train.snapshots import Tensors, write
+from modelyard.train.snapshots import Tensors, num_bytes, write
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 2.0
@@ -112,7 +113,8 @@ class Saver:
         )
         folder = Path(tempfile.mkdtemp(prefix="modelyard-checkpoint-"))
         try:
-            write(snapshot.tensors, snapshot.local, folder, self._group)
+            with _room(folder, num_bytes(snapshot.tensors) + num_bytes(snapshot.local)):
+                write(snapshot.tensors, snapshot.local, folder, self._group)
             mine = self._while_away(lambda: self._checkpoints.upload(pointer.name, folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -143,3 +145,24 @@ class Saver:
         parts: list[dict[str, FileEntry] | None] = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, mine, group=self._group)
         return {name: entry for part in parts if part for name, entry in part.items()}
+
+
+@contextmanager
+def _room(folder: Path, needed: int) -> Generator[None]:
+    """A disk that has room for so many bytes, or the sentence that says how many it has; also where others fill it up
+    meanwhile."""
+
+    def require(free: int) -> None:
+        if free < needed:
+            raise MachineFull(
+                f"this rank's part of a checkpoint takes {needed / 1e6:,.1f} MB on the disk before it is sent to the bucket,"
+                f" and {folder.parent} has {free / 1e6:,.1f} MB free; free some of it, or set another TMPDIR"
+            )
+
+    require(shutil.disk_usage(folder).free)
+    try:
+        yield
+    except BaseException:
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        require(shutil.disk_usage(folder).free + written)
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -14,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelyard.errors import NotFound, Preempted, StoreUnavailable, TrainingTakenOver
+from modelyard.errors import MachineFull, NotFound, Preempted, StoreUnavailable, TrainingTakenOver
 from modelyard.models import MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -257,6 +259,30 @@ def expect_failed_save(settings: Settings, folder: str, config: TrainConfig, han
     with pytest.raises(Exception) as caught:  # noqa: PT011 - told apart by the caller
         made.fit()
     return type(caught.value).__name__, str(caught.value), made.progress.step
+
+
+def expect_full_disk(settings: Settings, folder: str, config: TrainConfig, disk: str) -> str:
+    """The sentence of a training whose checkpoints find no room."""
+    made = runs.trainer(settings, folder, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", disk)
+        with pytest.raises(MachineFull) as caught:
+            made.fit()
+    return str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+def test_a_full_disk_is_named(alone: Ranks, settings: Settings, store: Store, folder: str, tmp_path: Path):
+    """With what a save takes and what there is; nothing stays on the disk, and no checkpoint is published."""
+    if os.system(f"mount -t tmpfs -o size=8k none {tmp_path}"):  # noqa: S605
+        pytest.skip("this machine lets nobody mount")
+    try:
+        (sentence,) = alone.run(expect_full_disk, settings, folder, FULL, str(tmp_path))
+        assert re.search(rf"takes 0\.0 MB on the disk .* and {tmp_path} has 0\.0 MB free; .* another TMPDIR", sentence)
+        assert not list(tmp_path.iterdir())
+        assert not shelf(store, folder).pointers()
+    finally:
+        os.system(f"umount -l {tmp_path}")  # noqa: S605
 
 
 def saved_during_an_outage(

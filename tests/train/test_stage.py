@@ -71,6 +71,7 @@ def test_ended_and_killed_training_goes_on_bit_for_bit(
         unbroken = train(elsewhere, make_dataset(elsewhere), longer, Origin())
     assert not unbroken.reused
     assert unbroken.ref.digest == resumed.ref.digest
+    assert unbroken.manifest.provenance.measurements["ranks"]["devices"].startswith("2 x cpu (")
 
 
 def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEvent], None]:
