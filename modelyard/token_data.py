@@ -61,6 +61,11 @@ class Sequences:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence, each of which foretells one; the last sequence may be filled up."""
+        return self._parts[0].shape[1] - 1
+
     def read(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Tokens (n, t) int64, n may be 0, and what follows each (n, t) int64, `NO_TOKEN` behind the end of the split."""
         which = np.searchsorted(self._starts, numbers, side="right") - 1

@@ -19,7 +19,7 @@ from prefect.states import State
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
 from modelyard.errors import TrainingFailed
-from modelyard.train import HISTORY_FILE, SAMPLES_FILE, RankEvent, TrainConfig
+from modelyard.train import HISTORY_FILE, SAMPLES_FILE, RankEvent, TrainConfig, is_rank_figure
 from modelyard.train import train as train_core
 from modelyard.train.plots import Curves, training_figure
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
@@ -37,11 +37,11 @@ class Narrator:
     """Turns the ranks' events into a progress bar and log lines in Prefect, and into metrics in MLflow.
 
     In MLflow ``train_loss``, ``accuracy`` and the like are validations; ``progress/...`` is what steps report on the
-    way. Both are drawn over optimizer steps.
+    way, ``system/rank_0/...`` what each rank takes of its machine. All are drawn over optimizer steps.
     """
 
     def __init__(self, record: Record, config: TrainConfig) -> None:
-        self._config = config
+        self._record, self._config = record, config
         self._log = get_run_logger()
         self._metrics = record.session.tracker.buffered_metrics(record.run_id)
         self._progress: UUID | None = None
@@ -56,7 +56,7 @@ class Narrator:
         if event.kind == "started":
             self._start(event)
         elif event.kind == "progress" and event.values:
-            self._metrics.add({f"progress/{name}": value for name, value in event.values.items()}, event.step)
+            self._metrics.add({_metric(name): value for name, value in event.values.items()}, event.step)
             self._show(event, f"Step {event.step}")
         elif event.kind == "validation":
             self._metrics.add(event.values, event.step)
@@ -77,6 +77,9 @@ class Narrator:
             update_progress_artifact(self._progress, progress=100.0, description=self._last)
 
     def _start(self, event: RankEvent) -> None:
+        self._record.session.tracker.set_tags(
+            self._record.run_id, {f"modelyard.{name}": told for name, told in event.about.items()}
+        )
         self._ranks = int(event.values["world_size"])
         epochs, steps = int(event.values["resumed_epochs"]), int(event.values["resumed_steps"])
         self._log.info("%s%s", event.message, f", going on after epoch {epochs}, step {steps}" if steps else "")
@@ -86,7 +89,7 @@ class Narrator:
             )
 
     def _show(self, event: RankEvent, where: str) -> None:
-        numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items() if name not in WHERE)
+        numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items() if _is_said(name))
         self._last = f"{where}: {numbers}"
         if time.monotonic() - self._shown_at < PROGRESS_SECONDS or self._progress is None:
             return
@@ -99,6 +102,15 @@ class Narrator:
         of_epochs = event.epoch / self._config.max_epochs
         of_steps = event.step / self._config.stop.max_steps if self._config.stop.max_steps else 0.0
         return min(100.0 * max(of_epochs, of_steps), 100.0)
+
+
+def _metric(name: str) -> str:
+    """A rank's own figures are the machine's, beside those of the process that records them."""
+    return f"{'system' if is_rank_figure(name) else 'progress'}/{name}"
+
+
+def _is_said(name: str) -> bool:
+    return name not in WHERE and not is_rank_figure(name)
 
 
 def _short(value: float) -> str:

@@ -31,7 +31,8 @@ class Front:
 
     Requests that begin with what `refuses` matches are answered with `refusal`: 403, as a store does that grants no right
     to write, unless another answer is put there; so many of them as `refusals` says, if it says a number. The first
-    connection over which more than `cut_after` bytes are answered ends there.
+    connection over which more than `cut_after` bytes are answered ends there. While it `is_away`, nobody gets
+    an answer: what is said on a connection ends it.
     """
 
     def __init__(self, target_port: int, certificate: Path | None = None) -> None:
@@ -40,6 +41,7 @@ class Front:
         self.refusal = REFUSAL
         self.refusals: float = math.inf
         self.cut_after: float = math.inf
+        self.is_away = False
         self._target_port = target_port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) if certificate else None
         if self._context and certificate:
@@ -74,6 +76,8 @@ class Front:
 
     def _hear(self, chunk: bytes, client: socket.socket) -> bool:
         """Whether what a client sent is passed on."""
+        if self.is_away:
+            return False
         self.heard += chunk
         if self.refuses is None or not self.refuses.match(chunk) or not self.refusals:
             return True

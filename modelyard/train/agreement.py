@@ -7,6 +7,7 @@ meet every few steps, as many as rank 0 makes in a quarter of a second, and act 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -62,6 +63,13 @@ class Agreement:
         values = [value]
         distributed.broadcast_object_list(values, src=0, group=self._group)
         return values[0]
+
+    def table(self, row: Sequence[float]) -> list[list[float]]:
+        """Every rank's row of numbers, on every rank."""
+        own = torch.tensor(row, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(rows, own, group=self._group)
+        return [row.tolist() for row in rows]
 
     def all_of(self, value: Any) -> list[Any]:
         """Every rank's value, on every rank."""

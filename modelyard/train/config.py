@@ -61,7 +61,8 @@ class ScheduleConfig(Frozen):
             falls linearly over the last ``decay_fraction``; ``plateau`` is multiplied by ``plateau_factor`` after
             ``plateau_patience`` validations whose loss did not fall.
         warmup_steps: steps of linear rise before.
-        total_steps: what "the whole training" is; None: the smaller of ``stop.max_steps`` and ``max_epochs``.
+        total_steps: what "the whole training" is; None: the smallest of ``stop.max_steps``, ``stop.max_tokens`` and
+            ``max_epochs``.
         final_fraction: of the learning rate, where it falls to, and below which ``plateau`` does not go.
     """
 
@@ -82,6 +83,7 @@ class StopConfig(Frozen):
             the task's headline.
         patience: validations in a row without a new best.
         max_steps: optimizer steps. 0: nothing is trained; a network that comes with weights is published as it is.
+        max_tokens: that training has read, over all ranks; tokens that fill up a batch do not count.
         max_seconds: of training, over all resumes together. The one rule that does not repeat to the bit.
         diverged_above: a mean training loss above this counts as diverged, as a NaN does; None: only NaN and infinity.
     """
@@ -89,6 +91,7 @@ class StopConfig(Frozen):
     metric: str | None = None
     patience: int | None = Field(None, ge=1)
     max_steps: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=1)
     max_seconds: float | None = Field(None, gt=0)
     diverged_above: float | None = None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modelyard.train.config import PrecisionName
 from modelyard.train.precision import DTYPES
 
+STATUS = Path("/proc/self/status")
 PROBE_SIZE = 1024
 PROBE_SECONDS = 0.1
 
@@ -63,11 +65,33 @@ def _attention_flops(
     return 2 * rows * heads * length * keys[2] * (width + values[3])
 
 
+class CpuWatch:
+    """Processor time of this process since it was last asked for."""
+
+    def __init__(self) -> None:
+        self._used, self._now = time.process_time(), time.monotonic()
+
+    def fraction(self) -> float:
+        """In cores: 1 is one that was never idle."""
+        used, now = time.process_time(), time.monotonic()
+        found = (used - self._used) / max(now - self._now, 1e-6)
+        self._used, self._now = used, now
+        return found
+
+
 def memory_bytes(device: torch.device) -> float:
     """The most that this process has held: on its accelerator where it has one, else altogether."""
     if device.type == "cpu":
-        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return _most_resident()
     return float(torch.get_device_module(device).max_memory_allocated(device))
+
+
+def _most_resident() -> float:
+    """The kernel's own count for this program: `getrusage` goes on with that of the process which started it."""
+    if STATUS.is_file():
+        kilobytes = next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return float(kilobytes) * 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def _peak_flops(device: torch.device, dtype: torch.dtype) -> float:

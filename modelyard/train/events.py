@@ -27,6 +27,7 @@ class RankEvent(Frozen):
         step: optimizer steps done since the beginning of training, restarts included.
         epoch: epochs completed.
         values: numbers: ``train_loss``, ``accuracy``, ``rows_per_second``, ``gradient_norm``, ``world_size``, ...
+        about: for ``started``: what the ranks run on, in words: ``devices``, ``device_memory_gb`` of each, ``torch``.
         message: for people; for ``failed`` the error's sentence.
         error: for ``failed``: name of the exception class in `modelyard.errors`, or the Python class.
         permanent: for ``failed``: a restart would meet the same error again.
@@ -38,9 +39,20 @@ class RankEvent(Frozen):
     step: int = 0
     epoch: int = 0
     values: dict[str, float] = Field(default_factory=dict)
+    about: dict[str, str] = Field(default_factory=dict)
     message: str = ""
     error: str | None = None
     permanent: bool = False
+
+
+def rank_figure(rank: int, name: str) -> str:
+    """What a figure of one rank is called among the values of an event."""
+    return f"rank_{rank}/{name}"
+
+
+def is_rank_figure(name: str) -> bool:
+    """Whether a value of an event is one rank's own."""
+    return name.startswith("rank_") and "/" in name
 
 
 class EventWriter:

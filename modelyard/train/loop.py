@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,15 @@ from modelyard.train.agreement import Agreement
 from modelyard.train.checkpoints import Checkpoints, sha256_of
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import pair_loss
-from modelyard.train.costs import Costs, memory_bytes
+from modelyard.train.costs import Costs, CpuWatch, memory_bytes
+from modelyard.train.devices import facts_of, own_facts
 from modelyard.train.distillation import Teacher
-from modelyard.train.events import EventKind, RankEvent
+from modelyard.train.events import EventKind, RankEvent, rank_figure
 from modelyard.train.losses import LOSSES
 from modelyard.train.order import RowOrder, mixed_seed
 from modelyard.train.progress import Progress, score
 from modelyard.train.resume import resume_newest
-from modelyard.train.rows import Rows
+from modelyard.train.rows import Rows, TokenRows
 from modelyard.train.saver import Saver, Snapshot
 from modelyard.train.snapshots import Origin, Tensors, all_finite, local_tensors, shapes, shared_tensors, staged
 from modelyard.train.stepper import Step, Watch, learning_rate
@@ -85,10 +87,10 @@ class Trainer:
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         self._order = RowOrder(len(train), self._batch_size, config.seed, config.shuffle_window)
         fence = self.agreement.shared(checkpoints.new_fence() if self.stepper.rank == 0 else None)
-        self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved)
+        self._saver = Saver(checkpoints, fence, config.checkpoint.timeout_seconds, self._say_saved, self._warn)
         self._origin: Origin | None = None
         self._staged: Tensors = {}  # the last save's copies, which the next one writes over
-        self._stall = Watch()
+        self._stall, self._cpu = Watch(), CpuWatch()
         self._rate = config.optimizer.learning_rate
         self._reported = (0, 0.0)  # the group's rows and this rank's loss when figures were last reported
         self._own_rows = 0  # this rank's rows since
@@ -126,7 +128,8 @@ class Trainer:
             "resumed_epochs": self._epoch,
         }
         words = f"{self.stepper.world_size} ranks on {self.stepper.device.type}, {describe(self.config)}"
-        self._say("started", {name: float(value) for name, value in values.items()}, words)
+        about = facts_of(self.agreement.all_of(own_facts(self.stepper.device)))
+        self._say("started", {name: float(value) for name, value in values.items()}, words, about)
 
     def _train_steps(self) -> None:
         """The next step, or all of them until ranks meet where they do not step together."""
@@ -148,6 +151,8 @@ class Trainer:
         progress.step += 1
         progress.samples += len(rows)
         progress.rows_counted += len(rows)
+        if self.config.stop.max_tokens and isinstance(self.train, TokenRows):
+            progress.tokens += self.train.num_tokens(rows)
         return step
 
     def _numbered(self, rows: torch.Tensor) -> torch.Tensor:
@@ -286,7 +291,16 @@ class Trainer:
         if self.config.schedule.total_steps:
             return self.config.schedule.total_steps
         epochs = self.config.max_epochs * self._order.steps_per_epoch
-        return min(epochs, self.config.stop.max_steps or epochs)
+        return min(epochs, self.config.stop.max_steps or epochs, self._steps_of_tokens or epochs)
+
+    @cached_property
+    def _steps_of_tokens(self) -> int:
+        """Steps that read ``stop.max_tokens``, as near as the mean row tells; 0 without that rule."""
+        wanted = self.config.stop.max_tokens
+        if not wanted or not isinstance(self.train, TokenRows):
+            return 0
+        per_epoch = self.train.num_tokens(torch.arange(len(self.train)))
+        return -(-wanted * self._order.steps_per_epoch // per_epoch)
 
     @property
     def _save_is_due_by_count(self) -> bool:
@@ -321,13 +335,17 @@ class Trainer:
         now = time.monotonic()
         rows, loss = self.progress.rows_counted - self._reported[0], float(self.loss_sum) - self._reported[1]
         seconds = now - self._reported_at
+        own = {
+            "memory_bytes": memory_bytes(self.stepper.device),
+            "data_wait_fraction": self.stepper.data_wait.take() / seconds,
+        }
         values = {
             "gradient_norm": self.stepper.gradient_norm(),
             "learning_rate": self._rate,
-            "data_wait_fraction": self.stepper.data_wait.take() / seconds,
             "checkpoint_stall_seconds": self._stall.take(),
-            "memory_bytes": memory_bytes(self.stepper.device),
+            **own,
             **self.stepper.figures(),
+            **self._of_each_rank({**own, "cpu_fraction": self._cpu.fraction()}),
         }
         if self._own_rows:
             values |= {"loss": loss / self._own_rows, "rows_per_second": rows / seconds}
@@ -335,6 +353,15 @@ class Trainer:
         self._reported_at = now
         self._remember_reported()
         self._say("progress", {name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _of_each_rank(self, own: dict[str, float]) -> dict[str, float]:
+        """Figures of every rank, under its number. A collective."""
+        table = self.agreement.table(list(own.values()))
+        return {
+            rank_figure(rank, name): value
+            for rank, row in enumerate(table)
+            for name, value in zip(own, row, strict=True)
+        }
 
     def _remember_reported(self) -> None:
         self._reported, self._own_rows = (self.progress.rows_counted, float(self.loss_sum)), 0
@@ -351,11 +378,13 @@ class Trainer:
             epoch = progress.samples // len(self.train)
             self._emit(RankEvent(kind="checkpoint", step=progress.step, epoch=epoch, message=uri))
 
-    def _say(self, kind: EventKind, values: dict[str, float], message: str = "") -> None:
+    def _say(
+        self, kind: EventKind, values: dict[str, float], message: str = "", about: dict[str, str] | None = None
+    ) -> None:
         self._spoke_at = time.monotonic()
         if self.tells:
-            epoch = self._epoch
-            self._emit(RankEvent(kind=kind, step=self.progress.step, epoch=epoch, values=values, message=message))
+            made = RankEvent(kind=kind, step=self.progress.step, epoch=self._epoch, values=values, message=message)
+            self._emit(made.model_copy(update={"about": about}) if about else made)
 
 
 def seed_generators(seed: int, rank: int) -> None:

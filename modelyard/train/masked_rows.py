@@ -49,3 +49,6 @@ class MaskedSplit:
         for place, (_, wanted) in enumerate(hidden):
             targets[place, : len(wanted)] = wanted
         return Batch(torch.from_numpy(rows), torch.from_numpy(targets))
+
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        return sum(len(self._rows[number % len(self._rows)]) for number in numbers.tolist())

@@ -141,6 +141,9 @@ class TextPairs:
         filled = [torch.nn.functional.pad(side, (0, width - side.shape[1]), value=NO_TOKEN) for side in sides]
         return Batch(torch.stack(filled, dim=1), self._targets[numbers])
 
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        return sum(side.num_tokens(numbers) for side in self._sides)
+
 
 @dataclass(frozen=True)
 class Chosen:

@@ -17,6 +17,7 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         samples: rows seen since the beginning: the global offset in the stream of epochs, whatever the number of ranks.
+        tokens: in them, where ``stop.max_tokens`` asks for it.
         seconds: spent training, over all resumes.
         validations: each one's metrics, with ``train_loss``, ``step`` and ``epoch``.
         best: index of the best validation, -1 before the first.
@@ -28,6 +29,7 @@ class Progress:
 
     step: int = 0
     samples: int = 0
+    tokens: int = 0
     seconds: float = 0.0
     validations: list[dict[str, float]] = field(default_factory=list)
     best: int = -1

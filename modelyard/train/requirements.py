@@ -72,10 +72,8 @@ def require_trainable(
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
-    known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
-    if config.stop.metric is not None and config.stop.metric not in known:
-        raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
     transform = read_transform(catalog.read(dataset, TRANSFORM_FILE))
+    _require_stop(config, transform, target)
     _require_inputs(config, transform, target, parents)
     if target.task in ("embedding", "retrieval"):
         _require_pairs(config, transform, target, parents)
@@ -100,6 +98,15 @@ def require_trainable(
         _require_parts(config, network, transform.width, output_width)
     _require_network(config, network, transform.width, output_width)
     return network
+
+
+def _require_stop(config: TrainConfig, transform: Transform, target: Target) -> None:
+    """What ends the training can be told of such rows."""
+    known = [*task_kind(target.task).metric(target).compute(), "train_loss"]
+    if config.stop.metric is not None and config.stop.metric not in known:
+        raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
+    if config.stop.max_tokens and isinstance(transform, FittedTransform):
+        raise ConfigError("train.stop.max_tokens", "rows of this data set have no tokens: take train.stop.max_steps")
 
 
 def _whole_network(

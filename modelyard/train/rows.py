@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +30,15 @@ class Rows(Protocol):
     def batch(self, numbers: torch.Tensor) -> Batch:
         """The rows with these numbers (n,) int64, on the CPU. Where a split has ``varies_by_epoch``, a number that is larger
         by the length of the split is the same row in the next epoch."""
+        ...
+
+
+@runtime_checkable
+class TokenRows(Protocol):
+    """A split whose rows are tokens."""
+
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        """Tokens of the rows with these numbers (n,) int64 together, without what fills up a batch."""
         ...
 
 
@@ -80,6 +89,10 @@ class TextSplit:
         rows = padded([self._tokens[self._ends[at] : self._ends[at + 1]] for at in numbers.tolist()], self._fixed)
         return Batch(torch.from_numpy(rows), self._targets[numbers])
 
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        at = numbers.numpy()
+        return int((self._ends[at + 1] - self._ends[at]).sum())
+
 
 class TokenSplit:
     """Sequences on disk: features and targets (n, t) int64."""
@@ -93,3 +106,6 @@ class TokenSplit:
     def batch(self, numbers: torch.Tensor) -> Batch:
         tokens, following = self._sequences.read(numbers.numpy())
         return Batch(torch.from_numpy(tokens), torch.from_numpy(following))
+
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        return len(numbers) * self._sequences.length

@@ -1,7 +1,8 @@
 """Checkpoints are written beside training: one at a time, within a bound, and whatever goes wrong is said.
 
 Training waits only for the copy of its tensors. Writing, hashing, uploading and publishing happen in a thread with a
-process group of its own, so its collectives never meet those of training.
+process group of its own, so its collectives never meet those of training. A bucket that is away for a while is waited for
+within the same bound, while training goes on.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 from torch import distributed
 
 from modelyard.artifacts import FileEntry
-from modelyard.errors import CheckpointFailed, ModelyardError
+from modelyard.errors import CheckpointFailed, MachineFull, ModelyardError, StoreUnavailable
 from modelyard.train.checkpoints import CheckpointPointer, Checkpoints
 from modelyard.train.progress import Progress
-from modelyard.train.snapshots import Tensors, write
+from modelyard.train.snapshots import Tensors, num_bytes, write
 
 POLL_SECONDS = 0.5
+RETRY_SECONDS = 2.0
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +45,17 @@ class Saver:
     """Saves snapshots of one group; every rank has one and calls the same methods in the same order."""
 
     def __init__(
-        self, checkpoints: Checkpoints, fence: int, timeout_seconds: float, on_saved: Callable[[Progress, str], None]
+        self,
+        checkpoints: Checkpoints,
+        fence: int,
+        timeout_seconds: float,
+        on_saved: Callable[[Progress, str], None],
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._checkpoints = checkpoints
         self._fence = fence
         self._timeout_seconds = timeout_seconds
-        self._on_saved = on_saved
+        self._on_saved, self._warn = on_saved, warn
         self._group = distributed.new_group(backend="gloo", timeout=timedelta(seconds=timeout_seconds))
         self._thread: threading.Thread | None = None
         self._began = 0.0
@@ -103,19 +113,56 @@ class Saver:
         )
         folder = Path(tempfile.mkdtemp(prefix="modelyard-checkpoint-"))
         try:
-            write(snapshot.tensors, snapshot.local, folder, self._group)
-            mine = self._checkpoints.upload(pointer.name, folder)
+            with _room(folder, num_bytes(snapshot.tensors) + num_bytes(snapshot.local)):
+                write(snapshot.tensors, snapshot.local, folder, self._group)
+            mine = self._while_away(lambda: self._checkpoints.upload(pointer.name, folder))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         files = self._of_all_ranks(mine)
         uri = [""]
         if distributed.get_rank() == 0:
-            uri = [self._checkpoints.publish(pointer.model_copy(update={"files": files}))]
+            uri = [self._while_away(lambda: self._checkpoints.publish(pointer.model_copy(update={"files": files})))]
         # Nobody counts a checkpoint as saved before its pointer is.
         distributed.broadcast_object_list(uri, src=0, group=self._group)
         self._on_saved(progress, uri[0])
+
+    def _while_away(self, do: Callable[[], Result]) -> Result:
+        """What ``do`` gives once the store answers; its error, where that would be too late for this save."""
+        said = False
+        while True:
+            try:
+                return do()
+            except StoreUnavailable as failure:
+                left = self._began + self._timeout_seconds - time.monotonic()
+                if left < 2 * RETRY_SECONDS:
+                    raise
+                if not said:
+                    self._warn(f"a checkpoint waits for the bucket, {left:.0f} s more at most: {failure}")
+                said = True
+                time.sleep(RETRY_SECONDS)
 
     def _of_all_ranks(self, mine: dict[str, FileEntry]) -> dict[str, FileEntry]:
         parts: list[dict[str, FileEntry] | None] = [None] * distributed.get_world_size()
         distributed.all_gather_object(parts, mine, group=self._group)
         return {name: entry for part in parts if part for name, entry in part.items()}
+
+
+@contextmanager
+def _room(folder: Path, needed: int) -> Generator[None]:
+    """A disk that has room for so many bytes, or the sentence that says how many it has; also where others fill it up
+    meanwhile."""
+
+    def require(free: int) -> None:
+        if free < needed:
+            raise MachineFull(
+                f"this rank's part of a checkpoint takes {needed / 1e6:,.1f} MB on the disk before it is sent to the bucket,"
+                f" and {folder.parent} has {free / 1e6:,.1f} MB free; free some of it, or set another TMPDIR"
+            )
+
+    require(shutil.disk_usage(folder).free)
+    try:
+        yield
+    except BaseException:
+        written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        require(shutil.disk_usage(folder).free + written)
+        raise

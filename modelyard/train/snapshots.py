@@ -75,6 +75,11 @@ def _copied(value: torch.Tensor, room: torch.Tensor | None) -> torch.Tensor:
     return room
 
 
+def num_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Of what this rank holds of some tensors."""
+    return sum(_held(value).nbytes for value in tensors.values())
+
+
 def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
     """Whether what this rank holds of some tensors has neither NaN nor infinity: one pass, and no mask is made."""
     numbers = [held for value in tensors if value.is_floating_point() and (held := _held(value)).numel()]

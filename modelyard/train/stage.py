@@ -66,7 +66,12 @@ def train(
             "teacher": teacher,
             "pretrained": pretrained,
         }
-        _run_ranks(catalog, attempt, spec, config, on_event)
+
+        def heard(event: RankEvent) -> None:
+            attempt.measurements.update({"ranks": event.about} if event.about else {})
+            on_event(event)
+
+        _run_ranks(catalog, attempt, spec, config, heard)
         publish(catalog, attempt, RankSpec.model_validate(spec), network)
 
     return catalog.produce(work, build, origin)

@@ -22,18 +22,17 @@ def reason(config: TrainConfig, metric: str, progress: Progress, rows: int) -> s
     Args:
         rows: of the training split.
     """
-    stop = config.stop
     if reached(config, metric, progress):
         return "target"
-    if stop.patience is not None and progress.waited >= stop.patience:
-        return "stop.patience"
-    if stop.max_steps is not None and progress.step >= stop.max_steps:
-        return "stop.max_steps"
-    if progress.samples >= config.max_epochs * rows:
-        return "max_epochs"
-    if stop.max_seconds is not None and progress.seconds >= stop.max_seconds:
-        return "stop.max_seconds"
-    return ""
+    stop = config.stop
+    limits = (
+        ("stop.patience", progress.waited, stop.patience),
+        ("stop.max_steps", progress.step, stop.max_steps),
+        ("stop.max_tokens", progress.tokens, stop.max_tokens),
+        ("max_epochs", progress.samples, config.max_epochs * rows),
+        ("stop.max_seconds", progress.seconds, stop.max_seconds),
+    )
+    return next((name for name, done, limit in limits if limit is not None and done >= limit), "")
 
 
 def require_target(config: TrainConfig, metric: str, progress: Progress) -> None:
@@ -48,6 +47,7 @@ def require_target(config: TrainConfig, metric: str, progress: Progress) -> None
     limit = {
         "max_epochs": f"train.max_epochs={config.max_epochs}",
         "stop.max_steps": f"train.stop.max_steps={config.stop.max_steps}",
+        "stop.max_tokens": f"train.stop.max_tokens={config.stop.max_tokens}",
         "stop.max_seconds": f"train.stop.max_seconds={config.stop.max_seconds}",
         "stop.patience": f"train.stop.patience={config.stop.patience}",
     }[progress.stopped_by]

@@ -45,3 +45,7 @@ class TaggedSplit:
         for row, place in enumerate(places):
             targets[row, : place.stop - place.start] = self._tags[place]
         return Batch(torch.from_numpy(rows), torch.from_numpy(targets))
+
+    def num_tokens(self, numbers: torch.Tensor) -> int:
+        at = numbers.numpy()
+        return int((self._ends[at + 1] - self._ends[at]).sum())

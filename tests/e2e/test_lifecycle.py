@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from importlib.metadata import version
 
 import httpx
 import mlflow
@@ -69,6 +70,9 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
         "no system metrics arrived",
     )
     assert train.data.tags["modelyard.stopped_by"] == "target"
+    assert train.data.tags["modelyard.devices"].startswith("2 x cpu (")
+    assert train.data.tags["modelyard.torch"] == version("torch")
+    assert float(train.data.tags["modelyard.device_memory_gb"]) > 0.1
     trained_on = train.inputs.dataset_inputs[0].dataset
     assert json.loads(trained_on.source)["digest"] == last_run["artifacts"]["dataset"]["digest"]
     inputs = by_stage["preprocess"].inputs.dataset_inputs

@@ -20,6 +20,7 @@ from prefect.client.schemas.filters import (
     TaskRunFilterFlowRunId,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import Cancelling
 
 from commands.supervision import Supervisor
 from modelyard.revisions import ModelState, latest_revision, revisions_since
@@ -72,6 +73,39 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     train = children(prefect_client, again)["train"]
     logs = prefect_client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train.id])))
     assert any("going on after epoch" in log.message for log in logs)
+
+
+@pytest.mark.soak
+def test_a_cancelled_run_leaves_no_rank_and_a_checkpoint_to_go_on_from(
+    stack: Installation, digits: str, prefect_client: SyncPrefectClient
+):
+    """Cancelled as the button in the UI does it: within 10 s no rank lives, the run ends as cancelled, and the same work, asked
+    for again, goes on from the last checkpoint."""
+    own = [override for override in SLOW if not override.startswith(("train.init", "train.seed"))] + ["train.seed=14"]
+    run = trigger(prefect_client, "lifecycle/digits", overrides=own)
+    eventually(lambda: checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
+    ranks = rank_processes(stack)
+    assert len(ranks) == 2
+    prefect_client.set_flow_run_state(run.id, Cancelling())
+    _, alive = psutil.wait_procs(ranks, timeout=RANKS_GONE_SECONDS)
+    assert not alive
+    ended = finished(prefect_client, run, 60)
+    assert ended.state.is_cancelled(), ended.state
+
+    again = trigger(prefect_client, "lifecycle/digits", overrides=own)
+    said = eventually(lambda: gone_on(prefect_client, again), 90, "training did not go on from a checkpoint")
+    assert "going on after epoch" in said
+    prefect_client.set_flow_run_state(again.id, Cancelling())
+    finished(prefect_client, again, 60)
+
+
+def gone_on(client: SyncPrefectClient, run: FlowRun) -> str | None:
+    """What the training below a run said when its ranks were up."""
+    train = children(client, run).get("train")
+    if train is None:
+        return None
+    logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[train.id])))
+    return next((log.message for log in logs if "ranks on" in log.message), None)
 
 
 @pytest.mark.soak

@@ -25,7 +25,7 @@ from modelyard.sample_data import topics_jsonl
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.token_data import TokenData
-from modelyard.train import OptimizerConfig, RankEvent, TensorConfig, TrainConfig, train
+from modelyard.train import OptimizerConfig, RankEvent, ScheduleConfig, StopConfig, TensorConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -131,6 +131,23 @@ def test_it_resumes_to_the_bit(
     resumed, unbroken = pair.run(assembled, settings, spec("a"))[0], pair.run(assembled, settings, spec("b"))[0]
     assert unbroken[0][-1]["step"] > 5
     assert_same(resumed, unbroken)
+
+
+def read_to_the_end(settings: Settings, spec: RankSpec) -> tuple[str, int, int, float]:
+    """What ended a training, its steps, the tokens that it had read, and the last learning rate."""
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    progress = made.fit()
+    return progress.stopped_by, progress.step, progress.tokens, made.stepper.optimizers[0].param_groups[0]["lr"]
+
+
+def test_training_ends_after_so_many_tokens(pair: Ranks, settings: Settings, store: Store, texts: ArtifactRef):
+    """Counted over all ranks; the first step that reaches the number is the last, and the schedule has ended by then."""
+    config = SMALL.model_copy(
+        update={"stop": StopConfig(max_tokens=32 * 32 * 4 + 1), "schedule": ScheduleConfig(name="linear")}
+    )
+    spec = RankSpec(dataset=texts, config=config, checkpoints=f"{store.root}/tests/{uuid4().hex}")
+    for found in pair.run(read_to_the_end, settings, spec):
+        assert found == ("stop.max_tokens", 5, 5 * 32 * 32, pytest.approx(0.01 / 5))
 
 
 def curve(settings: Settings, spec: RankSpec, steps: int) -> tuple[list[float], int]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from modelyard.errors import NotFound, Preempted, TrainingTakenOver
+from modelyard.errors import MachineFull, NotFound, Preempted, StoreUnavailable, TrainingTakenOver
 from modelyard.models import MlpConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, OptimizerConfig, RankEvent, TrainConfig
 from modelyard.train.checkpoints import CheckpointPointer, Checkpoints, kept_pointers
+from tests.fronts import front
 from tests.train import runs
 from tests.train.ranks import Ranks
 
@@ -254,6 +259,75 @@ def expect_failed_save(settings: Settings, folder: str, config: TrainConfig, han
     with pytest.raises(Exception) as caught:  # noqa: PT011 - told apart by the caller
         made.fit()
     return type(caught.value).__name__, str(caught.value), made.progress.step
+
+
+def expect_full_disk(settings: Settings, folder: str, config: TrainConfig, disk: str) -> str:
+    """The sentence of a training whose checkpoints find no room."""
+    made = runs.trainer(settings, folder, config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", disk)
+        with pytest.raises(MachineFull) as caught:
+            made.fit()
+    return str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small disk")
+def test_a_full_disk_is_named(alone: Ranks, settings: Settings, store: Store, folder: str, tmp_path: Path):
+    """With what a save takes and what there is; nothing stays on the disk, and no checkpoint is published."""
+    if os.system(f"mount -t tmpfs -o size=8k none {tmp_path}"):  # noqa: S605
+        pytest.skip("this machine lets nobody mount")
+    try:
+        (sentence,) = alone.run(expect_full_disk, settings, folder, FULL, str(tmp_path))
+        assert re.search(rf"takes 0\.0 MB on the disk .* and {tmp_path} has 0\.0 MB free; .* another TMPDIR", sentence)
+        assert not list(tmp_path.iterdir())
+        assert not shelf(store, folder).pointers()
+    finally:
+        os.system(f"umount -l {tmp_path}")  # noqa: S605
+
+
+def saved_during_an_outage(
+    settings: Settings, folder: str, config: TrainConfig, seconds: float
+) -> tuple[Any, list[str], str]:
+    """Train through a front of the store that answers nobody from the first checkpoint on, for so long: the validations and
+    weights, the warnings, and the error that it ended with."""
+    warnings: list[str] = []
+    with front(urlsplit(settings.store_url).port or 0) as between:
+        behind = settings.model_copy(update={"s3_endpoint_url": f"http://127.0.0.1:{between.port}"})
+
+        def on_event(event: RankEvent) -> None:
+            if event.kind == "warning":
+                warnings.append(event.message)
+            if event.kind == "checkpoint" and not between.is_away and not warnings:
+                between.is_away = True
+                threading.Timer(seconds, lambda: setattr(between, "is_away", False)).start()
+
+        made = runs.trainer(behind, folder, config, on_event)
+        try:
+            progress = made.fit()
+        except StoreUnavailable as failure:
+            return None, warnings, str(failure)
+        return (progress.validations, {name: value.numpy() for name, value in runs.weights(made).items()}), warnings, ""
+
+
+def test_a_save_waits_for_a_bucket_that_is_away(alone: Ranks, settings: Settings, folder: str):
+    """Training goes on meanwhile, says so once, and ends as without."""
+    config = FULL.model_copy(update={"checkpoint": CheckpointConfig(every_steps=10, timeout_seconds=30)})
+    ((product, warnings, _),) = alone.run(saved_during_an_outage, settings, f"{folder}/a", config, 4.0)
+    (unbroken,) = alone.run(runs.fitted, settings, f"{folder}/b", config)
+    assert_same(product, unbroken)
+    (warning,) = warnings
+    assert "a checkpoint waits for the bucket, 2" in warning
+
+
+@pytest.mark.soak
+def test_a_bucket_that_stays_away_is_named_in_time(alone: Ranks, settings: Settings, folder: str):
+    """Away for longer than a save may take, it is the error of the training."""
+    config = FULL.model_copy(update={"checkpoint": CheckpointConfig(every_steps=10, timeout_seconds=5)})
+    began = time.monotonic()
+    ((product, _, error),) = alone.run(saved_during_an_outage, settings, folder, config, 60.0)
+    assert product is None
+    assert folder in error
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("hangs", "error", "words"), [

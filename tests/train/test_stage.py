@@ -71,6 +71,7 @@ def test_ended_and_killed_training_goes_on_bit_for_bit(
         unbroken = train(elsewhere, make_dataset(elsewhere), longer, Origin())
     assert not unbroken.reused
     assert unbroken.ref.digest == resumed.ref.digest
+    assert unbroken.manifest.provenance.measurements["ranks"]["devices"].startswith("2 x cpu (")
 
 
 def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEvent], None]:
@@ -106,6 +107,7 @@ def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[ps
 
 @pytest.mark.parametrize(("update", "words"), [
     ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
+    ({"stop": StopConfig(max_tokens=9)}, r"train\.stop\.max_tokens: rows of this data set have no tokens"),
     ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
     ({"model": CnnConfig(kind="cnn", image=(8, 8))}, r"train\.model\.image: 8 x 8 .* are 64 inputs a row, the data set gives 2"),
 ])  # fmt: skip

@@ -165,7 +165,8 @@ def reports(settings: Settings, folder: str, config: TrainConfig) -> list[RankEv
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_steps_report_their_figures(pair: Ranks, settings: Settings, folder: str, strategy: str):
-    """Loss, rate, gradient norm, rows a second, and what was waited for; rank 0 tells, all finite."""
+    """Loss, rate, gradient norm, rows a second, and what was waited for, with memory and processor time of each rank; rank
+    0 tells, all finite."""
     config = FULL.model_copy(update={"strategy": strategy, "ranks": 2})
     told, silent = pair.run(reports, settings, folder, config)
     assert not silent
@@ -178,7 +179,12 @@ def test_steps_report_their_figures(pair: Ranks, settings: Settings, folder: str
         "checkpoint_stall_seconds",
         "memory_bytes",
     }
+    names |= {
+        f"rank_{rank}/{name}" for rank in (0, 1) for name in ("memory_bytes", "data_wait_fraction", "cpu_fraction")
+    }
     assert all(set(event.values) == names for event in told)
+    memory = [told[-1].values[f"rank_{rank}/memory_bytes"] for rank in (0, 1)]
+    assert memory[0] == told[-1].values["memory_bytes"] != memory[1]
     assert all(np.isfinite(list(event.values.values())).all() for event in told)
     assert 0 < told[-1].values["learning_rate"] < 0.01
     assert told[-1].values["gradient_norm"] > 0
