@@ -64,10 +64,13 @@ class ModelPackage:
         self._items = items
 
     @classmethod
-    def open(cls, folder: Path, form: str | None = None, threads: int = 1, *, with_items: bool = False) -> ModelPackage:
+    def open(
+        cls, folder: Path, form: str | None = None, threads: int | None = None, *, with_items: bool = False
+    ) -> ModelPackage:
         """Load a form (the default one, unless named) from a package folder.
 
         Args:
+            threads: None: as many as the form was measured with.
             with_items: load what reads items too, where there is one.
 
         Raises:

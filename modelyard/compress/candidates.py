@@ -18,7 +18,7 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig, SearchConfig
 from modelyard.compress.outcomes import Built, Fell, Latency, Measured, Outcome, Recipe
-from modelyard.compress.quiet import building, measuring
+from modelyard.compress.quiet import MACHINE_SECONDS, building, measuring
 from modelyard.compress.rows import CALIBRATION_ROWS, Rows
 from modelyard.compress.stage import installed_libraries
 from modelyard.compress.techniques import Distil, NetworkTechnique
@@ -31,8 +31,6 @@ from modelyard.runtime import RuntimeSpec
 
 MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE)
 FORM_FILE = "form.json"
-# Longer than anybody's measuring: builders wait for it, and it for their candidates under way.
-MACHINE_SECONDS = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +236,7 @@ def _measured(bench: Bench, forms: Mapping[str, Any], reference: str, folder: Pa
         "repeats": config.repeats,
         # Else it depends on the noise of the day who counts as equally fast.
         "enough": bench.search.tie_fraction / 2,
+        "tie_fraction": bench.search.tie_fraction if bench.search.prefer == "speed" else None,
     }
     seconds = bench.search.candidate_seconds * len(forms)
     told = bench.workshop.run("measure", request, folder / "job", seconds, _cores(config.threads))

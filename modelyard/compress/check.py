@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from torch import nn
 from modelyard.errors import ConversionFailed
 from modelyard.likeness import cosines
 from modelyard.runtime import Runtime, answer_tokens
+from modelyard.transform.text import NO_TOKEN
 
+# Neither is the length that networks are exported with, nor a multiple of it.
+LENGTHS = (3, 13)
 # ONNX's own operators and onnxruntime's: what any onnxruntime build executes without further libraries.
 ALLOWED_DOMAINS = {"", "ai.onnx", "com.microsoft"}
 
@@ -108,6 +112,50 @@ def outputs_of(network: nn.Module, rows: np.ndarray) -> np.ndarray:
             return network(torch.from_numpy(some)).numpy()
 
     return answer_tokens(answer, rows) if rows.dtype.kind == "i" else answer(rows)
+
+
+def require_open_axes(runtime: Runtime, rows: np.ndarray) -> None:
+    """Refuse a form that was fixed to the number of rows, or the length of texts, that it was exported with.
+
+    Args:
+        rows: (n, width) network input or tokens, n >= 1.
+
+    Raises:
+        ConversionFailed: it does not take one row, or three; or texts of some lengths up to the width.
+    """
+    for batch in (rows[:1], np.resize(rows, (3, rows.shape[1]))):
+        if _shape_of(runtime, batch, f"a batch of {len(batch)} rows")[0] != len(batch):
+            raise ConversionFailed(f"it answers {len(batch)} rows with another number of outputs")
+    if rows.dtype.kind == "i":
+        for length in sorted({min(length, rows.shape[1]) for length in (*LENGTHS, rows.shape[1])}):
+            _shape_of(runtime, _text_of(rows[0], length), f"texts of {length} tokens")
+
+
+def _shape_of(runtime: Runtime, batch: np.ndarray, what: str) -> tuple[int, ...]:
+    try:
+        return runtime.run(np.ascontiguousarray(batch)).shape
+    except Exception as failure:  # the engines' own errors share no base class
+        reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
+        raise ConversionFailed(f"it does not take {what}: {reason}") from failure
+
+
+def _text_of(row: np.ndarray, length: int) -> np.ndarray:
+    """One row (1, t) of so many tokens: those of another, again and again."""
+    text = np.full((1, len(row)), NO_TOKEN, dtype=row.dtype)
+    text[0, :length] = np.resize(row[row >= 0], length)
+    return text
+
+
+def require_finite(form: str, parity: Parity) -> None:
+    """Refuse a form that answers something that is no number.
+
+    Raises:
+        ConversionFailed: somewhere over the rows it did.
+    """
+    if not math.isfinite(parity.largest_difference):
+        raise ConversionFailed(
+            f"the form {form!r} answers NaN or infinity for some of {parity.num_rows} validation rows"
+        )
 
 
 def check_parity(form: str, parity: Parity, tolerance: float) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from modelyard.compress.config import SearchConfig
+from modelyard.compress.latency import slower_by
 from modelyard.compress.outcomes import Decision, Standing, Told
 from modelyard.compress.quality import broken_limits
 from modelyard.model_package import FLOAT_FORM
@@ -77,9 +78,9 @@ class Judge:
         return min(tied, key=lambda name: (self._told.built[name].size_bytes, self._told.speed(name).ratio, name))
 
     def _as_fast(self, name: str, fastest: str) -> bool:
-        mine, best = self._told.speed(name), self._told.speed(fastest)
-        margin = max(self._config.tie_fraction, mine.noise, best.noise)
-        return mine.ratio <= best.ratio * (1 + margin)
+        """Unless it is shown to be slower by more than a tie: a machine too busy to tell must not decide."""
+        least, _ = slower_by(self._told.speed(name), self._told.speed(fastest))
+        return least <= self._config.tie_fraction
 
     def _why(self, winner: str, inside: list[str]) -> str:
         if not inside:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from modelyard.compress.block_weights import block_weights
+from modelyard.compress.calibration import calibration_rows
 from modelyard.compress.export import example_of, export_onnx, open_axes
 from modelyard.compress.learned import learned_int8
 from modelyard.compress.quantize import dynamic_int8, half_weights, static_int8
@@ -27,9 +28,6 @@ from modelyard.errors import ConversionFailed
 from modelyard.models.simulate import simulated
 from modelyard.runtime import RuntimeSpec
 from modelyard.runtime.hosts import require_host
-
-# Fewer rows say little about the range of anything.
-MIN_CALIBRATION_ROWS = 16
 
 
 def make_form(
@@ -72,11 +70,19 @@ def make_form(
 def from_onnx(
     float_file: Path, folder: Path, name: str, technique: FormTechnique, calibration: np.ndarray
 ) -> RuntimeSpec:
-    """One form of a float ONNX file."""
+    """One form of a float ONNX file.
+
+    Args:
+        calibration: (n, width) rows of the training split, for the techniques that look at data.
+
+    Raises:
+        ConversionFailed: it cannot be quantized, or there are too few or impossible rows.
+        MissingExtra: the engine is not installed.
+    """
     spec = RuntimeSpec(file=f"{name}.onnx", precision="int8")
     match technique:
         case StaticInt8():
-            rows = _calibration(calibration, technique.calibration_rows)
+            rows = calibration_rows(calibration, technique.calibration_rows)
             static_int8(float_file, folder / spec.file, technique, rows)
             return spec if technique.reduce_range else spec.model_copy(update={"instructions": ["vnni"]})
         case DynamicInt8():
@@ -96,7 +102,7 @@ def from_onnx(
 
             if isinstance(technique, Float32):
                 return plain_form(float_file, folder, name, technique.precision)
-            rows = _calibration(calibration, technique.calibration_rows)
+            rows = calibration_rows(calibration, technique.calibration_rows)
             return int8_form(float_file, folder, name, technique, rows)
 
 
@@ -116,22 +122,6 @@ def _learned(
             f"the network was trained to be int8: {technique.technique} finds no float weights in it"
         )
     return RuntimeSpec(file=learned_int8(network, width, folder, name, rows), precision="int8")
-
-
-def _calibration(rows: np.ndarray, wanted: int) -> np.ndarray:
-    """At most that many of the rows, spread evenly.
-
-    Raises:
-        ConversionFailed: there are too few to tell ranges by, or some are no finite numbers.
-    """
-    chosen = (
-        rows[np.unique(np.linspace(0, len(rows) - 1, min(wanted, len(rows))).astype(np.int64))] if len(rows) else rows
-    )
-    if len(chosen) < MIN_CALIBRATION_ROWS:
-        raise ConversionFailed(f"{len(chosen)} rows to calibrate with are too few, {MIN_CALIBRATION_ROWS} are needed")
-    if not np.isfinite(chosen).all():
-        raise ConversionFailed("some rows to calibrate with hold no finite numbers")
-    return chosen
 
 
 def _torch_program(network: nn.Module, width: int, folder: Path, name: str, technique: Float32) -> RuntimeSpec:

@@ -15,13 +15,14 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from modelyard.compress.check import Parity, agreeing, check_operators, check_parity, outputs_of
+from modelyard.compress.calibration import calibration_rows, require_same_range
+from modelyard.compress.check import Parity, agreeing, check_operators, check_parity, outputs_of, require_open_axes
 from modelyard.compress.forms import make_form
 from modelyard.compress.latency import measure_in_turns
 from modelyard.compress.learned import TOLERANCE, prepare_
 from modelyard.compress.networks import multiply_accumulates, parameters, shrink_
 from modelyard.compress.quality import PairedBlocks
-from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique, QuantizeAware
+from modelyard.compress.techniques import Float32, FormTechnique, NetworkTechnique, NncfInt8, QuantizeAware, StaticInt8
 from modelyard.errors import ConversionFailed
 from modelyard.likeness import NearnessMetrics, cosines
 from modelyard.models.build import load_model, save_model
@@ -72,6 +73,8 @@ def build(request: Json) -> dict[str, Any]:
     example = torch.from_numpy(np.ascontiguousarray(features[:1]))
     counts = {"parameters": parameters(network), "macs": multiply_accumulates(network, example)}
     calibration = np.load(request["calibration"])
+    if isinstance(technique, StaticInt8 | NncfInt8):
+        require_same_range(calibration_rows(calibration, technique.calibration_rows), features)
     spec = make_form(
         network,
         features.shape[1],
@@ -82,7 +85,7 @@ def build(request: Json) -> dict[str, Any]:
         float_file=Path(request["float"]) if request["float"] else None,
     )
     runtime = open_runtime(spec, out, request["threads"])
-    require_any_batch(runtime, np.array(features[:3]))
+    require_open_axes(runtime, np.array(features[:3]))
     float_network = load_model(Path(request["model"]))
     is_learned = bool(simulated(network))
     is_lossless = technique is None or (isinstance(technique, Float32) and technique.precision == "fp32")
@@ -119,6 +122,8 @@ def measure(request: Json) -> dict[str, Any]:
                 rounds=request["rounds"],
                 repeats=request["repeats"],
                 enough=request["enough"],
+                # The first batch size decides who is fastest.
+                tie_fraction=request["tie_fraction"] if batch == request["batches"][0] else None,
             ).items()
         }
         for batch in request["batches"]
@@ -126,22 +131,6 @@ def measure(request: Json) -> dict[str, Any]:
 
 
 JOBS: dict[str, Callable[[Json], dict[str, Any]]] = {"shrink": shrink, "build": build, "measure": measure}
-
-
-def require_any_batch(runtime: Runtime, rows: np.ndarray) -> None:
-    """Refuse a form that was fixed to the number of rows that it was exported with.
-
-    Raises:
-        ConversionFailed: it does not take one row, or three.
-    """
-    for batch in (rows[:1], np.resize(rows, (3, rows.shape[1]))):
-        try:
-            shape = runtime.run(np.ascontiguousarray(batch)).shape
-        except Exception as failure:  # the engines' own errors share no base class
-            reason = (str(failure).strip().splitlines() or [type(failure).__name__])[0]
-            raise ConversionFailed(f"it does not take a batch of {len(batch)} rows: {reason}") from failure
-        if shape[0] != len(batch):
-            raise ConversionFailed(f"it answers {len(batch)} rows with outputs of shape {shape}")
 
 
 def _judged(
@@ -161,10 +150,9 @@ def _judged(
         broken += int((~np.isfinite(outputs)).reshape(len(outputs), -1).any(axis=1).sum())
         if broken:
             continue
-        difference, largest = (
-            max(difference, float(np.abs(outputs - own).max())),
-            max(largest, float(np.abs(own).max())),
-        )
+        # np.maximum keeps NaN, where max() would drop it.
+        difference = float(np.maximum(difference, np.abs(outputs - own).max()))
+        largest = float(np.maximum(largest, np.abs(own).max()))
         num_agreeing += int(agreeing(own, outputs).sum())
         if are_vectors:
             angles.append(cosines(own, outputs))

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,16 @@ WARM_UP_RUNS = 20
 TURN_SECONDS = 0.01
 MAX_CALLS = 2000
 MOST_TIMES = 5
+
+
+class Ratio(Protocol):
+    """A latency over the reference's, and how far it could have come out otherwise, as a fraction."""
+
+    @property
+    def ratio(self) -> float: ...
+
+    @property
+    def noise(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,7 @@ def measure_in_turns(
     rounds: int,
     repeats: int,
     enough: float = math.inf,
+    tie_fraction: float | None = None,
 ) -> dict[str, Timing]:
     """Time several forms in turns, in an order drawn anew for each: what else the machine does meets all alike.
 
@@ -62,6 +74,8 @@ def measure_in_turns(
         repeats: calls of each form, at least, over all rounds.
         enough: the noise that every form's ratio should come down to: until then there are more rounds, up to
             `MOST_TIMES` as many. A busy machine is measured longer, not worse.
+        tie_fraction: who is slower than the fastest by so much is no longer equal to it: there are more rounds until it is
+            known of each form on which side of that it lies. None: it does not matter.
     """
     inputs = np.ascontiguousarray(np.resize(features, (batch, features.shape[1])))
     draw = random.Random(0)
@@ -77,11 +91,25 @@ def measure_in_turns(
                 taken[name].append(_one_turn(runtimes[name], inputs, calls))
             if number % rounds == 0:
                 timings = {name: _timing(turns, taken[reference]) for name, turns in taken.items()}
-                if all(timing.noise <= enough for timing in timings.values()):
+                if all(timing.noise <= enough for timing in timings.values()) and _is_decided(timings, tie_fraction):
                     break
     finally:
         gc.enable()
     return timings
+
+
+def slower_by(mine: Ratio, other: Ratio) -> tuple[float, float]:
+    """Ends of the interval in which the quotient of two latencies lies, each known up to its noise: 0.1 is 10 % slower."""
+    quotient, spread = mine.ratio / other.ratio, math.hypot(mine.noise, other.noise)
+    return quotient * (1 - spread) - 1, quotient * (1 + spread) - 1
+
+
+def _is_decided(timings: Mapping[str, Timing], tie_fraction: float | None) -> bool:
+    if tie_fraction is None:
+        return True
+    fastest = min(timings.values(), key=lambda timing: timing.ratio)
+    ends = [slower_by(timing, fastest) for timing in timings.values() if timing is not fastest]
+    return not any(low <= tie_fraction < high for low, high in ends)
 
 
 def _one_turn(runtime: Runtime, inputs: np.ndarray, calls: int) -> list[float]:

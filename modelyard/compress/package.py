@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,14 @@ from torch import nn
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog
-from modelyard.compress.check import check_operators, check_parity, compare
+from modelyard.compress.check import check_operators, check_parity, compare, require_finite, require_open_axes
 from modelyard.compress.config import CompressConfig
 from modelyard.compress.export import export_onnx
+from modelyard.compress.forms import from_onnx
 from modelyard.compress.latency import median_milliseconds
 from modelyard.compress.mlmodel import mlmodel_yaml
-from modelyard.compress.quantize import CalibrationRows, apply_technique
 from modelyard.compress.rows import Rows
-from modelyard.compress.techniques import HalfWeights, StaticInt8
+from modelyard.compress.techniques import StaticInt8
 from modelyard.datasets import TARGET_FILE, Dataset, Split
 from modelyard.model_package import FLOAT_FORM, ITEMS_FILE, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.models.build import load_model
@@ -27,6 +28,9 @@ from modelyard.models.recommender import Recommender
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target
 from modelyard.transform import read_row_transform
+
+CalibrationRows = Callable[[int], np.ndarray]
+NO_ROWS = np.zeros((0, 1), dtype=np.float32)
 
 
 def build_package(
@@ -64,13 +68,12 @@ def _make_forms(
 ) -> dict[str, RuntimeSpec]:
     """Write the float form, then each smaller one from it."""
     forms = {FLOAT_FORM: RuntimeSpec(file=f"{FLOAT_FORM}.onnx", precision="fp32")}
-    export_onnx(model, input_width, folder / forms[FLOAT_FORM].file)
+    float_file = folder / forms[FLOAT_FORM].file
+    export_onnx(model, input_width, float_file)
     for technique in config.techniques:
-        precision = "fp32" if isinstance(technique, HalfWeights) else "int8"
-        spec = RuntimeSpec(file=f"{technique.form}.onnx", precision=precision)
-        apply_technique(folder / forms[FLOAT_FORM].file, folder / spec.file, technique, calibration)
-        forms[technique.form] = spec
-    return forms
+        rows = calibration(technique.calibration_rows) if isinstance(technique, StaticInt8) else NO_ROWS
+        forms[technique.form] = from_onnx(float_file, folder, technique.form, technique, rows)
+    return {name: spec.model_copy(update={"threads": config.measure.threads}) for name, spec in forms.items()}
 
 
 def _make_items(model: nn.Module, target: Target, folder: Path) -> RuntimeSpec | None:
@@ -109,6 +112,8 @@ def _check_and_measure(
         parity = compare(model, runtime, rows.batches(), as_vectors=spec.target.width > 0)
         if name == FLOAT_FORM:
             check_parity(name, parity, config.parity_tolerance)
+        require_finite(name, parity)
+        require_open_axes(runtime, next(rows.batches())[:3])
         parities[name] = asdict(parity)
         latencies[name] = _latencies(runtime, next(rows.batches()), config)
     attempt.facts.update(size_bytes=sizes, operators=operators, default_form=spec.default_form)

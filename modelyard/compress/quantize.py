@@ -1,8 +1,8 @@
-"""One function a technique: a float ONNX file in, a smaller one out."""
+"""One function a technique of onnxruntime: a float ONNX file in, a smaller one out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -19,9 +19,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from modelyard.compress.config import Technique
 from modelyard.compress.export import INPUT, save_onnx
-from modelyard.compress.techniques import DynamicInt8, HalfWeights, StaticInt8
+from modelyard.compress.techniques import DynamicInt8, StaticInt8
 from modelyard.errors import ConversionFailed
 from modelyard.transform.text import PORTION_TOKENS
 
@@ -32,27 +31,6 @@ METHODS = {
     "entropy": CalibrationMethod.Entropy,
     "percentile": CalibrationMethod.Percentile,
 }
-
-# A number of rows -> at most so many rows of network input, (n, width) float32.
-CalibrationRows = Callable[[int], np.ndarray]
-
-
-def apply_technique(float_file: Path, path: Path, technique: Technique, rows: CalibrationRows) -> None:
-    """Make one smaller form.
-
-    Args:
-        rows: called by the techniques that look at data.
-
-    Raises:
-        ConversionFailed: onnxruntime cannot quantize the network.
-    """
-    match technique:
-        case StaticInt8():
-            static_int8(float_file, path, technique, rows(technique.calibration_rows))
-        case DynamicInt8():
-            dynamic_int8(float_file, path, technique)
-        case HalfWeights():
-            half_weights(float_file, path)
 
 
 def static_int8(

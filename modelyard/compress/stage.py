@@ -93,5 +93,7 @@ def _build(
     catalog: Catalog, model_ref: ArtifactRef, dataset_ref: ArtifactRef, config: CompressConfig, attempt: Attempt
 ) -> None:
     from modelyard.compress.package import build_package
+    from modelyard.compress.quiet import MACHINE_SECONDS, building
 
-    build_package(catalog, model_ref, dataset_ref, config, attempt)
+    with building(MACHINE_SECONDS):  # somebody else's search may be measuring here
+        build_package(catalog, model_ref, dataset_ref, config, attempt)

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from modelyard.artifacts import Frozen
 from modelyard.errors import ConfigError, DataError
-from modelyard.runtime.hosts import require_host
+from modelyard.runtime.hosts import require_cores, require_host
 from modelyard.runtime.tokens import answer_tokens
 
 EngineName = Literal["onnxruntime", "openvino", "torch"]
@@ -26,7 +26,7 @@ class RuntimeSpec(Frozen):
         device: the engine's device.
         instructions: what the processor must have (`modelyard.runtime.hosts.INSTRUCTIONS`): without it the form would
             be slower than measured or answer something else than was judged.
-        threads: that it was measured with; None: it was not.
+        threads: that it was measured with, and is served with; None: it was not measured.
     """
 
     engine: EngineName = "onnxruntime"
@@ -166,18 +166,26 @@ def preload() -> None:
     import onnxruntime  # noqa: F401
 
 
-def open_runtime(spec: RuntimeSpec, folder: Path, threads: int = 1) -> Runtime:
+def open_runtime(spec: RuntimeSpec, folder: Path, threads: int | None = None) -> Runtime:
     """Load one form of a model from the folder that holds its file.
+
+    Args:
+        threads: None: as it was measured, or 1.
 
     Raises:
         ConfigError: an engine that Modelyard does not know.
         MissingExtra: an engine this installation does not have.
-        HostUnfit: this machine lacks an instruction set that the form needs.
+        HostUnfit: this machine lacks an instruction set that the form needs, or cores for the threads that it was measured
+            with, where no other number is said.
         DataError: a file the engine cannot load.
     """
     if spec.engine not in ENGINES:
         raise ConfigError("engine", f"{spec.engine!r} is not an engine; known: {', '.join(ENGINES)}")
-    require_host(Path(spec.file).stem, spec.engine, spec.instructions)
+    form = Path(spec.file).stem
+    require_host(form, spec.engine, spec.instructions)
+    if threads is None:
+        threads = spec.threads or 1
+        require_cores(form, threads)
     return ENGINES[spec.engine](folder / spec.file, threads, spec.precision)
 
 

@@ -38,6 +38,20 @@ def require_host(form: str, engine: str, instructions: Iterable[str]) -> None:
         )
 
 
+def require_cores(form: str, threads: int) -> None:
+    """Refuse a form that would be slower here than it was measured.
+
+    Raises:
+        HostUnfit: this process may use fewer cores than the form has threads.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise HostUnfit(
+            f"the form {form!r} was measured with {threads} threads, and this process may use {cores} cores; serve it where"
+            f" there are as many, or compress again with compress.measure.threads={cores}"
+        )
+
+
 def has_instruction(name: str) -> bool:
     """Whether this processor has an instruction set of `INSTRUCTIONS`; of one that is not known: no."""
     return bool(INSTRUCTIONS.get(name, frozenset()) & cpu_flags())

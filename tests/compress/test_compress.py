@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Product
-from modelyard.compress import CompressConfig, DynamicInt8, MeasureConfig, StaticInt8, compress
+from modelyard.compress import CompressConfig, DynamicInt8, MeasureConfig, StaticInt8, compress, quiet
 from modelyard.datasets import Dataset
-from modelyard.errors import DataError
+from modelyard.errors import DataError, MachineBusy
 from modelyard.model_package import FLOAT_FORM, ModelPackage
 from modelyard.models.build import load_model
 from modelyard.settings import Settings
@@ -151,14 +152,27 @@ def test_the_float_form_may_be_the_only_one(made: Made):
 
 
 def test_forms_are_chosen_by_config(made: Made, tmp_path: Path):
-    """Forms of different techniques, or settings of one, live side by side under their names."""
-    techniques = [StaticInt8(), DynamicInt8(), StaticInt8(form="int8-tensor", per_channel=False, calibration_rows=1)]
+    """Forms of different techniques, or settings of one, live side by side under their names; each says what it needs of the
+    machine that serves it."""
+    techniques = [StaticInt8(), DynamicInt8(), StaticInt8(form="int8-tensor", per_channel=False, calibration_rows=16)]
     config = CompressConfig(techniques=techniques, measure=MeasureConfig(repeats=1))
     product = compress(made.catalog, made.model_ref, made.dataset_ref, config, ORIGIN)
     made.catalog.fetch(product.ref, tmp_path)
     assert list(product.manifest.content.facts["size_bytes"]) == [FLOAT_FORM, "int8", "int8-dynamic", "int8-tensor"]
+    forms = ModelPackage.open(tmp_path).spec.forms
+    assert {name: form.instructions for name, form in forms.items() if form.instructions} == {"int8-dynamic": ["vnni"]}
+    assert {form.threads for form in forms.values()} == {1}
     for form in ("int8-dynamic", "int8-tensor"):
         assert ModelPackage.open(tmp_path, form).outputs(np.zeros((1, 64))).shape == (1, 10)
+
+
+def test_nothing_is_converted_while_somebody_measures(made: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Forms that are named wait for a search's measuring as its own candidates do, within a bound."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(quiet, "MACHINE_SECONDS", 0.1)
+    config = CompressConfig(techniques=[], default_form=FLOAT_FORM, measure=MeasureConfig(repeats=2))
+    with quiet.measuring(5), pytest.raises(MachineBusy, match="for this machine to build"):
+        compress(made.catalog, made.model_ref, made.dataset_ref, config, ORIGIN)
 
 
 def test_a_data_set_without_the_columns_is_refused(made: Made):

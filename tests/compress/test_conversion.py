@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from modelyard.compress import CompressConfig, DynamicInt8, StaticInt8
-from modelyard.compress.check import Parity, check_operators, check_parity, compare
+from modelyard.compress.check import Parity, check_operators, check_parity, compare, require_finite, require_open_axes
 from modelyard.compress.export import anonymise_, export_onnx
 from modelyard.compress.latency import median_milliseconds
 from modelyard.errors import ConversionFailed
+from modelyard.runtime import RuntimeSpec, open_runtime
 
 
 class Shifted:
@@ -51,6 +54,24 @@ def test_a_wrong_conversion_fails_with_numbers(shift: float):
         check_parity("float", compare(PARENT, Shifted(PARENT, shift), ROWS), 1e-4)
 
 
+@pytest.mark.parametrize("shift", [math.nan, math.inf])
+def test_a_form_that_answers_no_numbers_is_refused(shift: float):
+    """One that may differ from the network, as int8 does, must still answer numbers."""
+    with pytest.raises(ConversionFailed, match="'int8' answers NaN or infinity for some of 40 validation rows"):
+        require_finite("int8", compare(PARENT, Shifted(PARENT, shift), ROWS))
+
+
+def test_a_length_that_was_fixed_is_noticed(tmp_path: Path):
+    """A form that reads texts takes them of any length, also where all the rows at hand are as long as its example was."""
+    texts = np.ones((2, 8), dtype=np.int64)
+    for length, refused in (("t", ""), (8, "it does not take texts of 3 tokens: .")):
+        node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)
+        save(tmp_path / "x.onnx", node, shape=["n", length], kind=TensorProto.INT64)
+        runtime = open_runtime(RuntimeSpec(file="x.onnx", precision="fp32"), tmp_path)
+        with pytest.raises(ConversionFailed, match=refused) if refused else nullcontext():
+            require_open_axes(runtime, texts)
+
+
 def test_no_rows_prove_nothing():
     """A comparison over an empty split is none."""
     with pytest.raises(ConversionFailed, match="no rows"):
@@ -71,12 +92,18 @@ def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def save(path: Path, node: onnx.NodeProto, *domains: str) -> Path:
+def save(
+    path: Path,
+    node: onnx.NodeProto,
+    *domains: str,
+    shape: Sequence[str | int] = ("n", 3),
+    kind: int = TensorProto.FLOAT,
+) -> Path:
     graph = helper.make_graph(
         [node],
         "g",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("x", kind, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
     )
     opsets = [helper.make_opsetid("", 20), *(helper.make_opsetid(domain, 1) for domain in domains)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)

@@ -51,3 +51,26 @@ def test_a_steady_form_is_not_measured_on(monkeypatch: pytest.MonkeyPatch):
         {"float": form}, np.zeros((1, 2), np.float32), 1, reference="float", rounds=4, repeats=4, enough=0.02
     )
     assert form.calls == WARM_UP_RUNS + 4
+
+
+@pytest.mark.parametrize(
+    ("ratios", "noise", "times"),
+    [((1.0, 0.5, 0.51), 0.01, 1), ((1.0, 0.5, 0.56), 0.01, 1), ((1.0, 0.5, 0.526), 0.01, MOST_TIMES), ((1.0, 1.04), 0.02, MOST_TIMES)],
+)  # fmt: skip
+def test_who_is_nearly_as_fast_is_measured_longer(
+    monkeypatch: pytest.MonkeyPatch, ratios: tuple[float, ...], noise: float, times: int
+):
+    """Until it is known whether it is slower than the fastest by more than a tie: 5 % here."""
+    names = [f"form{number}" for number in range(len(ratios))]
+    known = {
+        name: latency.Timing(p50_ms=1, p99_ms=1, ratio=ratio, noise=noise)
+        for name, ratio in zip(names, ratios, strict=True)
+    }
+    forms = {name: Counted(0.0) for name in names}
+    seen = iter(names * MOST_TIMES)
+    monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
+    monkeypatch.setattr(latency, "_timing", lambda *_: known[next(seen)])
+    measure_in_turns(
+        forms, np.zeros((1, 2), np.float32), 1, reference=names[0], rounds=4, repeats=4, enough=0.025, tie_fraction=0.05
+    )
+    assert {form.calls for form in forms.values()} == {WARM_UP_RUNS + 4 * times}

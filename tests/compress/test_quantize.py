@@ -17,7 +17,7 @@ from torch import nn
 from modelyard.compress import DynamicInt8, StaticInt8
 from modelyard.compress.config import Technique
 from modelyard.compress.export import export_onnx
-from modelyard.compress.quantize import apply_technique
+from modelyard.compress.forms import from_onnx
 from modelyard.errors import ConversionFailed
 from modelyard.models import CnnConfig, MlpConfig
 from modelyard.models.cnn import Cnn
@@ -57,9 +57,7 @@ class Exported:
         export_onnx(network, WIDTH, folder / "float.onnx")
 
     def quantize(self, technique: Technique) -> Path:
-        path = self.folder / f"{technique.form}.onnx"
-        apply_technique(self.folder / "float.onnx", path, technique, lambda num_rows: ROWS[:num_rows])
-        return path
+        return self.folder / from_onnx(self.folder / "float.onnx", self.folder, technique.form, technique, ROWS).file
 
     def open(self, technique: Technique) -> Runtime:
         return open_runtime(RuntimeSpec(file=self.quantize(technique).name, precision="int8"), self.folder)

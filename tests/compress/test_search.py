@@ -142,6 +142,16 @@ def test_the_winner_is_what_was_wished_for(prefer: str, noise: float, winner: st
     assert all(reason for name, reason in reasons(search).items() if name != winner)
 
 
+@pytest.mark.parametrize(("ratio", "winner"), [(0.524, "int8"), (0.5275, "int8"), (0.54, "fp16-weights")])
+def test_who_is_not_shown_to_be_slower_is_as_fast(ratio: float, winner: str):
+    """The same candidates, measured again and again around the end of a tie, do not take turns in winning."""
+    times = {"int8": measured(ratio, 0.006), "fp16-weights": measured(0.5, 0.006)}
+    search, _ = run(
+        SearchConfig(forms=FORMS, tie_fraction=0.05), {"int8": built(30), "fp16-weights": built(50)}, dict(times)
+    )
+    assert search.decide().winner == winner
+
+
 def test_optimised_and_compressed_are_told_apart():
     """Fewer or smaller parameters are compression; the same ones, faster, are not."""
     search, _ = run(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from modelyard.catalog import Catalog, Product
+from modelyard.catalog import Attempt, Catalog, Product, Work
 from modelyard.compress import (
     Budget,
     CompressConfig,
@@ -24,10 +24,13 @@ from modelyard.compress import (
     StaticInt8,
     compress,
 )
+from modelyard.compress.candidates import FORM_FILE, Bench, build, measure
 from modelyard.compress.front import front_png, table
-from modelyard.compress.outcomes import Decision, Standing
+from modelyard.compress.outcomes import Decision, Fell, Measured, Recipe, Standing
+from modelyard.compress.workshop import Workshop
 from modelyard.datasets import Dataset
 from modelyard.model_package import FLOAT_FORM, PLAIN_SUFFIXES, ModelPackage, refuse_foreign_files
+from modelyard.runtime import RuntimeSpec
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.workbench import ORIGIN, digits_dataset, own_catalog, quick_model
@@ -129,6 +132,26 @@ def test_the_package_can_be_compressed_no_further_than_it_says(searched: Searche
     assert evidence["winner"] == product.manifest.content.facts["default_form"] == FLOAT_FORM
     assert evidence["why"] == "no candidate is inside the budget: the float model goes on as it is"
     assert list(product.manifest.content.facts["size_bytes"]) == [FLOAT_FORM]
+
+
+def test_a_form_that_ends_the_measuring_falls_alone(searched: Searched):
+    """Each is measured again with the float form beside it: the others have their figures."""
+
+    def broken(attempt: Attempt) -> None:
+        attempt.add_bytes("broken.onnx", b"not a model")
+        attempt.add_json(FORM_FILE, RuntimeSpec(file="broken.onnx", precision="fp32").model_dump(mode="json"))
+
+    work = Work(kind="candidate", config={"name": "broken"}, inputs={"model": searched.model}, code_version="test")
+    made = {"broken": searched.catalog.produce(work, broken, ORIGIN).ref}
+    with Workshop() as workshop:
+        bench = Bench(
+            catalog=searched.catalog, workshop=workshop, model=searched.model, dataset=searched.dataset, config=CONFIG
+        )
+        made |= {FLOAT_FORM: build(bench, Recipe(), searched.model, None, ORIGIN).ref}
+        found = measure(bench, made, FLOAT_FORM)
+    assert isinstance(found[FLOAT_FORM], Measured)
+    assert isinstance(found["broken"], Fell)
+    assert found["broken"].reason.startswith("when it was measured: broken.onnx: onnxruntime cannot load it")
 
 
 def test_a_search_can_be_looked_at(searched: Searched):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,7 +48,7 @@ class Odd(nn.Module):
         elif self.fault == "exit":
             os._exit(7)
         elif self.fault == "raise":
-            raise RuntimeError("no such kernel\nand ten more lines")
+            raise RuntimeError(f"no such kernel on core {os.sched_getaffinity(0)}\nand ten more lines")
         elif self.fault == "fixed":
             return self.layer(features) * (2.0 if features.shape[0] == 2 else 1.0)
         outputs = self.layer(features)
@@ -98,7 +100,6 @@ def order(folder: Path, fault: str) -> dict:
         ("crash", "its process was ended by SIGSEGV"),
         pytest.param("exit", "its process ended with status 7", marks=pytest.mark.soak),
         ("hang", "took longer than its time and was killed"),
-        pytest.param("raise", "no such kernel$", marks=pytest.mark.soak),
         ("nan", "NaN or infinite for 50 of 50 validation rows"),
         pytest.param("fixed", "does not take a batch of 1 rows", marks=pytest.mark.soak),
     ],
@@ -107,6 +108,24 @@ def test_a_candidate_falls_alone_and_says_why(workshop: Workshop, tmp_path: Path
     """Whatever a network does to the process that tries it is a sentence here."""
     with pytest.raises(ConversionFailed, match=reason):
         workshop.run("build", order(tmp_path, fault), tmp_path / "job", 4 if fault == "hang" else 60)
+
+
+def test_a_job_is_pinned_to_its_cores(workshop: Workshop, tmp_path: Path):
+    """It runs where it is told to; and of what a network raises the first line is told."""
+    core = max(os.sched_getaffinity(0))
+    with pytest.raises(ConversionFailed, match=re.escape(f"no such kernel on core {{{core}}}") + "$"):
+        workshop.run("build", order(tmp_path, "raise"), tmp_path / "job", 60, [core])
+
+
+def test_a_calibration_of_other_rows_is_refused(workshop: Workshop, tmp_path: Path):
+    """Rows of another unit, say: most of what comes would be cut off. Those that it is judged on tell."""
+    request = order(tmp_path, "")
+    np.save(request["calibration"], np.load(request["calibration"]) / 100)
+    request["technique"] = StaticInt8().model_dump(mode="json")
+    with pytest.raises(
+        ConversionFailed, match=r"lie between -0\.0\d+ and 0\.0\d+, and 50 of 50 validation rows reach beyond"
+    ):
+        workshop.run("build", request, tmp_path / "job", 60)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +182,31 @@ def test_nobody_builds_while_somebody_measures(tmp_path: Path, monkeypatch: pyte
         with building(5):
             assert time.monotonic() - began >= 0.5
         under_way.result()
+
+
+def test_builders_do_not_overtake_who_waits_to_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Others that build one candidate after the other, so that the machine is never free, wait at the door meanwhile."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    done, begun = threading.Event(), threading.Barrier(3)
+
+    def build_on(after: float) -> None:
+        begun.wait(5)
+        time.sleep(after)
+        while not done.is_set():
+            with building(5):
+                time.sleep(0.1)
+
+    with ThreadPoolExecutor(2) as pool:
+        others = [pool.submit(build_on, after) for after in (0.0, 0.05)]
+        begun.wait(5)
+        time.sleep(0.1)
+        try:
+            with measuring(1):
+                pass
+        finally:
+            done.set()
+        for other in others:
+            other.result(5)
 
 
 def _measure_for(seconds: float) -> None:

@@ -27,6 +27,7 @@ from modelyard.compress.techniques import FormTechnique
 from modelyard.errors import ConfigError, DataError, HostUnfit, MissingExtra
 from modelyard.model_package import PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.runtime import RuntimeSpec, open_runtime
+from modelyard.runtime.engines import OnnxRuntime
 from modelyard.runtime.hosts import has_instruction
 from modelyard.serve.wire import HEADER, Kind, frame, pack_tensors, unpack_tensors
 from modelyard.task_kinds import Target
@@ -124,16 +125,26 @@ def test_an_answer_outlives_the_next_call(forms: Forms):
     ("change", "kind", "sentence"),
     [
         ({"instructions": ["amx9"]}, HostUnfit, "instruction set amx9, which this machine"),
+        ({"threads": 4096}, HostUnfit, r"measured with 4096 threads, and this process may use \d+ cores"),
         ({"engine": "openvino", "file": "float.xml"}, MissingExtra, r"pip install 'modelyard\[openvino\]'"),
     ],
 )
 def test_a_host_that_does_not_fit_is_refused_by_name(
     forms: Forms, monkeypatch: pytest.MonkeyPatch, change: dict, kind: type[Exception], sentence: str
 ):
-    """An instruction set that is missing, an engine that is not installed: before anything is loaded."""
+    """An instruction set that is missing, too few cores, an engine that is not installed: before anything is loaded."""
     monkeypatch.setitem(sys.modules, "openvino", None)  # what an import finds that fails
     with pytest.raises(kind, match=sentence):
         open_runtime(forms.spec(FLOAT).model_copy(update=change), forms.folder)
+
+
+def test_a_form_is_served_with_the_threads_it_was_measured_with(forms: Forms):
+    """Unless another number is said, as evaluation does."""
+    spec = forms.spec(FLOAT).model_copy(update={"threads": min(2, os.cpu_count() or 1)})
+    for said, expected in ((None, spec.threads), (1, 1)):
+        runtime = open_runtime(spec, forms.folder, said)
+        assert isinstance(runtime, OnnxRuntime)
+        assert runtime._session.get_session_options().intra_op_num_threads == expected
 
 
 def test_an_unknown_engine_is_refused(forms: Forms):
