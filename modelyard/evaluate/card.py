@@ -5,7 +5,7 @@ After Mitchell et al., Model Cards for Model Reporting, 2019.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modelyard.evaluate.config import EvaluateConfig
@@ -21,20 +21,19 @@ def model_card(
     verdict: Mapping[str, Any],
     metrics: Mapping[str, Any],
     explained: Mapping[str, Any] | None,
-    package: ModelPackage,
+    about: Sequence[str],
     config: EvaluateConfig,
 ) -> str:
-    """The card for `verdict.json`, `metrics.json` and, where there are any, `explanations.json` of a candidate."""
-    target, columns = package.spec.target, package.transform.columns
-    shown = ", ".join(columns[:SHOWN_COLUMNS]) + (
-        f" and {len(columns) - SHOWN_COLUMNS} more" if columns[SHOWN_COLUMNS:] else ""
-    )
+    """The card for `verdict.json`, `metrics.json` and, where there are any, `explanations.json` of a candidate.
+
+    Args:
+        about: what the model is, as sentences.
+    """
     candidate = metrics["candidate"]
     sections = [
         ("Model", [
-            f"- artifact `{verdict['inputs']['candidate']}`, form `{verdict['form']}` of {', '.join(package.spec.forms)}",
-            f"- predicts `{target.column}` ({target.task})" + (f": {', '.join(map(str, target.classes[:40]))}" if target.classes else ""),
-            f"- from {len(columns)} columns: {shown}",
+            f"- artifact `{verdict['inputs']['candidate']}`, form `{verdict['form']}`",
+            *(f"- {sentence}" for sentence in about),
             f"- licence: {config.licence or UNSTATED}",
             f"- intended use: {config.intended_use or UNSTATED}",
         ]),
@@ -46,6 +45,20 @@ def model_card(
     ]  # fmt: skip
     parts = [f"## {title}\n\n" + "\n".join(lines) for title, lines in sections]
     return "\n\n".join([f"# Model card: {verdict['subject']}", *parts]) + "\n"
+
+
+def about_package(package: ModelPackage) -> list[str]:
+    """What a package is: its forms, what it predicts, and from which columns."""
+    target, columns = package.spec.target, package.transform.columns
+    shown = ", ".join(columns[:SHOWN_COLUMNS]) + (
+        f" and {len(columns) - SHOWN_COLUMNS} more" if columns[SHOWN_COLUMNS:] else ""
+    )
+    classes = f": {', '.join(map(str, target.classes[:40]))}" if target.classes else ""
+    return [
+        f"has the forms {', '.join(package.spec.forms)}",
+        f"predicts `{target.column}` ({target.task}){classes}",
+        f"from {len(columns)} columns: {shown}",
+    ]
 
 
 def _scores(verdict: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 Importance is what a score loses when a column is exchanged among the rows (Breiman, Random Forests, 2001; Fisher et
 al., 2019): it needs no gradient and holds for the served form. Attributions are integrated gradients (Sundararajan et
-al., 2017) of the trained network from the mean row, summed over the inputs that a raw column became.
+al., 2017) of the trained network from the mean row, summed over the inputs that a raw column became; where there is no
+trained network, what the served form's answer loses without each column (`modelyard.evaluate.ablation`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from modelyard.evaluate.ablation import ablated_columns
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.explain_texts import explain_texts
 from modelyard.evaluate.judge import Judged
@@ -38,10 +40,11 @@ def explain(one: Judged, parent: Parent, frame: pd.DataFrame, config: EvaluateCo
     Returns:
         ``columns``: raw columns, c of them; ``grid``: height and width where they are the pixels of an image, else
         None; ``rows``: how many were looked at; ``importance``: loss of score by column (c), or None for too many
-        columns; ``attribution``: None without a trained network, else ``global`` (mean size by column, c),
+        columns; ``attribution``: None for too many columns and no trained network, else ``method`` (``integrated gradients``
+        or ``ablation``), ``global`` (mean size by column, c),
         ``by_class`` (label -> mean by column over the rows answered so, c) and ``completeness`` (largest and mean
         distance between what attributions add up to and the difference of outputs, as a fraction of the mean size of
-        that difference); ``worst``: the errors made with most confidence, each with ``truth``, ``answer``,
+        that difference; None of ablation, which promises nothing of the kind); ``worst``: the errors made with most confidence, each with ``truth``, ``answer``,
         ``confidence`` (for a regression the size of the error), ``values`` and ``attribution`` (c).
     """
     if frame.empty:
@@ -58,11 +61,16 @@ def explain(one: Judged, parent: Parent, frame: pd.DataFrame, config: EvaluateCo
         "importance": _importance(one, codes, targets, config),
         "attribution": None,
     }
-    attributions = None
+    attributions, completeness, method = None, None, "ablation"
+    answers = outputs.argmax(axis=1) if one.is_classifier else np.zeros(len(frame), np.int64)
     if parent.network is not None:
-        answers = outputs.argmax(axis=1) if one.is_classifier else np.zeros(len(frame), np.int64)
         attributions, completeness = _attributions(parent.network, transform, codes, answers)
+        method = "integrated gradients"
+    elif codes.shape[1] <= MAX_EXCHANGED_COLUMNS:
+        attributions = ablated_columns(one.package, transform, codes, answers)
+    if attributions is not None:
         found["attribution"] = {
+            "method": method,
             "global": np.abs(attributions).mean(axis=0).tolist(),
             "by_class": _by_class(one, attributions, answers),
             "completeness": completeness,

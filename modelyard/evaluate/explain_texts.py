@@ -1,7 +1,8 @@
 """What a model that reads texts rests its answers on: attributions to the tokens of single texts.
 
 Integrated gradients (Sundararajan et al., 2017) of the trained network, along the way from a text of padding alone, taken
-at the table that turns tokens into vectors (captum's `LayerIntegratedGradients`) and summed over each token's vector.
+at the table that turns tokens into vectors (captum's `LayerIntegratedGradients`) and summed over each token's vector. Where
+there is no trained network: what the served form's answer loses without each token (`modelyard.evaluate.ablation`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from modelyard.evaluate.ablation import ablated_tokens
 from modelyard.metrics import softmax
 from modelyard.transform import TextTransform
 
@@ -25,30 +27,34 @@ NUM_STEPS = 32  # of the integral; completeness is measured and reported
 STEPS_AT_A_TIME = 16
 
 
-def explain_texts(one: Judged, parent: Parent, transform: TextTransform, frame: pd.DataFrame) -> dict[str, Any] | None:
-    """Explanations of a few texts, errors first, then some of each class; None without a trained network.
+def explain_texts(one: Judged, parent: Parent, transform: TextTransform, frame: pd.DataFrame) -> dict[str, Any]:
+    """Explanations of a few texts, errors first, then some of each class.
 
     Returns:
         ``rows``: how many were looked at; ``texts``: each with ``truth``, ``answer``, ``confidence`` (of a regression the
         size of the error) and ``parts``: pieces of the text in their order, each with its ``weight`` (above 0: speaks for
-        the answer) and that as a ``share`` of the text's largest; ``completeness`` as `explain` has it.
+        the answer) and that as a ``share`` of the text's largest; ``method`` and ``completeness`` as `explain` has them.
     """
-    if parent.network is None:
-        return None
     rows, targets = transform.rows(frame), one.targets(frame)
     outputs = one.package.outputs(rows)
     answers = outputs.argmax(axis=1) if one.is_classifier else np.zeros(len(rows), np.int64)
     chosen = _told_first(one, outputs, targets)[:NUM_TEXTS]
     inputs = transform.apply(rows[chosen])
-    weights, gaps = _attributions(parent.network, inputs, answers[chosen], transform.pad)
+    completeness = None
+    if parent.network is not None:
+        weights, gaps = _attributions(parent.network, inputs, answers[chosen], transform.pad)
+        size = max(float(np.abs(weights.sum(axis=1)).mean()), 1e-12)
+        completeness = {"largest": float(gaps.max()) / size, "mean": float(gaps.mean()) / size}
+    else:
+        weights = ablated_tokens(one.package, inputs, answers[chosen], transform.pad)
     texts = [str(text) for text in frame[transform.column].iloc[chosen]]
     told = [
         {**_answered(one, outputs[at], targets[at]), "parts": _parts(transform, text, weights[place])}
         for place, (at, text) in enumerate(zip(chosen, texts, strict=True))
     ]
-    size = max(float(np.abs(weights.sum(axis=1)).mean()), 1e-12)
-    completeness = {"largest": float(gaps.max()) / size, "mean": float(gaps.mean()) / size}
-    return {"rows": len(chosen), "columns": transform.columns, "texts": told, "completeness": completeness}
+    method = "integrated gradients" if completeness else "ablation"
+    found = {"rows": len(chosen), "columns": transform.columns, "texts": told}
+    return {**found, "method": method, "completeness": completeness}
 
 
 def _told_first(one: Judged, outputs: np.ndarray, targets: np.ndarray) -> np.ndarray:

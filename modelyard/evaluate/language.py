@@ -20,13 +20,15 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConfigError, DataError
+from modelyard.evaluate.card import model_card
 from modelyard.evaluate.config import LANGUAGE_METRICS, EvaluateConfig
-from modelyard.evaluate.files import METRICS_FILE, REPORT_FILE, VERDICT_FILE
+from modelyard.evaluate.files import CARD_FILE, METRICS_FILE, REPORT_FILE, VERDICT_FILE
 from modelyard.evaluate.grouped import GroupedSums, SumStatistic, resample
 from modelyard.evaluate.intervals import Comparison, Interval, comparison, percentiles
 from modelyard.evaluate.report import report
 from modelyard.metrics import LARGEST_EXPONENT
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.model_package import refuse_foreign_files
+from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, ModelSpec
 from modelyard.nearest import nearest
 from modelyard.task_kinds import Target
 from modelyard.token_data import Sequences, TokenData
@@ -64,11 +66,12 @@ def evaluate_language(
 
     Returns:
         A ``verdict`` artifact with ``verdict.json``, ``metrics.json`` (role -> bits_per_byte, perplexity, loss in nats a token, and
-        their ``intervals``) and ``report.html``.
+        their ``intervals``), ``report.html`` and ``model-card.md``.
 
     Raises:
         ConfigError: a metric of another task.
-        DataError: a model that is none of language, or has another tokenizer than the data set.
+        DataError: a model that is none of language, has another tokenizer than the data set, or holds a file that is not
+            plain data.
     """
     inputs = {CANDIDATE: model_ref, "dataset": dataset_ref} | ({CHAMPION: champion_ref} if champion_ref else {})
     work = Work(
@@ -89,6 +92,8 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     if config.slices:
         raise ConfigError("evaluate.slices", "language models are judged by tokens, not by rows: no slices")
     roles = {role: work.inputs[role] for role in (CANDIDATE, CHAMPION) if role in work.inputs}
+    for ref in roles.values():
+        refuse_foreign_files(catalog.manifest(ref).content.files)
     if statistics is MASKED_STATISTICS:
         from modelyard.evaluate.masked_language import read_masked
 
@@ -105,6 +110,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     attempt.add_json(VERDICT_FILE, document)
     attempt.add_json(METRICS_FILE, metrics)
     attempt.add_bytes(REPORT_FILE, report(document, metrics).encode())
+    attempt.add_bytes(CARD_FILE, model_card(document, metrics, None, _about(catalog, work), config).encode())
     attempt.facts.update(
         subject=verdict.subject,
         passed=document["passed"] or bool(document["override"]),
@@ -115,6 +121,14 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
         interval=document["scores"].get(CANDIDATE),
         override=document["override"],
     )
+
+
+def _about(catalog: Catalog, work: Work) -> list[str]:
+    """What the candidate is, for its card."""
+    target = Target.model_validate_json(catalog.read(work.inputs[CANDIDATE], TARGET_FILE))
+    spec = ModelSpec.model_validate_json(catalog.read(work.inputs[CANDIDATE], MODEL_FILE))
+    tokens = len(target.token_bytes) or target.width
+    return [f"foretells tokens of `{target.column}` ({target.task}), {tokens:,} of them", f"is a {spec.model.kind}"]
 
 
 class Read:

@@ -105,14 +105,18 @@ network's; the rows are answered by the form that will be served.</p>
 <span class="bad">(truth: {{ one.truth }})</span>{% endif %}: {% for part in one.parts %}<span style="background: rgba({{
 "180, 35, 24" if part.weight > 0 else "37, 99, 235" }}, {{ "%.2f" % (0.6 * part.share) }})">{{ part.text }}</span>{% endfor %}</p>
 {% endfor %}
-<p class="soft">What spoke for (red) and against (blue) the answer, on {{ explained.texts | length }} test rows: integrated gradients
+<p class="soft">What spoke for (red) and against (blue) the answer, on {{ explained.texts | length }} test rows: {% if explained.completeness %}integrated gradients
 of the trained network from a text of padding alone; they miss what they should add up to by
-{{ "%.2g" % (100 * explained.completeness.mean) }} % on average and {{ "%.2g" % (100 * explained.completeness.largest) }} % at most.</p>
+{{ "%.2g" % (100 * explained.completeness.mean) }} % on average and {{ "%.2g" % (100 * explained.completeness.largest) }} % at most.
+{% else %}what the answer loses when a token gives way to padding, one at a time; there is no trained network at hand, so it is
+the form that will be served which says so.{% endif %}</p>
 {% elif explained %}
 <h2>What the answers rest on</h2>
 {% if picture %}<img src="data:image/png;base64,{{ picture }}" alt="columns that matter, by class, and behind the worst errors">{% endif %}
 <p class="soft">On {{ "{:,}".format(explained.rows) }} test rows. Loss of score: each column exchanged among the rows, answered by
-the form that will be served, in units of {{ verdict.metric }}. {% if explained.attribution %}Attributions, in units of the network's raw
+the form that will be served, in units of {{ verdict.metric }}. {% if explained.attribution and not explained.attribution.completeness %}Attributions, in units of
+raw outputs: what an answer of the form that will be served loses when a column gives way to its mean, or to its most frequent
+value, one at a time; there is no trained network at hand, so there are no gradients.{% elif explained.attribution %}Attributions, in units of the network's raw
 outputs: integrated gradients of the trained network from the
 mean row; they miss what they should add up to by {{ "%.2g" % (100 * explained.attribution.completeness.mean) }} % on average and
 {{ "%.2g" % (100 * explained.attribution.completeness.largest) }} % at most.{% else %}There is no trained network at hand, so no

@@ -48,21 +48,40 @@ def _refuse_unsafe(path: Path) -> None:
         raise DataError(f"{path.name} has {num_nodes:,} nodes; more than {MAX_NODES:,} are no network")
 
 
-def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Every node, those of branches and loops included."""
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """The graph, and those of its branches and loops."""
+    yield graph
     for node in graph.node:
-        yield node
         for attribute in node.attribute:
             for inner in [attribute.g, *attribute.graphs]:
-                yield from _nodes(inner)
+                yield from _graphs(inner)
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Every node, those of branches and loops included."""
+    for one in _graphs(graph):
+        yield from one.node
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor that a graph holds: weights, and constants of its nodes, sparse ones as well."""
+    for one in _graphs(graph):
+        yield from one.initializer
+        for sparse in one.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in one.node:
+            for attribute in node.attribute:
+                yield from (attribute.t, *attribute.tensors)
+                for sparse in [attribute.sparse_tensor, *attribute.sparse_tensors]:
+                    yield from (sparse.values, sparse.indices)
 
 
 def _external(graph: onnx.GraphProto) -> list[str]:
     """Where weights lie that are not in the file."""
     return [
         next((entry.value for entry in tensor.external_data if entry.key == "location"), "somewhere")
-        for tensor in graph.initializer
-        if tensor.external_data
+        for tensor in _tensors(graph)
+        if tensor.external_data or tensor.data_location == tensor.EXTERNAL
     ]
 
 

@@ -16,7 +16,7 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version, installed
 from modelyard.datasets import Dataset
 from modelyard.errors import DataError, DigestMismatch, NotFound, Refused
-from modelyard.evaluate.card import model_card
+from modelyard.evaluate.card import about_package, model_card
 from modelyard.evaluate.checks import judge
 from modelyard.evaluate.config import EvaluateConfig
 from modelyard.evaluate.evidence import CANDIDATE, CHAMPION, FLOAT, Cost, Evidence, gather
@@ -130,7 +130,9 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
     attempt.add_bytes(
         REPORT_FILE, report(document, metrics, evidence.explained, _add_picture(attempt, evidence)).encode()
     )
-    attempt.add_bytes(CARD_FILE, model_card(document, metrics, evidence.explained, package, config).encode())
+    attempt.add_bytes(
+        CARD_FILE, model_card(document, metrics, evidence.explained, about_package(package), config).encode()
+    )
     attempt.facts.update(
         subject=verdict.subject,
         passed=verdict.passed or bool(document["override"]),

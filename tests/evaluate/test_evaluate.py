@@ -183,7 +183,11 @@ def test_without_its_trained_network_a_model_is_attacked_by_tries(bench: Bench):
         "the candidate was attacked by tries alone, without gradients: its package names no trained network"
     ]
     assert "could not be computed" in refusal(product.manifest).reasons[0]
-    assert bench.read(product, "explanations.json")["attribution"] is None
+    explained = bench.read(product, "explanations.json")
+    assert explained["attribution"]["method"] == "ablation"
+    assert set(explained["attribution"]["by_class"]) <= {str(digit) for digit in range(10)}
+    assert any(one["attribution"] for one in explained["worst"])
+    assert "so there are no gradients" in " ".join(bench.catalog.read(product.ref, "report.html").decode().split())
 
 
 def test_answers_are_explained(bench: Bench):

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from modelyard.evaluate import EvaluateConfig
+from modelyard.evaluate.ablation import ablated_tokens
 from modelyard.evaluate.explain import _attributions, _grid, explain
 from modelyard.evaluate.explain_figure import explanation_figure, explanation_png
 from modelyard.evaluate.explain_texts import _told_first
@@ -102,12 +103,19 @@ def test_attributions_pass_through_a_projection():
     assert completeness["largest"] < 1e-4
 
 
-def test_without_a_trained_network_columns_are_still_ranked(judged: Judged):
-    """Attributions are absent, importance and the worst errors are there, and a picture comes out."""
+def test_without_a_trained_network_columns_are_taken_away(judged: Judged):
+    """Attributions are what the served form's answer loses: of a linear network again exactly weight times distance from the
+    mean, by class and behind the worst errors; a category gives way to the most frequent one; a picture comes out."""
     rows = frame().assign(kind=lambda all_rows: all_rows["kind"].mask(all_rows.index == 7, "bee"))
     found = explain(judged, Parent(reason="gone"), rows.iloc[:200], CONFIG)
     assert found is not None
-    assert found["attribution"] is None
+    assert (found["attribution"]["method"], found["attribution"]["completeness"]) == ("ablation", None)
+    head = rows.iloc[:200].assign(kind=frame()["kind"])
+    ant, bee = (found["attribution"]["by_class"][kind] for kind in ("ant", "bee"))
+    assert ant[0] == pytest.approx(2 * (head["a"][head["kind"] == "ant"].mean() - head["a"].mean()), rel=1e-3)
+    assert ant[1:] == [0.0, 0.0]
+    usual = head["colour"].mode()[0] == "blue"
+    assert bee == pytest.approx([0.0, 0.0, (head["colour"][head["kind"] == "bee"] == "blue").mean() - usual], abs=1e-6)
     assert found["importance"][0] > 0
     assert [(one["truth"], one["answer"]) for one in found["worst"]] == [("bee", "ant")]
     assert explanation_png(found).startswith(b"\x89PNG")
@@ -123,6 +131,14 @@ def test_errors_made_with_most_confidence_come_first(judged: Judged):
     assert len(confidences) == 6
     assert confidences == sorted(confidences, reverse=True)
     assert all(len(one["values"]) == len(one["attribution"]) == 3 for one in found["worst"])
+
+
+def test_tokens_are_taken_away():
+    """Of a network that adds up what tokens say, each weighs what it says beyond padding; what lies behind a text has none."""
+    says = np.array([[0.5, 0.0], [3.0, 1.0], [-2.0, 4.0]], dtype=np.float32)  # by token, for each answer; 0: padding
+    package = cast("ModelPackage", SimpleNamespace(run=lambda tokens: says[tokens].sum(axis=1)))
+    found = ablated_tokens(package, np.array([[1, 2, 2], [2, 1, -1]]), np.array([0, 1]), pad=0)
+    np.testing.assert_allclose(found, [[2.5, -2.5, -2.5], [4.0, 1.0, 0.0]], atol=1e-6)
 
 
 def test_texts_are_told_of_every_class():

@@ -102,6 +102,9 @@ def test_scores_are_those_of_every_token_of_the_test_split(
         assert found["intervals"][name]["low"] < found[name] < found["intervals"][name]["high"]
     assert refusal(product.manifest) is None
     assert "bits_per_byte" in catalog.read(product.ref, "report.html").decode()
+    card = catalog.read(product.ref, "model-card.md").decode()
+    for words in (models[0].digest, texts.digest, "is a gpt", "licence: not stated", "interval of bits_per_byte"):
+        assert words in card
 
 
 def test_a_worse_model_is_refused(catalog: Catalog, texts: ArtifactRef, models: tuple[ArtifactRef, ArtifactRef]):
@@ -124,6 +127,18 @@ def test_a_worse_model_is_refused(catalog: Catalog, texts: ArtifactRef, models: 
     comparison = json.loads(catalog.read(better.ref, "verdict.json"))["comparison"]
     assert comparison["probability_better"] > 0.99
     assert comparison["difference"]["low"] > 0
+
+
+def test_a_pickle_beside_the_weights_is_refused(catalog: Catalog, texts: ArtifactRef):
+    """By its name, before anything is fetched."""
+
+    def build(attempt: Attempt) -> None:
+        attempt.add_bytes("optimizer.pt", b"cos\nsystem\n(S'true'\ntR.")
+
+    work = Work(kind="model", config={"name": "pickled"}, inputs={}, code_version="test")
+    pickled = catalog.produce(work, build, Origin()).ref
+    with pytest.raises(DataError, match=r"the package holds optimizer\.pt: only"):
+        evaluate(catalog, pickled, texts, None, BOUNDS, Origin())
 
 
 def test_what_cannot_be_compared_is_refused(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -54,13 +55,29 @@ def test_operators_of_a_foreign_library_are_refused(network: Path, place: str):
         refuse_unsafe_networks(network.parent)
 
 
-def test_weights_elsewhere_are_refused(network: Path):
-    """A path out of the package would read whatever lies there."""
+@pytest.mark.parametrize("place", ["initializer", "constant", "branch"])
+@pytest.mark.parametrize("location", ["../../etc/passwd", "beside.data"])
+def test_weights_elsewhere_are_refused(
+    network: Path, place: str, location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A path out of the package would read whatever lies there, one beside the network what somebody put there; also where a
+    constant or a branch names it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "beside.data").write_bytes(bytes(64))
     model = onnx.load(network)
-    (weight,) = model.graph.initializer
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="../../etc/passwd")
-    onnx.save(model, network)
-    with pytest.raises(DataError, match=r"float\.onnx .*\.\./\.\./etc/passwd"):
+    outside = TensorProto(name="outside", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=location)
+    constant = helper.make_node("Constant", [], ["c"], value=outside)
+    if place == "initializer":
+        model.graph.initializer.append(outside)
+    elif place == "constant":
+        model.graph.node.append(constant)
+    else:
+        output = helper.make_tensor_value_info("c", TensorProto.FLOAT, None)
+        branch = helper.make_graph([constant], "branch", [], [output])
+        flag = helper.make_node("Constant", [], ["f"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
+        chosen = helper.make_node("If", ["f"], ["o"], then_branch=branch, else_branch=branch)
+        model.graph.node.extend([flag, chosen])
+    network.write_bytes(model.SerializeToString())
+    with pytest.raises(DataError, match=rf"float\.onnx .*{re.escape(location)}"):
         refuse_unsafe_networks(network.parent)

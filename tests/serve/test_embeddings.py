@@ -136,14 +136,21 @@ def test_pairs_judge_it(imported: Imported):
 
 
 def test_partners_are_found_where_nobody_said_how_alike_they_are(imported: Imported):
-    """Recall and NDCG; a metric that needs similarities is refused, with those there are."""
+    """Recall and NDCG, also by slice, which add up to the whole; a metric that needs similarities is refused, with those there
+    are."""
     catalog = imported.catalog
     plain = text_dataset(catalog, pair_config(f"file://{imported.source}", ""), pairs().drop(columns="likeness"))
-    bounds = EvaluateConfig(metric="recall_at_10", floor=0.0, resamples=200, robustness_rows=0)
-    facts = evaluate(catalog, imported.package, plain, None, bounds, Origin()).manifest.content.facts["metrics"][
-        "candidate"
-    ]
+    column = pairs().columns[0]
+    bounds = EvaluateConfig(metric="recall_at_10", floor=0.0, resamples=200, robustness_rows=0, slices=(column,))
+    judged = evaluate(catalog, imported.package, plain, imported.package, bounds, Origin())
+    facts = judged.manifest.content.facts["metrics"]["candidate"]
     assert 0 < facts["recall_at_1"] < facts["recall_at_10"] <= 1
+    slices = json.loads(catalog.read(judged.ref, "verdict.json"))["slices"]
+    rows = [one["rows"] for one in slices]
+    whole = sum(one["rows"] * one["score"]["value"] for one in slices) / sum(rows)
+    assert len(slices) == 20
+    assert whole == pytest.approx(facts["recall_at_10"])
+    assert all(one["champion"] == one["score"]["value"] for one in slices)
     with pytest.raises(ConfigError, match="embedding has no spearman here; it has recall_at_1"):
         evaluate(catalog, imported.package, plain, None, bounds.model_copy(update={"metric": "spearman"}), Origin())
 
