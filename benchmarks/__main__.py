@@ -25,7 +25,7 @@ from benchmarks.installation import Installation, own_installation
 
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 PARTS = {
-    "compress": ("perceptron", "convolutional", "minilm"),
+    "compress": ("perceptron", "convolutional", "minilm", "steady"),
     "endpoint": ("requests", "start", "way-back", "texts"),
     "train": ("perceptron", "ranks", "decoder", "strategies"),
 }
