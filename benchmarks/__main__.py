@@ -25,7 +25,7 @@ from benchmarks.installation import Installation, own_installation
 
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 PARTS = {
-    "compress": ("perceptron", "convolutional", "minilm"),
+    "compress": ("perceptron", "convolutional", "minilm", "steady"),
     "endpoint": ("requests", "guarded", "start", "way-back", "takeover", "texts"),
     "preprocess": ("csv", "parquet", "large"),
     "train": ("perceptron", "ranks", "decoder", "strategies", "saves", "start"),

@@ -1,5 +1,5 @@
 """What compression costs and gains: a 784-128-10 perceptron and a convolutional network through the train stage, and a
-sentence transformer; Olive and NNCF beside it on the same float files.
+sentence transformer; Olive and NNCF beside it on the same float files; and whether searches decide the same again.
 
 Every part is a benchmark of its own: ``--part minilm``.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks import compress_images, compress_minilm
+from benchmarks import compress_images, compress_minilm, compress_steady
 from benchmarks.figures import Findings
 from benchmarks.installation import Installation
 from commands.parts import STORE
@@ -39,8 +39,14 @@ def _minilm(installation: Installation, quick: bool) -> Findings:
     return compress_minilm.run(installation.scratch, quick)
 
 
+def _steady(installation: Installation, quick: bool) -> Findings:
+    catalog = Catalog(Store(installation.up([STORE])))
+    return compress_steady.run(catalog, installation.scratch, quick)
+
+
 PARTS: dict[str, Callable[[Installation, bool], Findings]] = {
     "perceptron": _images(compress_images.PERCEPTRON),
     "convolutional": _images(compress_images.CONVOLUTIONAL),
     "minilm": _minilm,
+    "steady": _steady,
 }

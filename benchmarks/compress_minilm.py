@@ -87,9 +87,9 @@ def run(scratch: Path, quick: bool) -> Findings:
 class Maker:
     """Builds each candidate once, and measures all of them beside eager torch."""
 
-    def __init__(self, folder: Path, rounds: int) -> None:
+    def __init__(self, folder: Path, rounds: int, batches: Sequence[int] = BATCHES) -> None:
         folder.mkdir(parents=True)
-        self.folder, self._rounds = folder, rounds
+        self.folder, self._rounds, self._batches_measured = folder, rounds, batches
         self.network, self.sentences = _network_and_sentences()
         self.specs: dict[str, RuntimeSpec] = {}
         self.outcomes: dict[str, Outcome] = {}
@@ -166,12 +166,18 @@ class Maker:
         adapted = {name: _Rows(runtime) for name, runtime in runtimes.items()}
         timings = {
             batch: measure_in_turns(
-                adapted, rows, batch, reference=EAGER, rounds=self._rounds, repeats=2 * self._rounds, enough=0.025
+                adapted,
+                rows,
+                batch,
+                reference=EAGER,
+                rounds=self._rounds,
+                repeats=2 * self._rounds,
+                enough=0.025,
             )
-            for batch in BATCHES
+            for batch in self._batches_measured
         }
         return {
-            name: Measured(latency={batch: Latency.model_validate(vars(timings[batch][name])) for batch in BATCHES})
+            name: Measured(latency={batch: Latency.model_validate(vars(timings[batch][name])) for batch in timings})
             for name in runtimes
         }
 

@@ -36,8 +36,8 @@ class SearchConfig(Frozen):
         forms: techniques that give each network another form.
         candidate_seconds: bound on building one candidate.
         builders: candidates built at the same time.
-        rounds: turns in which the candidates are measured, ``repeats`` runs shared among them; up to five times as many where
-            it stays unclear who is as fast as the fastest, as on a busy machine.
+        rounds: turns in which the candidates are measured, ``repeats`` runs shared among them, in three processes one after the
+            other; up to three times as many where it stays unclear who is as fast as the fastest, as on a busy machine.
     """
 
     budget: Budget = Budget()

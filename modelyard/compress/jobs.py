@@ -121,9 +121,6 @@ def measure(request: Json) -> dict[str, Any]:
                 reference=request["reference"],
                 rounds=request["rounds"],
                 repeats=request["repeats"],
-                enough=request["enough"],
-                # The first batch size decides who is fastest.
-                tie_fraction=request["tie_fraction"] if batch == request["batches"][0] else None,
             ).items()
         }
         for batch in request["batches"]

@@ -7,7 +7,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -64,7 +64,6 @@ def measure_in_turns(
     rounds: int,
     repeats: int,
     enough: float = math.inf,
-    tie_fraction: float | None = None,
 ) -> dict[str, Timing]:
     """Time several forms in turns, in an order drawn anew for each: what else the machine does meets all alike.
 
@@ -74,8 +73,6 @@ def measure_in_turns(
         repeats: calls of each form, at least, over all rounds.
         enough: the noise that every form's ratio should come down to: until then there are more rounds, up to
             `MOST_TIMES` as many. A busy machine is measured longer, not worse.
-        tie_fraction: who is slower than the fastest by so much is no longer equal to it: there are more rounds until it is
-            known of each form on which side of that it lies. None: it does not matter.
     """
     inputs = np.ascontiguousarray(np.resize(features, (batch, features.shape[1])))
     draw = random.Random(0)
@@ -91,11 +88,31 @@ def measure_in_turns(
                 taken[name].append(_one_turn(runtimes[name], inputs, calls))
             if number % rounds == 0:
                 timings = {name: _timing(turns, taken[reference]) for name, turns in taken.items()}
-                if all(timing.noise <= enough for timing in timings.values()) and _is_decided(timings, tie_fraction):
+                if all(timing.noise <= enough for timing in timings.values()):
                     break
     finally:
         gc.enable()
     return timings
+
+
+def combined(takes: Sequence[Timing]) -> Timing:
+    """One form as several processes measured it, one after the other, each for itself.
+
+    They differ by more than the turns of any one of them tell (measured: by 3 % where those said 1 %): where memory lies, and
+    what else ran meanwhile. So the noise is Student's interval of the mean over processes, or that of the turns if it is wider.
+    """
+    from scipy.special import stdtrit
+
+    ratios = np.array([take.ratio for take in takes])
+    ratio, count = float(ratios.mean()), len(takes)
+    within = math.hypot(*(take.noise for take in takes)) / count
+    between = float(stdtrit(count - 1, 0.975) * ratios.std(ddof=1)) / math.sqrt(count) / ratio if count > 1 else 0.0
+    return Timing(
+        p50_ms=round(statistics.median(take.p50_ms for take in takes), 5),
+        p99_ms=round(statistics.median(take.p99_ms for take in takes), 5),
+        ratio=round(ratio, 4),
+        noise=round(max(within, between), 4),
+    )
 
 
 def slower_by(mine: Ratio, other: Ratio) -> tuple[float, float]:
@@ -104,9 +121,8 @@ def slower_by(mine: Ratio, other: Ratio) -> tuple[float, float]:
     return quotient * (1 - spread) - 1, quotient * (1 + spread) - 1
 
 
-def _is_decided(timings: Mapping[str, Timing], tie_fraction: float | None) -> bool:
-    if tie_fraction is None:
-        return True
+def is_settled(timings: Mapping[str, Timing], tie_fraction: float) -> bool:
+    """Whether it is known of each form if it is slower than the fastest by more than that, or not."""
     fastest = min(timings.values(), key=lambda timing: timing.ratio)
     ends = [slower_by(timing, fastest) for timing in timings.values() if timing is not fastest]
     return not any(low <= tie_fraction < high for low, high in ends)

@@ -56,9 +56,9 @@ class Latency(Frozen):
     """One candidate at one batch size.
 
     Attributes:
-        p50_ms, p99_ms: over all runs.
-        ratio: its median over the float form's of the same turn; the median of the turns.
-        noise: how far that median could have come out otherwise: the half width of its 95 % interval, as a fraction.
+        p50_ms, p99_ms: over the runs of a process; the median of the processes.
+        ratio: its median over the float form's of the same turn; the median of the turns, the mean of the processes.
+        noise: how far that could have come out otherwise: the half width of its 95 % interval, as a fraction.
     """
 
     p50_ms: float

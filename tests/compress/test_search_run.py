@@ -27,7 +27,7 @@ from modelyard.compress import (
 from modelyard.compress.candidates import FORM_FILE, Bench, build, measure
 from modelyard.compress.front import front_png, table
 from modelyard.compress.outcomes import Decision, Fell, Measured, Recipe, Standing
-from modelyard.compress.workshop import Workshop
+from modelyard.compress.workshop import shared_workshop
 from modelyard.datasets import Dataset
 from modelyard.model_package import FLOAT_FORM, PLAIN_SUFFIXES, ModelPackage, refuse_foreign_files
 from modelyard.runtime import RuntimeSpec
@@ -143,12 +143,15 @@ def test_a_form_that_ends_the_measuring_falls_alone(searched: Searched):
 
     work = Work(kind="candidate", config={"name": "broken"}, inputs={"model": searched.model}, code_version="test")
     made = {"broken": searched.catalog.produce(work, broken, ORIGIN).ref}
-    with Workshop() as workshop:
-        bench = Bench(
-            catalog=searched.catalog, workshop=workshop, model=searched.model, dataset=searched.dataset, config=CONFIG
-        )
-        made |= {FLOAT_FORM: build(bench, Recipe(), searched.model, None, ORIGIN).ref}
-        found = measure(bench, made, FLOAT_FORM)
+    bench = Bench(
+        catalog=searched.catalog,
+        workshop=shared_workshop(),
+        model=searched.model,
+        dataset=searched.dataset,
+        config=CONFIG,
+    )
+    made |= {FLOAT_FORM: build(bench, Recipe(), searched.model, None, ORIGIN).ref}
+    found = measure(bench, made, FLOAT_FORM)
     assert isinstance(found[FLOAT_FORM], Measured)
     assert isinstance(found["broken"], Fell)
     assert found["broken"].reason.startswith("when it was measured: broken.onnx: onnxruntime cannot load it")
