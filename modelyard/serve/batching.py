@@ -65,7 +65,7 @@ class Batcher:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
         self._queued_bytes += rows.nbytes
         self._num_returning -= self._num_returning > 0
-        if len(rows) > max(limits.max_batch_rows, piece_rows(rows)):
+        if len(rows) > limits.max_batch_rows and len(rows) > piece_rows(rows):
             rows, waiting = Whole(waiting, rows).piece()
         self._enqueue(rows, waiting)
         if not self._flush_is_due:

@@ -49,13 +49,13 @@ class Datatype:
         name: as the protocol spells it.
         raw: one element of binary data, little-endian.
         kinds: kinds of JSON number it admits: integers never take fractions.
-        buffer: what simdjson copies such a list as: doubles, signed or unsigned integers.
+        buffer: what simdjson copies such a list as: doubles, signed or unsigned integers; None: it does not.
     """
 
     name: str
     raw: np.dtype
     kinds: str
-    buffer: Literal["d", "i", "u"]
+    buffer: Literal["d", "i", "u"] | None
 
 
 def _floats(bits: int) -> Datatype:
@@ -68,6 +68,7 @@ def _integers(bits: int, sign: Literal["i", "u"]) -> Datatype:
 
 
 _KNOWN = [*map(_floats, (16, 32, 64)), *(_integers(bits, sign) for sign in ("i", "u") for bits in (8, 16, 32, 64))]
+_KNOWN.append(Datatype("BOOL", np.dtype("?"), "b", None))
 DATATYPES = {datatype.name: datatype for datatype in _KNOWN}
 BUFFER_DTYPES = {"d": np.dtype("f8"), "i": np.dtype("i8"), "u": np.dtype("u8")}
 
@@ -78,7 +79,7 @@ def as_rows(values: np.ndarray, datatype: Datatype) -> np.ndarray:
     Raises:
         BadRequestError: beyond the datatype, or not finite.
     """
-    if datatype.buffer != "d":
+    if datatype.raw.kind in "iu":
         _refuse_beyond(values, datatype)
     if values.dtype != datatype.raw and datatype.name in ("FP16", "FP32"):
         with np.errstate(over="ignore"):  # a value beyond the type becomes infinite, and is refused as such
@@ -100,6 +101,8 @@ def from_binary(raw: bytes | memoryview, datatype: Datatype, num_rows: int, widt
     if len(raw) != expected:
         sentence = f"shape [{num_rows}, {width}] of {datatype.name} is {expected} bytes, the binary data has {len(raw)}"
         raise BadRequestError(sentence)
+    if datatype.raw.kind == "b" and np.frombuffer(raw, np.uint8).max() > 1:
+        raise BadRequestError("binary data of BOOL holds bytes other than 0 and 1")
     return np.frombuffer(raw, datatype.raw).reshape(num_rows, width)
 
 

@@ -190,6 +190,8 @@ def _parse_plain(body: bytes) -> InferRequest | None:
         if "parameters" in document or "parameters" in tensor or tensor["name"] != INPUT_NAME:
             return None
         datatype = DATATYPES[tensor["datatype"]]
+        if datatype.buffer is None:
+            return None
         num_rows, width = _parse_shape(tensor["shape"].as_list())
         values = np.frombuffer(tensor["data"].as_buffer(of_type=datatype.buffer), BUFFER_DTYPES[datatype.buffer])
         client_id = document.get("id")

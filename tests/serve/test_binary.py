@@ -96,6 +96,26 @@ def test_every_datatype_in_binary_and_json(endpoint: Endpoint, datatype: str):
         np.testing.assert_allclose(outputs_of(response), LinearModel(7).outputs(numbers), rtol=1e-4)
 
 
+def test_truths_in_binary_and_json(endpoint: Endpoint):
+    """BOOL is 0 or 1 to the model; neither other bytes nor JSON's numbers are truths, nor are its truths numbers."""
+    truths = np.array([[True, False, True, True]])
+    shape = {"datatype": "BOOL", "shape": [1, 4]}
+    binary = send(endpoint, *binary_request(truths.tobytes(), **shape))
+    plain = endpoint.client.post(INFER, json=json_request(truths.ravel().tolist(), **shape))
+    for response in (binary, plain):
+        assert response.status_code == 200, response.text
+        np.testing.assert_allclose(outputs_of(response), LinearModel(7).outputs(truths.astype(float)), rtol=1e-4)
+    wrong = [
+        send(endpoint, *binary_request(b"\x00\x02\x01\x00", **shape)),
+        endpoint.client.post(INFER, json=json_request([1, 0, 1, 1], **shape)),
+        endpoint.client.post(INFER, json=json_request([1.5, 0.5, 1.0, 1.0], **shape)),
+        endpoint.client.post(INFER, json=json_request(truths.ravel().tolist(), datatype="FP32", shape=[1, 4])),
+        endpoint.client.post(INFER, json=json_request([True, 1, 0, False], **shape)),
+    ]
+    assert [response.status_code for response in wrong] == [400] * 5
+    assert "0 and 1" in wrong[0].json()["error"]
+
+
 def dtypes() -> dict[str, str]:
     return {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT8": "i1", "INT16": "<i2", "INT32": "<i4", "INT64": "<i8",
             "UINT8": "u1", "UINT64": "<u8"}  # fmt: skip
