@@ -72,25 +72,12 @@ class RankGroups:
             group.stop()
         self._groups.clear()
 
-    def run(self, config: TrainConfig, work: Work, data: tuple[Data, int], *, fresh: bool = False) -> dict[str, float]:
-        """One turn.
-
-        Args:
-            fresh: in processes of its own, for what is measured is what a process has held at most.
-        """
-        if fresh:
-            group = self._new(config.ranks)
-            try:
-                return group.run(work, self._settings, config, data)
-            finally:
-                group.stop()
-        key = (work, config.ranks, config.strategy)
+    def run(self, config: TrainConfig, work: Work, data: tuple[Data, int], name: str = "") -> dict[str, float]:
+        """One turn of the contestant that this work, strategy and number of ranks are, or ``name`` besides."""
+        key = (work, config.ranks, f"{config.strategy} {name}")
         if key not in self._groups:
-            self._groups[key] = self._new(config.ranks)
+            self._groups[key] = RankGroup(config.ranks, self._scratch / uuid4().hex)
         return self._groups[key].run(work, self._settings, config, data)
-
-    def _new(self, num_ranks: int) -> RankGroup:
-        return RankGroup(num_ranks, self._scratch / uuid4().hex)
 
 
 def _serve(pipe: Connection, meeting_point: str, rank: int, num_ranks: int) -> None:

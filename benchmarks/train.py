@@ -43,7 +43,7 @@ class Counts:
 
 
 FULL = Counts(
-    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=6, decoder_batch=8, rounds=5
+    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=4, decoder_batch=8, rounds=5
 )
 QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, decoder_steps=2, decoder_batch=2, rounds=1)
 
@@ -55,7 +55,7 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
         findings = _rank_parts(groups, QUICK if quick else FULL, parts)
     rounds = 1 if quick else FULL.rounds
     if "start" in parts:
-        findings.add(train_start.measure(settings, rounds=min(rounds, 3)))
+        findings.add(train_start.measure(settings, rounds=min(rounds, 2)))
     return findings
 
 
@@ -65,9 +65,9 @@ def _rank_parts(groups: RankGroups, counts: Counts, parts: Sequence[str]) -> Fin
     def images_of(config: TrainConfig, work: Work) -> dict[str, float]:
         return groups.run(config, work, (images, counts.rows))
 
-    def tokens_of(config: TrainConfig, work: Work, *, fresh: bool = False) -> dict[str, float]:
+    def tokens_of(config: TrainConfig, work: Work, name: str = "") -> dict[str, float]:
         rows = train_gpt.rows_needed(counts.decoder_steps, counts.decoder_batch)
-        return groups.run(config, work, (train_gpt.tokens, rows), fresh=fresh)
+        return groups.run(config, work, (train_gpt.tokens, rows), name)
 
     size: dict[str, int] = {"steps": counts.decoder_steps, "batch": counts.decoder_batch, "rounds": counts.rounds}
     if {"perceptron", "decoder"} & set(parts):
@@ -77,13 +77,14 @@ def _rank_parts(groups: RankGroups, counts: Counts, parts: Sequence[str]) -> Fin
             findings.add(_perceptron(images_of, counts, peers))
             groups.stop()
         if "decoder" in parts:
-            findings.add(train_gpt.measure(tokens_of, peers, **size))
+            findings.add(train_gpt.measure(tokens_of, peers, **size | {"rounds": min(counts.rounds, 4)}))
             groups.stop()
     if "ranks" in parts:
         findings.add(_ranks(images_of, counts))
         groups.stop()
     if "strategies" in parts:
-        findings.add(train_strategies.measure(tokens_of, **size | {"rounds": min(counts.rounds, 3)}))
+        findings.add(train_strategies.measure(tokens_of, **size | {"rounds": min(counts.rounds, 2)}))
+        groups.stop()
     if "saves" in parts:
         findings.add(train_saves.measure(tokens_of, rounds=counts.rounds))
     findings.notes.append(

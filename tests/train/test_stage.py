@@ -74,6 +74,28 @@ def test_ended_and_killed_training_goes_on_bit_for_bit(
     assert unbroken.manifest.provenance.measurements["ranks"]["devices"].startswith("2 x cpu (")
 
 
+@pytest.mark.soak
+def test_ranks_that_hang_are_ended_and_said(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
+    """Stopped ranks, which cannot even notice that everybody has left: after `silence_seconds` the group is given up, and no
+    rank lives on."""
+    ranks: list[psutil.Process] = []
+
+    def stop_them(event: RankEvent) -> None:
+        if event.kind == "checkpoint" and not ranks:
+            ranks.extend(child for child in psutil.Process().children(recursive=True) if is_rank(child))
+            for rank in ranks:
+                rank.suspend()
+
+    quiet = config.model_copy(update={"seed": 9, "batch_size": 8, "max_epochs": 5, "silence_seconds": 25})
+    with pytest.raises(RankLost, match="no sign of life from any rank for 25 s"):
+        train(catalog, dataset, quiet, Origin(), stop_them)
+    _, alive = psutil.wait_procs(ranks, timeout=KILL_BOUND_SECONDS)
+    for rank in alive:
+        rank.kill()
+    assert len(ranks) == 2
+    assert not alive
+
+
 def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEvent], None]:
     def on_event(event: RankEvent) -> None:
         if event.kind == "checkpoint" and not any(before.kind == "checkpoint" for before in told):
