@@ -8,12 +8,11 @@ that arrived earlier. With 64 buckets and 20 bytes a row, a billion rows need 32
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import polars as pl
@@ -23,8 +22,8 @@ NUM_BUCKETS = 2**BITS
 WAITING_ROWS = 2**20  # of a partition; smaller ones touch the disk once
 RECENT_ROWS = 2**20
 FILTER_BITS = 22
-FIELDS = {"high": "<u8", "low": "<u8", "tag": "<u4"}
-ENTRY = np.dtype(list(FIELDS.items()))
+ENTRY = np.dtype([("high", "<u8"), ("low", "<u8"), ("tag", "<u4")])
+HALF_BYTES = 8
 PARALLEL_BUCKETS = 2
 
 
@@ -41,7 +40,7 @@ class LedgerWriter:
         self._waiting: list[np.ndarray] = []
         self._counts = np.zeros(NUM_BUCKETS, dtype=np.int64)
         self._files = [folder / f"{number:02d}" for number in range(NUM_BUCKETS)]
-        self._packed = folder / "packed"
+        self._ledger = Ledger.in_folder(folder, "packed")
 
     def add(self, hashes: np.ndarray, tags: np.ndarray | None = None) -> None:
         """Take in the next rows: hashes (n, 2) uint64, and a number to keep with each if that is not its position."""
@@ -70,20 +69,23 @@ class LedgerWriter:
         for number in range(NUM_BUCKETS):
             yield number, entries[edges[number] : edges[number + 1]].tobytes()
 
-    def finish(self) -> Path:
-        """One file: how many entries each bucket has (64 little-endian int64), then the buckets, each field in one piece."""
+    def finish(self) -> Ledger:
+        """Two files, both bucket by bucket: first halves behind the number of entries in each bucket (64 little-endian
+        int64); second halves, then tags.
+        """
         rest = dict(self._buckets())
-        with self._packed.open("wb") as packed:
-            packed.write(self._counts.astype("<i8").tobytes())
+        with self._ledger.halves.open("wb") as halves, self._ledger.rest.open("wb") as others:
+            halves.write(self._counts.astype("<i8").tobytes())
             for number, path in enumerate(self._files):
                 body = rest.pop(number)
                 if path.exists():
                     body = path.read_bytes() + body
                     path.unlink()
                 entries: np.ndarray = np.frombuffer(body, dtype=ENTRY)
-                for field in FIELDS:
-                    packed.write(entries[field].tobytes())
-        return self._packed
+                halves.write(entries["high"].tobytes())
+                others.write(entries["low"].tobytes())
+                others.write(entries["tag"].tobytes())
+        return self._ledger
 
 
 class RecentRows:
@@ -153,30 +155,48 @@ def _repeated_within(high: np.ndarray, low: np.ndarray, order: np.ndarray) -> np
 
 @dataclass(frozen=True)
 class Ledger:
-    """A file of `LedgerWriter`, read a bucket at a time."""
+    """The files of a `LedgerWriter`, read a bucket at a time.
 
-    path: Path
+    Attributes:
+        halves: with the first halves of hashes: two fifths of the bytes, and enough to tell that nothing repeats.
+        rest: with all else; ``fetch`` brings it once it is asked for.
+    """
+
+    halves: Path
+    rest: Path
+    fetch: Callable[[], object] | None = None
+
+    @classmethod
+    def in_folder(cls, folder: Path, name: str, fetch: Callable[[], object] | None = None) -> Ledger:
+        return cls(folder / halves_of(name), folder / name, fetch)
 
     def bucket(self, number: int) -> np.ndarray:
         """Entries (n,) of one bucket, in order of arrival."""
-        with self.path.open("rb") as file:
-            count = self._seek(file, number)
-            entries: np.ndarray = np.empty(count, dtype=ENTRY)
-            for field, kind in FIELDS.items():
-                entries[field] = np.fromfile(file, dtype=kind, count=count)
+        if self.fetch and not self.rest.exists():
+            self.fetch()
+        counts, high = self._read(number)
+        entries: np.ndarray = np.empty(len(high), dtype=ENTRY)
+        entries["high"] = high
+        with self.rest.open("rb") as file:
+            file.seek(int(counts[:number].sum()) * (ENTRY.itemsize - HALF_BYTES))
+            entries["low"] = np.fromfile(file, dtype="<u8", count=len(high))
+            entries["tag"] = np.fromfile(file, dtype="<u4", count=len(high))
         return entries
 
-    def halves(self, number: int) -> np.ndarray:
-        """The first halves (n,) of a bucket's hashes: enough to tell that nothing repeats, and two fifths of the bytes."""
-        with self.path.open("rb") as file:
-            return np.fromfile(file, dtype=FIELDS["high"], count=self._seek(file, number))
+    def first_halves(self, number: int) -> np.ndarray:
+        """Of the hashes in a bucket (n,), in order of arrival."""
+        return self._read(number)[1]
 
-    @staticmethod
-    def _seek(file: BinaryIO, number: int) -> int:
-        """Go to where a bucket begins; returns how many entries it has."""
-        counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
-        file.seek(int(counts[:number].sum()) * ENTRY.itemsize, 1)
-        return int(counts[number])
+    def _read(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        with self.halves.open("rb") as file:
+            counts = np.frombuffer(file.read(8 * NUM_BUCKETS), dtype="<i8")
+            file.seek(int(counts[:number].sum()) * HALF_BYTES, 1)
+            return counts, np.fromfile(file, dtype="<u8", count=int(counts[number]))
+
+
+def halves_of(name: str) -> str:
+    """What the file with the first halves is called, beside a ledger of that name."""
+    return f"{name}-halves"
 
 
 def repeated(ledgers: Sequence[Ledger]) -> list[np.ndarray]:
@@ -210,7 +230,7 @@ def _shared(ledgers: Sequence[Ledger]) -> Iterator[pl.DataFrame]:
 
 def _shared_of_bucket(ledgers: Sequence[Ledger], number: int) -> pl.DataFrame | None:
     """None where no first half occurs twice."""
-    halves = [ledger.halves(number) for ledger in ledgers]
+    halves = [ledger.first_halves(number) for ledger in ledgers]
     ordered = np.sort(np.concatenate(halves))
     several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     if not len(several):
@@ -220,6 +240,6 @@ def _shared_of_bucket(ledgers: Sequence[Ledger], number: int) -> pl.DataFrame | 
         here = np.isin(halves[owner], several)
         if here.any():
             entries = ledger.bucket(number)[here]
-            columns = {field: np.ascontiguousarray(entries[field]) for field in FIELDS}
+            columns = {field: np.ascontiguousarray(entries[field]) for field in ENTRY.names or ()}
             parts.append(pl.DataFrame(columns).with_columns(pl.lit(owner, pl.Int64).alias("ledger")))
     return pl.concat(parts)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from modelyard.preprocess.duplicates import NUM_BUCKETS, Ledger, LedgerWriter
+from modelyard.preprocess.duplicates import NUM_BUCKETS, LedgerWriter
 from modelyard.preprocess.minhash import NOTHING, NUM_BINS, band_hashes, band_rows, signatures, similarity
 from modelyard.preprocess.sections import NearConfig
 
@@ -93,10 +93,11 @@ def _of_band(
         some = np.asarray(rows[start : start + ROWS_AT_A_TIME])
         spoken = np.flatnonzero((some != NOTHING).any(axis=1))
         writer.add(band_hashes(some[spoken], band, size), spoken + start)
-    ledger = Ledger(writer.finish())
+    ledger = writer.finish()
     for number in range(NUM_BUCKETS):
         yield from _of_bucket(rows, ledger.bucket(number), threshold)
-    ledger.path.unlink()
+    for path in (ledger.halves, ledger.rest):
+        path.unlink()
     folder.rmdir()
 
 

@@ -6,6 +6,7 @@ statistics.json.gz         see `modelyard.preprocess.statistics`
 places.parquet             for each kept row, in order of arrival: its split, its file and its number there
 rows.ledger, unique-*      hashes of rows, of values that must be unique; positions are those in `places.parquet`
 disjoint-*.ledger          hashes of values that must not occur in two splits
+*.ledger-halves            the first halves of a ledger's hashes
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from modelyard.catalog import Attempt
 from modelyard.datasets import SPLITS
 from modelyard.preprocess.clean import REJECTED_SCHEMA
 from modelyard.preprocess.config import PreprocessConfig
-from modelyard.preprocess.duplicates import LedgerWriter
+from modelyard.preprocess.duplicates import LedgerWriter, halves_of
 from modelyard.preprocess.rows import row_hashes
 from modelyard.preprocess.schema import Plan
 from modelyard.preprocess.shards import ShardFolder, ShardWriter
@@ -79,7 +80,7 @@ class PartitionFiles:
             writer.close()
         self._folder.close()
         for number, ledger in enumerate(self._disjoint.values()):
-            self._attempt.add(disjoint_ledger(number), ledger.finish())
+            add_ledger(self._attempt, disjoint_ledger(number), ledger)
         self._attempt.add_bytes(STATISTICS_FILE, self.statistics.pack())
 
     def abandon(self) -> None:
@@ -92,6 +93,13 @@ class PartitionFiles:
             self.statistics.add(split, shard)
 
         return ShardWriter(self._folder, split, plan.table_schema, shard_rows=config.shard_rows, on_shard=describe)
+
+
+def add_ledger(attempt: Attempt, name: str, ledger: LedgerWriter) -> None:
+    """Both of its files."""
+    written = ledger.finish()
+    attempt.add(halves_of(name), written.halves)
+    attempt.add(name, written.rest)
 
 
 class PlacesWriter:

@@ -31,6 +31,7 @@ from modelyard.preprocess.partition_files import (
     UNSPLIT,
     PartitionFiles,
     PlacesWriter,
+    add_ledger,
     unique_ledgers,
 )
 from modelyard.preprocess.partitions import Partition
@@ -118,10 +119,6 @@ def read_text_transform(catalog: Catalog, ref: ArtifactRef) -> TextTransform:
     return TextTransform.model_validate_json(catalog.read(ref, TRANSFORM_FILE))
 
 
-def _hand_on(attempt: Attempt, name: str, writer: LedgerWriter | SignatureWriter) -> None:
-    attempt.add(name, writer.finish())
-
-
 def _runs(preparation: Preparation) -> list[list[tuple[int, Source]]]:
     """Files with their numbers; neighbours that are one image each come together, the others alone."""
     runs: list[list[tuple[int, Source]]] = []
@@ -201,9 +198,9 @@ class _Intake:
         with ThreadPoolExecutor(PARALLEL_UPLOADS) as pool:  # beside the last shards
             ledgers = {ROWS_LEDGER: self._rows, **dict(self._unique.values())}
             ended = [pool.submit(self._places.finish)]
-            ended += [pool.submit(_hand_on, attempt, name, ledger) for name, ledger in ledgers.items()]
+            ended += [pool.submit(add_ledger, attempt, name, ledger) for name, ledger in ledgers.items()]
             if self._signatures:
-                ended.append(pool.submit(_hand_on, attempt, SIGNATURES_FILE, self._signatures))
+                ended.append(pool.submit(attempt.add, SIGNATURES_FILE, self._signatures.finish()))
             if plan:
                 files = self._opened(plan)
                 files.statistics.take_read(self._checker.num_read, self._checker.before, self._checker.votes)

@@ -21,7 +21,7 @@ from modelyard.catalog import Catalog, Product
 from modelyard.datasets import Split
 from modelyard.errors import DataError
 from modelyard.preprocess.config import PreprocessConfig
-from modelyard.preprocess.duplicates import Ledger, num_in_several, repeated
+from modelyard.preprocess.duplicates import Ledger, halves_of, num_in_several, repeated
 from modelyard.preprocess.fitting import even_batches, limits
 from modelyard.preprocess.partition_files import ROWS_LEDGER, disjoint_ledger, unique_ledgers
 from modelyard.preprocess.partitions import Partition
@@ -142,13 +142,15 @@ def _statistics(catalog: Catalog, part: Part) -> bytes:
 
 
 def _ledgers(catalog: Catalog, parts: Sequence[Part], name: str, scratch: Path) -> list[Ledger]:
-    """That file of each part, on the local disk. Ledgers of rows lie with the first form, those of splits with the last."""
+    """That ledger of each part, of which the first halves are on the local disk. Ledgers of rows lie with the first form,
+    those of splits with the last.
+    """
 
     def fetch(at: int) -> Ledger:
         form = next(form for form in reversed(parts[at].forms) if name in form.manifest.content.files)
         folder = scratch / f"{at:06d}"
-        catalog.fetch(form.ref, folder, [name], form.manifest)
-        return Ledger(folder / name)
+        catalog.fetch(form.ref, folder, [halves_of(name)], form.manifest)
+        return Ledger.in_folder(folder, name, partial(catalog.fetch, form.ref, folder, [name], form.manifest))
 
     with ThreadPoolExecutor(PARALLEL_FETCHES) as pool:
         return list(pool.map(fetch, range(len(parts))))

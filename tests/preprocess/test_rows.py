@@ -111,11 +111,31 @@ def test_duplicates_are_found_across_all_buckets(tmp_path: Path, monkeypatch: py
     assert repeated([ledger])[0].tolist() == list(range(20_000, 40_000))
 
 
+def test_the_rest_of_a_ledger_is_brought_only_where_something_repeats(tmp_path: Path):
+    """First halves say of most data sets that nothing does; else those ledgers are brought that have a part in it."""
+    hashes = row_hashes(pl.DataFrame({"x": np.arange(3000.0)}), ["x"])
+    parts = {"a": hashes[:1000], "b": hashes[1000:2000], "c": np.concatenate([hashes[2000:], hashes[5:6]])}
+    brought, ledgers = [], []
+    for name, part in parts.items():
+        made = ledger_of(tmp_path / name, [part])
+        aside = made.rest.rename(tmp_path / f"{name}-rest")
+
+        def bring(name: str = name, aside: Path = aside, rest: Path = made.rest) -> None:
+            brought.append(name)
+            aside.rename(rest)
+
+        ledgers.append(Ledger(made.halves, made.rest, bring))
+    assert [rows.tolist() for rows in repeated(ledgers[:2])] == [[], []]
+    assert brought == []
+    assert [rows.tolist() for rows in repeated(ledgers)] == [[], [], [1000]]
+    assert brought == ["a", "c"]
+
+
 def ledger_of(folder: Path, parts: Sequence[np.ndarray]) -> Ledger:
     writer = LedgerWriter(folder)
     for part in parts:
         writer.add(part)
-    return Ledger(writer.finish())
+    return writer.finish()
 
 
 def test_texts_do_not_run_together():
