@@ -16,7 +16,7 @@ from pydantic import Field
 import tasks.rollout as tasks
 from flows.parameters import Overrides, ParentRun, Preset, explained, load_config, trail_of
 from modelyard.artifacts import ArtifactRef
-from modelyard.errors import ApprovalNeeded, ModelyardError, RolledBack, RolloutWaits
+from modelyard.errors import ApprovalNeeded, EndpointUnavailable, ModelyardError, RolledBack
 from modelyard.presets import LifecycleConfig
 from tasks.recording import Trail, resolve
 from tasks.results import RolloutResult
@@ -65,10 +65,15 @@ def _to_regions(
         try:
             there = tasks.rollout_in(region, candidate, verdict, config.rollout, trail)
         except ModelyardError as refusal:
-            if isinstance(refusal, RolloutWaits):
-                changed.append(region)  # its canary is still under way, and would be promoted later
-            back = _bring_back(config, trail, changed, changed_home=changed_home) if config.rollout.bring_back else []
-            return RolledBack(f"{trail.model_name} in region {region}", [str(refusal), *back])
+            said = [str(refusal)]
+            try:
+                if tasks.is_begun_in(region, candidate, trail):
+                    changed.append(region)  # it would go on with it later, whoever did not answer now
+            except ModelyardError as away:
+                said.append(f"whether region {region} goes on with it later cannot be told: {away}")
+            if config.rollout.bring_back:
+                said += _bring_back(config, trail, changed, changed_home=changed_home)
+            return RolledBack(f"{trail.model_name} in region {region}", said)
         if there.release.changed:
             changed.append(region)
     return None
@@ -87,6 +92,8 @@ def _bring_back(config: LifecycleConfig, trail: Trail, regions: list[str], *, ch
 def _outcome(where: str, go_back: Callable[[], RolloutResult]) -> str:
     try:
         return f"{where} went back to version {go_back().release.version}"
+    except EndpointUnavailable as away:
+        return f"{where} goes back when its endpoint answers, the revision is written: {away}"
     except ModelyardError as failure:
         return f"{where} could not go back: {failure}"
 

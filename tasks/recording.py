@@ -86,11 +86,17 @@ class Record:
         )
 
 
+def origin_of(trail: Trail, mlflow_run_id: str | None = None, commit: str | None = None) -> Origin:
+    """Who does it: the flow run that a person started, or else this one."""
+    flow_run_id = trail.flow_run_id or flow_run.get_id() or ""
+    return Origin(flow_run_id=flow_run_id, mlflow_run_id=mlflow_run_id, commit=commit)
+
+
 @contextmanager
 def recording(stage: str, config: Mapping[str, Any], trail: Trail, name: str = "") -> Generator[Record]:
     """An MLflow run around a stage, ended as failed when the stage raises; called as the stage unless named."""
     now = session()
-    flow_run_id = trail.flow_run_id or flow_run.get_id() or ""
+    flow_run_id = origin_of(trail).flow_run_id or ""
     tags = {"modelyard.stage": stage, "prefect.flow_run_id": flow_run_id}
     if now.commit:
         tags["modelyard.commit"] = now.commit
@@ -103,7 +109,7 @@ def recording(stage: str, config: Mapping[str, Any], trail: Trail, name: str = "
         session=now,
         trail=trail,
         run_id=run_id,
-        origin=Origin(flow_run_id=flow_run_id, mlflow_run_id=run_id, commit=now.commit),
+        origin=origin_of(trail, run_id, now.commit),
         traffic_before=(now.store.traffic.bytes_in, now.store.traffic.bytes_out),
     )
     succeeded = False

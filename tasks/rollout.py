@@ -17,12 +17,13 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.errors import ApprovalNeeded, RolledBack
 from modelyard.revisions import latest_revision
 from modelyard.rollout import Release, RolloutConfig, answer
+from modelyard.rollout import is_begun_in as is_begun_in_core
 from modelyard.rollout import rollback as rollback_core
 from modelyard.rollout import rollback_in as rollback_in_core
 from modelyard.rollout import rollout as rollout_core
 from modelyard.rollout import rollout_in as rollout_in_core
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
-from tasks.recording import Record, Trail, recording
+from tasks.recording import Record, Trail, origin_of, recording
 from tasks.results import RolloutResult
 from tasks.rollout_page import RolloutPage
 from tasks.session import session
@@ -99,6 +100,13 @@ def rollout_in(
             origin=record.origin,
         )
         return _result(stage, record, release)
+
+
+@task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
+      cache_policy=NO_CACHE, task_run_name="is_begun_in-{region}")  # fmt: skip
+def is_begun_in(region: str, candidate: ArtifactRef, trail: Trail) -> bool:
+    """Whether this flow run has begun, in a region, what it could not see to its end."""
+    return is_begun_in_core(region, session().settings, trail.model_name, candidate, origin_of(trail))
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,

@@ -125,7 +125,9 @@ def _of_a_model(state: ModelState, told: dict[str, Any]) -> Iterator[str]:
 def _replicas(catalog: Catalog, settings: Settings, newest: Revision) -> Iterator[str]:
     """What each replica last wrote into the bucket."""
     for status in replica_statuses(catalog.store, settings.endpoint_name):
-        if status.error:
+        if status.error and status.revision == status.attempted:
+            yield f"replica {status.replica}, at revision {status.revision}: {status.error}"
+        elif status.error:
             yield f"replica {status.replica} could not take over revision {status.attempted}: {status.error}"
         elif status.revision > newest.number:
             yield f"replica {status.replica} says it serves revision {status.revision}, which the ledger does not have"

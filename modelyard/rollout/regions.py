@@ -10,6 +10,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import DataError, NotFound
 from modelyard.regions import region_settings
+from modelyard.revisions import first_revision, latest_revision
 from modelyard.rollout.config import RolloutConfig
 from modelyard.rollout.stage import Release, rollback, rollout
 from modelyard.rollout.watch import Watcher, ignore
@@ -98,6 +99,21 @@ def rollback_in(
         origin=origin,
         version=version,
         sets_aliases=False,
+    )
+
+
+def is_begun_in(region: str, settings: Settings, model_name: str, candidate: ArtifactRef, origin: Origin) -> bool:
+    """Whether a region's ledger names the candidate by this flow run's doing: its endpoint goes on with it, whoever is away.
+
+    Raises:
+        ConfigError: there is no such region, or its file does not fit.
+        ModelyardError: its ledger cannot be read.
+    """
+    own = region_settings(settings, region)
+    newest = latest_revision(Store(own), own.endpoint_name) or first_revision()
+    state = newest.models.get(model_name)
+    return state is not None and any(
+        one.artifact.digest == candidate.digest and one.flow_run_id == origin.flow_run_id for one in state.versions
     )
 
 

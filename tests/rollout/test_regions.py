@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import httpx
@@ -15,10 +16,10 @@ from commands import stack as stack_commands
 from commands.parts import STORE
 from modelyard.artifacts import Manifest
 from modelyard.catalog import Catalog, Origin
-from modelyard.errors import DigestMismatch
+from modelyard.errors import DigestMismatch, EndpointUnavailable
 from modelyard.regions import region_settings
 from modelyard.revisions import ServedVersion, latest_revision
-from modelyard.rollout import agreement, rollback_in, rollout_in
+from modelyard.rollout import agreement, is_begun_in, rollback_in, rollout_in
 from modelyard.rollout.agreement import disagreements
 from modelyard.rollout.regions import copy_artifact
 from modelyard.settings import Settings
@@ -26,7 +27,7 @@ from modelyard.storage import Store
 from tests.conftest import Installation, new_installation
 from tests.rollout.yard import Yard
 from tests.serve.packages import publish_version
-from tests.serve.processes import TOKEN, Endpoint
+from tests.serve.processes import TOKEN, Endpoint, until
 
 POLICY = {
     "steps": [50, 100],
@@ -164,6 +165,56 @@ def test_a_copy_that_was_damaged_is_not_rolled_out(yard: Yard, eu: Place):
     with pytest.raises(DigestMismatch, match=r"region-eu.*model\.onnx"):
         rollout_in("eu", yard.catalog, yard.tracker, yard.settings, **asked(yard, candidate))
     assert latest_revision(eu.catalog.store, "eu") == before
+
+
+def test_what_a_run_began_in_a_region_that_is_away_is_known(yard: Yard, eu: Place):
+    """The canary is in the region's ledger though nobody answered there: by this run, not by another; and it is taken back."""
+    candidate, run = yard.publish(3), Origin(flow_run_id="this run")
+    before = eu.serving(yard.model)
+
+    def is_begun(origin: Origin) -> bool:
+        return is_begun_in("eu", yard.settings, yard.model, candidate.artifact, origin)
+
+    assert not is_begun(run)
+    eu.write(url="http://127.0.0.1:9")
+    with pytest.raises(EndpointUnavailable):
+        rollout_in("eu", yard.catalog, yard.tracker, yard.settings, **asked(yard, candidate) | {"origin": run})
+    assert is_begun(run)
+    assert not is_begun(Origin(flow_run_id="another"))
+    eu.write(url=eu.endpoint.url)
+    rollback_in("eu", yard.tracker, yard.settings, model_name=yard.model, config=yard.config, origin=run)
+    assert not is_begun(run)
+    assert eu.serving(yard.model) == before
+
+
+@pytest.mark.soak
+def test_a_region_that_is_away_keeps_no_canary(
+    yard: Yard, eu: Place, tmp_path_factory: pytest.TempPathFactory, stack: Installation
+):
+    """Its endpoint dies. By hand, the places that can go back do; a rollout that comes to it goes back everywhere, and there
+    too once somebody answers."""
+    us = Place(stack, "us-away", tmp_path_factory.mktemp("us-away"))
+    regions = "rollout.regions=[us-away, eu]"
+
+    def served() -> set[str]:
+        return {yard.state().stable.artifact.digest, eu.serving(yard.model)}
+
+    try:
+        good, newer, last = (yard.publish(4 + number) for number in range(3))
+        for candidate in (good, newer):
+            flow = yard.start_flow(candidate, regions)
+            assert flow.wait(150) == 0, yard.log.read_text()
+        us.endpoint.end(SIGKILL)
+        assert yard.start_rollback(regions).wait(240) != 0
+        assert "region eu went back" in yard.log.read_text()
+        assert served() == {good.artifact.digest}
+        assert yard.start_flow(last, regions).wait(240) != 0
+        assert "region us-away goes back when its endpoint answers" in yard.log.read_text()
+        assert served() == {good.artifact.digest}
+        us.endpoint.start()
+        until(lambda: us.serving(yard.model) == good.artifact.digest, "the way back of the region that was away")
+    finally:
+        us.close()
 
 
 @pytest.mark.soak

@@ -121,18 +121,6 @@ class SlowToLoad(LinearModel):
         )
 
 
-class SteadyModel(SlowToLoad):
-    """Takes some 15 ms for an answer."""
-
-    size, times = 256, 24
-
-
-class HalfAsSlowAgain(SteadyModel):
-    """Takes 1.5 times as long as that."""
-
-    times = 36
-
-
 def _save(
     model: LinearModel, path: Path, nodes: list[Any], integers: dict[str, list[int]], floats: dict[str, Any]
 ) -> None:

@@ -1,8 +1,8 @@
-"""What `tests/gates/test_trial.py` simulates, on a real endpoint with real requests: how soon a worse canary goes back, and
-how often an equal one does."""
+"""What `tests/gates/test_trial.py` simulates, on a real endpoint with real requests: how soon a worse canary goes back."""
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
@@ -17,12 +17,12 @@ import pytest
 from modelyard.gates import RolloutPolicy
 from modelyard.revisions import Decision
 from modelyard.storage import Store
-from tests.serve.canaries import HalfAsSlowAgain, OddModel, SeldomOddModel, SteadyModel, begin, until_decided
+from tests.serve.canaries import OddModel, SeldomOddModel, begin, until_decided
 from tests.serve.load import BODY
 from tests.serve.packages import ROWS, LinearModel, publish_version, roll_out
 from tests.serve.processes import Endpoint
 
-ROUNDS, EQUAL_ROUNDS = 9, 30
+ROUNDS = 9
 CLIENTS = 8
 # Bad for both versions, bad for the canary alone; and how many requests are the one and the other.
 BAD_FOR_BOTH, BAD_FOR_CANARY = [-40.0, 0.0, 0.0, 0.0], [-10.0, 0.0, 0.0, 0.0]
@@ -39,15 +39,15 @@ def asking(endpoint: Endpoint, per_second: float, bad_for_canary: float = 0.0) -
         good: list[float] = ROWS[0].tolist()
         return BAD_FOR_BOTH if at < USUAL else BAD_FOR_CANARY if at < USUAL + bad_for_canary else good
 
-    def ask(seed: int) -> None:
-        chance, due = random.Random(seed), time.monotonic()
+    def ask(number: int) -> None:
+        chance, due = random.Random(), time.monotonic() + number / per_second
         with httpx.Client(base_url=endpoint.url, timeout=15, trust_env=False) as client:
             while not is_over.wait(max(0.0, due - time.monotonic())):
                 due = max(due + CLIENTS / per_second, time.monotonic() - 1)
                 body = {"inputs": [BODY["inputs"][0] | {"data": row(chance)}]}
                 assert client.post("/v2/models/digits/infer", json=body).status_code == 200
 
-    threads = [threading.Thread(target=ask, args=[seed]) for seed in range(CLIENTS)]
+    threads = [threading.Thread(target=ask, args=[number]) for number in range(CLIENTS)]
     for thread in threads:
         thread.start()
     try:
@@ -87,37 +87,19 @@ def requests(end: Decision) -> int:
     return sum(one.canary.requests for one in end.counts)
 
 
-def refused_by(gate: str, found: list[Decision]) -> int:
-    """Median of the canary's requests, of rollouts that all went back by one gate."""
+def refused_by(gate: str, found: list[Decision]) -> float:
+    """Median of the canary's requests until one gate sent it back; infinite where none did."""
     for end in found:
-        assert end.action == "roll_back", end
-        assert gate in [check.name for check in end.checks if not check.passed], end.reasons
-    return int(median(map(requests, found)))
+        assert end.action == "promote" or [check.name for check in end.checks if not check.passed] == [gate], (
+            end.reasons
+        )
+    return median(requests(end) if end.action == "roll_back" else math.inf for end in found)
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("bad", "most"), [(0.018, 300), (1 - USUAL, 5)])
-def test_a_canary_that_is_bad_more_often_goes_back_soon(ends: Callable[..., list[Decision]], bad: float, most: int):
-    """Two in a hundred answers instead of two in a thousand are no numbers, or all of them: half of the rollouts go back
-    within 300, or 5, requests of the canary."""
-    steps = {"steps": (10, 50, 100), "min_requests": 100} if most == 300 else {}
-    load = {"per_second": 200.0, "bad_for_canary": bad}
-    assert refused_by("quality", ends(SeldomOddModel, OddModel, ROUNDS, load, **steps)) <= most
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_a_canary_half_as_slow_again_goes_back_soon(ends: Callable[..., list[Decision]]):
-    """Within 100 of its requests in half of the rollouts, those included that came while the threshold was being fixed."""
-    found = ends(SteadyModel, HalfAsSlowAgain, ROUNDS, {"per_second": 20.0}, steps=(10, 100), min_requests=10_000)
-    assert refused_by("latency", found) <= 100
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(1800)
-def test_an_equal_canary_is_promoted(ends: Callable[..., list[Decision]]):
-    """Thirty times, with every gate on: one may go back."""
-    rules = {"steps": (10, 50, 100), "min_requests": 50, "gates": {"max_error_rate": 0.05}}
-    found = ends(SeldomOddModel, SeldomOddModel, EQUAL_ROUNDS, {"per_second": 200.0}, **rules)
-    assert [end.action for end in found].count("roll_back") <= 1
+@pytest.mark.timeout(600)
+def test_an_outage_is_seen_at_once(ends: Callable[..., list[Decision]]):
+    """Every answer of the canary to a live request is no number, though its golden rows were right: by the default policy half
+    of the rollouts go back within five requests of the canary."""
+    load = {"per_second": 200.0, "bad_for_canary": 1 - USUAL}
+    assert refused_by("quality", ends(SeldomOddModel, OddModel, ROUNDS, load)) <= 5
