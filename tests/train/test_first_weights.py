@@ -149,7 +149,6 @@ def test_a_rank_never_holds_a_network_of_a_hundred_million_weights(
         with ranks(2, tmp_path / place) as group:
             group.run(begun, settings, f"{folder}/{place}-first", CONFIG, VOCABULARY, place)  # imports and first uses
             found[place] = group.run(peak, settings, f"{folder}/{place}", config, place)
-    print(found)
     for held, num_bytes in found["meta"]:
         assert num_bytes > 4e8
         assert held < 0.65 * num_bytes
