@@ -50,11 +50,18 @@ class Gpt(nn.Module):
         """Draw all weights from torch's global generator: N(0, 0.02^2), smaller where a block adds to the residual
         stream, so that its variance does not grow with depth (Radford et al. 2019)."""
         for name, weight in self.named_parameters():
-            if weight.ndim == 1:
-                nn.init.ones_(weight)
-                continue
-            adds = name.endswith(("o_proj.weight", "down_proj.weight"))
-            nn.init.normal_(weight, std=INIT_DEVIATION / math.sqrt(2 * self.config.layers) if adds else INIT_DEVIATION)
+            self.reset_weight_(name, weight)
+
+    @torch.no_grad()
+    def reset_weight_(self, name: str, weight: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        """One weight's share of `reset_`: drawn one at a time in the order of names, from one generator, weights are the
+        same bits."""
+        if weight.ndim == 1:
+            nn.init.ones_(weight)
+            return
+        adds = name.endswith(("o_proj.weight", "down_proj.weight"))
+        deviation = INIT_DEVIATION / math.sqrt(2 * self.config.layers) if adds else INIT_DEVIATION
+        nn.init.normal_(weight, std=deviation, generator=generator)
 
 
 class Decoder(nn.Module):

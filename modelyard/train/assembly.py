@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -30,9 +31,10 @@ from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import PAIR_LOSSES
-from modelyard.train.costs import measure_costs
+from modelyard.train.costs import Costs, measure_costs
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
+from modelyard.train.first_weights import draws_one_by_one, is_on_meta, whole_because
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Trainer
 from modelyard.train.losses import PER_TOKEN
@@ -100,11 +102,7 @@ def assemble(
     loss = loss_of(data.target)
     axes = ("t",) if loss in PER_TOKEN else ("2",) if loss in PAIR_LOSSES else ()
     require_outputs(network, data.train, kind.output_width(data.target), axes)
-    costs = (
-        measure_costs(network.to(device), _example(data.train).to(device), spec.config.precision)
-        if counts_costs
-        else None
-    )
+    costs = _costs(spec.config, network, data.train, device) if counts_costs else None
     made = Trainer(
         spec.config,
         network,
@@ -134,6 +132,11 @@ def _require_sums(config: TrainConfig, network: nn.Module, device: torch.device)
             "train.model.sparse",
             f"ranks on {device.type} cannot sum gradients of some rows: sparse: false, or one rank",
         )
+
+
+def _costs(config: TrainConfig, network: nn.Module, rows: Rows, device: torch.device) -> Costs:
+    place = torch.device("meta") if is_on_meta(network) else device
+    return measure_costs(network.to(place), _example(rows).to(place), config.precision, device)
 
 
 def _example(rows: Rows) -> torch.Tensor:
@@ -213,7 +216,8 @@ class Beginning(NamedTuple):
 
 def starting_network(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
     """The starting model's with its weights, or the configured one with those that it comes with, or random ones; with
-    adapters, and frozen, as the config says. The same in every process."""
+    adapters, and frozen, as the config says. The same in every process. Random ones that ranks draw one by one are not
+    there yet: the network is on the meta device."""
     torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
     began = _beginning(spec, catalog, input_width, output_width, folder)
     if spec.config.init.trains_a_part:
@@ -226,16 +230,25 @@ def _network(
 ) -> nn.Module:
     width = task_kind(data.target.task).output_width(data.target)
     began = starting_network(spec, catalog, data.width, width, folder)
-    if began.fresh and distributed.get_rank() == 0:
-        emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(began.fresh)}"))
+    if distributed.get_rank() == 0:
+        if began.fresh:
+            emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(began.fresh)}"))
+        if why := whole_because(spec.config, spec.config.model, has_weights=_has_weights(spec)):
+            emit(RankEvent(kind="warning", message=f"each rank begins with the whole network: {why}"))
     return began.network
+
+
+def _has_weights(spec: RankSpec) -> bool:
+    return bool(spec.init or spec.pretrained)
 
 
 def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
     if spec.init:
         return Beginning(_fetched(catalog, spec.init, folder).train(), [])
     if not spec.pretrained:
-        return Beginning(build_model(spec.config.model, input_width, output_width), [])
+        in_parts = draws_one_by_one(spec.config, spec.config.model, has_weights=False)
+        with torch.device("meta") if in_parts else nullcontext():
+            return Beginning(build_model(spec.config.model, input_width, output_width), [])
     from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra
 
     assert isinstance(spec.config.model, HuggingFaceConfig)
@@ -300,7 +313,7 @@ def require_outputs(network: nn.Module, train: Rows, width: int, axes: Sequence[
         ConfigError: names both shapes.
     """
     was_training, generators = network.training, torch.get_rng_state()
-    example = _example(train)
+    example = _example(train).to("meta" if is_on_meta(network) else "cpu")
     with torch.no_grad():
         shape = tuple(network.eval()(example).shape)
     torch.set_rng_state(generators)

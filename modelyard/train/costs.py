@@ -35,11 +35,14 @@ class Costs:
         return {"mfu": used, **tokens}
 
 
-def measure_costs(network: nn.Module, example: torch.Tensor, precision: PrecisionName) -> Costs:
+def measure_costs(
+    network: nn.Module, example: torch.Tensor, precision: PrecisionName, device: torch.device | None = None
+) -> Costs:
     """Count the operations of a network that no strategy has touched yet; measure what the device can do.
 
     Args:
-        example: some rows of network input, on the network's device.
+        example: some rows of network input, on the network's device, which may be torch's meta device.
+        device: where it will be trained, if not there.
     """
     # torch 2.13 counts attention on GPUs alone.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - how torch names it
@@ -51,7 +54,7 @@ def measure_costs(network: nn.Module, example: torch.Tensor, precision: Precisio
     torch.set_rng_state(generators)
     return Costs(
         flops_per_row=3.0 * counter.get_total_flops() / len(example),  # the way back costs twice the way there
-        peak_flops=_peak_flops(example.device, DTYPES[precision]),
+        peak_flops=_peak_flops(device or example.device, DTYPES[precision]),
         tokens_per_row=example.shape[1] if example.dtype == torch.int64 else 0,
     )
 

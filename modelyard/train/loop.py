@@ -119,6 +119,7 @@ class Trainer:
         """Fresh random streams, then whatever the newest good checkpoint holds."""
         seed_generators(self.config.seed, self.stepper.streams)
         if not resume_newest(self, self._checkpoints, self._warn):
+            self.stepper.draw_(self._alive)
             self._origin = Origin.of(self.stepper, self.loss_sum)
         self._began = time.monotonic() - self.progress.seconds
         self._remember_reported()

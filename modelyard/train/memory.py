@@ -20,8 +20,13 @@ CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """Bytes over all ranks of one machine, without activations and data."""
+    """Bytes over all ranks of one machine, without activations and data.
 
+    Attributes:
+        beginning: before the first step, of strategies that shard: what ranks hold until each has its share.
+    """
+
+    beginning: float
     weights: float
     gradients: float
     optimizer: float
@@ -30,7 +35,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.average + self.checkpoint
+        return max(self.beginning, self.weights + self.gradients + self.optimizer + self.average + self.checkpoint)
 
     def __str__(self) -> str:
         parts = {
@@ -41,23 +46,33 @@ class MemoryEstimate:
             "a checkpoint being saved": self.checkpoint,
         }
         listed = ", ".join(f"{name} {value / GB:,.1f}" for name, value in parts.items() if value)
-        return f"{self.total / GB:,.1f} GB ({listed}; activations and data come on top)"
+        before = f"; before the first step {self.beginning / GB:,.1f}" if self.beginning else ""
+        return f"{self.total / GB:,.1f} GB ({listed}{before}; activations and data come on top)"
 
 
-def estimate_memory(config: TrainConfig, num_weights: int) -> MemoryEstimate:
+def estimate_memory(config: TrainConfig, num_weights: int, largest: int | None = None) -> MemoryEstimate:
     """What the ranks hold together: every rank a copy under ddp; the shards of one copy under fsdp and tensor, of some
-    under hsdp, though each rank begins with all weights before it keeps its share; servers of parameters hold one
-    optimizer state between them, and the sum of gradients."""
+    under hsdp; servers of parameters hold one optimizer state between them, and the sum of gradients.
+
+    Args:
+        largest: numbers in the largest single weight, where ranks that shard draw weights one by one, each whole until its
+            part is kept. None: they begin with the whole network.
+    """
     size = float(num_weights * WEIGHT_BYTES)
     served = config.strategy == "parameter_server"
-    copies = {"fsdp": 1, "tensor": 1, "hsdp": config.ranks // config.hsdp.shards}.get(config.strategy, config.ranks)
+    shared = 1 / config.node_range[0]  # nodes that may not come are not counted upon
+    copies = {"fsdp": shared, "tensor": shared, "hsdp": config.ranks // config.hsdp.shards}.get(
+        config.strategy, config.ranks
+    )
+    whole = size * config.ranks if largest is None else size * copies + largest * WEIGHT_BYTES * config.ranks
     numbers = OPTIMIZER_NUMBERS[config.optimizer.name] + (config.optimizer.momentum > 0)
     average = size * copies if config.ema_decay else 0.0
     optimizer = size * (1 if served else copies) * numbers
     if config.strategy == "diloco":
         optimizer += 2 * size * copies  # the weights that all shared last, and the outer momentum
     return MemoryEstimate(
-        weights=size * config.ranks,
+        beginning=whole if config.strategy in SHARDED else 0.0,
+        weights=size * copies,
         gradients=size * (config.ranks - config.parameter_server.servers + 1 if served else copies),
         optimizer=optimizer,
         average=average,
@@ -65,23 +80,28 @@ def estimate_memory(config: TrainConfig, num_weights: int) -> MemoryEstimate:
     )
 
 
-def require_memory(config: TrainConfig, num_weights: int, available: float) -> None:
+def require_memory(
+    config: TrainConfig, num_weights: int, available: float, *, largest: int | None = None, whole: str = ""
+) -> None:
     """Refuse a network that cannot be trained in this machine's memory.
 
     Args:
         available: bytes that processes may still take.
+        largest: as for `estimate_memory`.
+        whole: why ranks that shard begin with the whole network.
 
     Raises:
         ConfigError: with the estimate and what there is.
     """
-    needed = estimate_memory(config, num_weights)
+    needed = estimate_memory(config, num_weights, largest)
     if needed.total <= available:
         return
+    because = f"; each rank begins with the whole network: {whole}" if whole else ""
     advice = "a smaller network, fewer ranks" + ("" if config.strategy in SHARDED else ", train.strategy fsdp")
     raise ConfigError(
         "train.model",
         f"training {num_weights:,} weights with {config.ranks} ranks takes about {needed}; {available / GB:,.1f} GB are"
-        f" free here; take {advice}, an optimizer that keeps less, or a larger machine",
+        f" free here{because}; take {advice}, an optimizer that keeps less, or a larger machine",
     )
 
 

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modelyard.train.config import TrainConfig
+from modelyard.train.first_weights import is_on_meta
 from modelyard.train.precision import DTYPES
 from modelyard.train.tensor_plans import split_
 
@@ -33,7 +34,8 @@ def parallelize(
     """The module that training calls: the same network, spread as ``config.strategy`` says.
 
     Args:
-        network: on ``device``, with the same weights on every rank; those that shard do so in place.
+        network: on ``device``, with the same weights on every rank; those that shard do so in place. One on the meta device,
+            for a strategy that shards, gets memory for this rank's part alone, and no values (`first_weights.py`).
         trial: one forward and backward pass of a module that takes what ``network`` takes.
         note: is told what was given up.
     """
@@ -47,7 +49,8 @@ def parallelize(
         _compile_(layers_of(network) if mesh else [network], partial(trial, network), note)
         network.zero_grad(set_to_none=True)
     if mesh:
-        return _shard_(network, config, mesh["data"] if config.strategy == "tensor" else mesh)
+        _shard_(network, config, mesh["data"] if config.strategy == "tensor" else mesh)
+        return network.to_empty(device=device) if is_on_meta(network) else network
     # Alone there is nobody to average with, and DDP's buckets would cost a tenth of a small network's step.
     averages = config.strategy == "ddp" and distributed.get_world_size() > 1
     return _with_settled_buckets(DistributedDataParallel(network), trial) if averages else network
@@ -103,14 +106,13 @@ def device_mesh(config: TrainConfig, device: torch.device) -> DeviceMesh | None:
     return None
 
 
-def _shard_(network: nn.Module, config: TrainConfig, mesh: DeviceMesh) -> nn.Module:
+def _shard_(network: nn.Module, config: TrainConfig, mesh: DeviceMesh) -> None:
     dtype = None if config.precision == "fp32" else DTYPES[config.precision]
     reduce = torch.float32 if config.fsdp.reduce_in_fp32 else dtype
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=reduce)
     for layer in layers_of(network):
         fully_shard(layer, mesh=mesh, mp_policy=policy, reshard_after_forward=config.fsdp.reshard)
     fully_shard(network, mesh=mesh, mp_policy=policy, reshard_after_forward=config.fsdp.reshard)
-    return network
 
 
 def _compile_(modules: Sequence[nn.Module], trial: Callable[[], None], note: Callable[[str], None]) -> None:

@@ -96,7 +96,8 @@ def require_trainable(
         _require_image(network, transform)
     if config.init.trains_a_part:
         _require_parts(config, network, transform.width, output_width)
-    _require_network(config, network, transform.width, output_width)
+    has_weights = parents.init is not None or pretrained is not None
+    _require_network(config, network, transform.width, output_width, has_weights=has_weights)
     return network
 
 
@@ -207,12 +208,15 @@ def _require_image(network: ModelConfig, transform: FittedTransform) -> None:
         )
 
 
-def _require_network(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+def _require_network(
+    config: TrainConfig, network: ModelConfig, input_width: int, output_width: int, *, has_weights: bool
+) -> None:
     """Refuse what its weights say. The networks of Modelyard are built without memory to be looked at; a user's own may
     not be able to."""
     import torch
 
     from modelyard.models.build import build_model
+    from modelyard.train.first_weights import draws_one_by_one, whole_because
     from modelyard.train.holdings import deal
     from modelyard.train.tensor_plans import require_plan
 
@@ -226,7 +230,9 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
         deal(sizes, config.parameter_server.servers)
     # What is held for a part that is trained is far less than the reckoning says; and Ray's ranks are not on this machine.
     if not (torch.accelerator.is_available() or config.init.trains_a_part or config.launcher == "ray"):
-        require_memory(config, sum(sizes), free_memory())
+        in_parts = draws_one_by_one(config, network, has_weights=has_weights)
+        whole = whole_because(config, network, has_weights=has_weights)
+        require_memory(config, sum(sizes), free_memory(), largest=max(sizes) if in_parts else None, whole=whole)
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

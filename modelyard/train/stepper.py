@@ -21,6 +21,7 @@ from modelyard.errors import ConfigError
 from modelyard.train.averaging import WeightAverage
 from modelyard.train.config import TrainConfig
 from modelyard.train.distillation import Teacher
+from modelyard.train.first_weights import draw_, is_on_meta
 from modelyard.train.losses import Loss
 from modelyard.train.optimizers import build_optimizers
 from modelyard.train.parallelize import gradient_sync, parallelize
@@ -105,7 +106,8 @@ class Stepper:
         self.part = self.judged = Part(self.rank // size, self.world_size // size)
         self.counts = self.rank % size == 0
         self.streams = self.rank - self.rank % size
-        self.network = network.to(device)
+        self._draws = is_on_meta(network)
+        self.network = network if self._draws else network.to(device)
         self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy in SHARDED)
 
         def trial(module: nn.Module) -> None:
@@ -126,6 +128,13 @@ class Stepper:
 
     def _build_average(self) -> WeightAverage | None:
         return WeightAverage(self.network, self.config.ema_decay) if self.config.ema_decay else None
+
+    def draw_(self, alive: Callable[[], None]) -> None:
+        """The first weights, of a network that came without any. Every rank calls this; ``alive`` is called meanwhile."""
+        if self._draws:
+            self.average = None  # of weights without values; its room is needed
+            draw_(self.network, self.config.seed, alive)
+            self.average = self._build_average()
 
     def forget_state(self) -> None:
         """Optimizers, average and loss scale as before the first step, around the weights as they are."""

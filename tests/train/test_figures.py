@@ -18,7 +18,7 @@ from modelyard.storage import Store
 from modelyard.train import HsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.costs import Costs, measure_costs
-from modelyard.train.memory import GB, estimate_memory, free_memory
+from modelyard.train.memory import GB, estimate_memory, free_memory, require_memory
 from modelyard.train.plots import MAX_POINTS, Curves, training_figure
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -71,7 +71,7 @@ def test_a_long_course_stays_a_small_picture():
 ])  # fmt: skip
 def test_operations_are_counted(model: MlpConfig | GptConfig, example: torch.Tensor, forward: float):
     """Two for each weight and row (token), attention's own on top, three times that with the way back; counting moves
-    no random stream."""
+    no random stream. A network without values counts the same."""
     network = build_model(model, 16, 4)
     before = torch.get_rng_state()
     costs = measure_costs(network, example, "bf16")
@@ -79,6 +79,11 @@ def test_operations_are_counted(model: MlpConfig | GptConfig, example: torch.Ten
     assert network.training
     assert costs.flops_per_row == 3 * forward
     assert costs.peak_flops > 1e9
+    with torch.device("meta"):
+        empty = build_model(model, 16, 4)
+    counted = measure_costs(empty, example.to("meta"), "bf16", torch.device("cpu"))
+    assert counted.flops_per_row == 3 * forward
+    assert counted.peak_flops > 1e9
 
 
 def test_utilisation_is_work_done_over_work_possible():
@@ -111,7 +116,8 @@ def test_a_rank_reports_utilisation_and_memory(
 
 @pytest.mark.parametrize(("update", "gigabytes"), [
     ({}, {"weights": 8, "gradients": 8, "optimizer": 16, "average": 0, "checkpoint": 24}),
-    ({"strategy": "fsdp"}, {"weights": 8, "gradients": 4, "optimizer": 8, "average": 0, "checkpoint": 12}),
+    ({"strategy": "fsdp"}, {"weights": 4, "gradients": 4, "optimizer": 8, "average": 0, "checkpoint": 12}),
+    ({"strategy": "fsdp", "nodes": "2:4"}, {"weights": 2, "gradients": 2, "optimizer": 4, "average": 0, "checkpoint": 6}),
     ({"strategy": "hsdp", "hsdp": HsdpConfig(shards=1)},
      {"weights": 8, "gradients": 8, "optimizer": 16, "average": 0, "checkpoint": 24}),
     ({"strategy": "parameter_server"}, {"weights": 8, "gradients": 8, "optimizer": 8, "average": 0, "checkpoint": 16}),
@@ -125,6 +131,22 @@ def test_memory_is_estimated_part_by_part(update: dict, gigabytes: dict[str, flo
     found = estimate_memory(TrainConfig().model_copy(update={"ranks": 2, **update}), 10**9)
     assert {name: getattr(found, name) / GB for name in gigabytes} == gigabytes
     assert found.total / GB == sum(gigabytes.values())
+
+
+def test_memory_before_the_first_step_is_estimated():
+    """A billion weights on eight ranks that shard: eight networks if each begins with a whole one, else one and the
+    largest weight of each rank; the larger of beginning and training is what is needed."""
+    plain = TrainConfig().model_copy(update={"ranks": 8, "strategy": "fsdp", "optimizer": OptimizerConfig(name="sgd")})
+    whole, parts = estimate_memory(plain, 10**9), estimate_memory(plain, 10**9, 10**8)
+    assert (whole.beginning / GB, whole.total / GB) == (32, 32)
+    assert (parts.beginning / GB, parts.total / GB) == (pytest.approx(7.2), 12)
+    assert estimate_memory(plain.model_copy(update={"strategy": "ddp"}), 10**9).beginning == 0
+    with pytest.raises(
+        ConfigError,
+        match=r"about 32\.0 GB .*; before the first step 32\.0;.*; each rank begins with the whole network: so;",
+    ):
+        require_memory(plain, 10**9, 20 * GB, whole="so")
+    require_memory(plain, 10**9, 20 * GB, largest=10**8)
 
 
 def test_a_network_that_cannot_fit_starts_no_rank(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):

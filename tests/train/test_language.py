@@ -27,6 +27,7 @@ from modelyard.storage import Store
 from modelyard.token_data import TokenData
 from modelyard.train import OptimizerConfig, RankEvent, ScheduleConfig, StopConfig, TensorConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
+from modelyard.train.strategy_config import SHARDED
 from tests.train import runs
 from tests.train.ranks import Ranks
 from tests.train.test_resume import assert_same
@@ -153,6 +154,8 @@ def test_training_ends_after_so_many_tokens(pair: Ranks, settings: Settings, sto
 def curve(settings: Settings, spec: RankSpec, steps: int) -> tuple[list[float], int]:
     """The loss of each of the first steps, and how many parts of the network are sharded by themselves."""
     made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    assert made.stepper._draws == (spec.config.strategy in SHARDED)  # no rank began with the whole network
+    made._begin()
     sharded = sum(isinstance(module, FSDPModule) for module in made.stepper.network.modules())
     return runs.losses_of(made, steps), sharded
 
