@@ -45,7 +45,7 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent, is_rank_figure
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train, training_work, validations_so_far
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, beginnings, train, training_work, validations_so_far
 from modelyard.train.starting import Parents, trained_model
 from modelyard.train.strategy_config import (
     DilocoConfig,
@@ -75,6 +75,7 @@ __all__ = [
     "StopConfig",
     "TensorConfig",
     "TrainConfig",
+    "beginnings",
     "is_rank_figure",
     "require_factory",
     "train",

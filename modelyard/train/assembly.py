@@ -26,6 +26,7 @@ from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, headline_of, loss_of, task_kind
 from modelyard.token_data import TokenData
+from modelyard.train import starting_checkpoint
 from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
@@ -57,6 +58,7 @@ class RankSpec(Frozen):
     init: ArtifactRef | None = None
     teacher: ArtifactRef | None = None
     pretrained: ArtifactRef | None = None
+    weights: ArtifactRef | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +234,9 @@ def _network(
 
 
 def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    if spec.weights:
+        bare = _beginning(spec.model_copy(update={"weights": None}), catalog, input_width, output_width, folder)
+        return Beginning(starting_checkpoint.load_(bare.network, catalog, spec.weights, folder / "weights"), [])
     if spec.init:
         return Beginning(_fetched(catalog, spec.init, folder).train(), [])
     if not spec.pretrained:

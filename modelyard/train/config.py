@@ -136,18 +136,25 @@ class InitConfig(Frozen):
     Attributes:
         model: a trained model by digest, URI, ``model@alias`` or ``model/version``; its network is taken over with its
             shapes, whatever ``model`` says. Empty: random weights, by ``seed``.
+        checkpoint: of another training of the same network, for its weights alone: the folder of its checkpoints (the
+            newest counts) or one of them, ``s3://.../checkpoints/00000001-000000000240``.
         keep_zeros: weights (of two dimensions or more) that are zero in it stay zero.
         lora: train adapters, and whatever is new, instead of the weights.
         freeze: ends of the names of parts that are not trained (``embeddings``, ``layer.0``).
     """
 
     model: str = ""
+    checkpoint: str = ""
     keep_zeros: bool = False
     lora: LoraConfig | None = None
     freeze: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _masks_and_adapters(self) -> Self:
+    def _combination_works(self) -> Self:
+        if self.checkpoint and not self.checkpoint.startswith("s3://"):
+            raise ValueError(f"checkpoint {self.checkpoint!r} is no address of one: write s3://bucket/.../checkpoints")
+        if self.checkpoint and self.model:
+            raise ValueError("model and checkpoint both say which weights to begin with: choose one")
         if self.lora and self.keep_zeros:
             raise ValueError("keep_zeros holds weights at zero, and lora adds to them: choose one")
         return self
@@ -198,7 +205,7 @@ OPERATIONAL = {
 # Sections that speak of the strategy of their name alone.
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
-NAMES = {"init": {"model"}, "distill": {"teacher"}, "model": {"source"}}
+NAMES = {"init": {"model", "checkpoint"}, "distill": {"teacher"}, "model": {"source"}}
 
 
 class TrainConfig(Frozen):
@@ -271,6 +278,8 @@ class TrainConfig(Frozen):
             raise ValueError(f"precision fp16 needs one loss scale, and {self.strategy} has none: take bf16, or ddp")
         if self.strategy == "diloco" and self.ema_decay:
             raise ValueError("ema_decay averages over steps, diloco over ranks: leave it out, or take ddp")
+        if self.init.checkpoint and self.stop.max_steps == 0:
+            raise ValueError("stop.max_steps 0 publishes a network as it comes, init.checkpoint is for training on")
         self._require_groups()
         self._require_meeting_point()
         if isinstance(self.model, RecommenderConfig) and self.model.sparse:

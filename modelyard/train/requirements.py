@@ -24,6 +24,7 @@ from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.pretrained_network import vector_target, whole_network
 from modelyard.train.starting import TEACHER_FIELD, Parents, Transform, read_transform
+from modelyard.train.starting_checkpoint import require_same_shapes
 from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
 
@@ -57,13 +58,14 @@ def require_trainable(
     config: TrainConfig,
     parents: Parents,
     pretrained: ArtifactRef | None = None,
+    weights: ArtifactRef | None = None,
 ) -> ModelConfig:
     """Refuse a config that this data set cannot be trained with; the network that is trained, with nothing left open.
 
     Raises:
         DataError: the training or validation split is empty.
         ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
-            teacher for another task or other columns, a network that does not read such data, or a strategy that this
+            teacher for another task or other columns, ``weights`` (of a checkpoint) for another network, a network that does not read such data, or a strategy that this
             network cannot be spread by.
         MissingExtra: Ray is to start the ranks, and is not installed.
     """
@@ -85,10 +87,10 @@ def require_trainable(
         parent.require_fit(transform, target)
     if parents.teacher and target.task in UNTEACHABLE:
         raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
-    if config.init.trains_a_part and parents.init is None and pretrained is None:
+    if config.init.trains_a_part and parents.init is None and pretrained is None and weights is None:
         raise ConfigError(
             "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
-            " train.init.model, or a source in train.model"
+            " train.init.model, a checkpoint in train.init.checkpoint, or a source in train.model"
         )  # fmt: skip
     network = _whole_network(catalog, config, transform, target, parents, pretrained)
     output_width = task_kind(target.task).output_width(vector_target(network, target))
@@ -97,6 +99,8 @@ def require_trainable(
     if config.init.trains_a_part:
         _require_parts(config, network, transform.width, output_width)
     _require_network(config, network, transform.width, output_width)
+    if weights:
+        _require_weights(catalog, weights, network, transform.width, output_width)
     return network
 
 
@@ -227,6 +231,19 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
     # What is held for a part that is trained is far less than the reckoning says; and Ray's ranks are not on this machine.
     if not (torch.accelerator.is_available() or config.init.trains_a_part or config.launcher == "ray"):
         require_memory(config, sum(sizes), free_memory())
+
+
+def _require_weights(
+    catalog: Catalog, weights: ArtifactRef, network: ModelConfig, input_width: int, output_width: int
+) -> None:
+    """A checkpoint's weights are this network's. Of a user's own the ranks find out."""
+    import torch
+
+    from modelyard.models.build import build_model
+
+    if not isinstance(network, CustomConfig):
+        with torch.device("meta"):
+            require_same_shapes(catalog, weights, build_model(network, input_width, output_width))
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:
