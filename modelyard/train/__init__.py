@@ -36,6 +36,7 @@ Ranks import neither Prefect nor MLflow.
 from modelyard.train.config import (
     CheckpointConfig,
     DistillConfig,
+    HiddenConfig,
     InitConfig,
     LoraConfig,
     OptimizerConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DilocoConfig",
     "DistillConfig",
     "FsdpConfig",
+    "HiddenConfig",
     "HsdpConfig",
     "InitConfig",
     "LoraConfig",

@@ -42,7 +42,7 @@ from modelyard.train.optimizers import sparse_tables
 from modelyard.train.pair_rows import Pairs, item_pairs, text_pairs
 from modelyard.train.precision import Precision
 from modelyard.train.pretrained_network import vector_target
-from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
+from modelyard.train.rows import Batch, Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
 from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.train.validation import VALIDATION_ROWS, Objective
@@ -97,6 +97,10 @@ def assemble(
         data = _data(spec, catalog, rows, parent, folder / "data")
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init", emit)
+    if teacher:
+        seen = _batch(data.train)
+        given = seen.features if seen.teacher_features is None else seen.teacher_features
+        teacher.watch(network, (seen.features, given), spec.config, device)
     _require_sums(spec.config, network, device)
     kind = task_kind(data.target.task)
     loss = loss_of(data.target)
@@ -140,7 +144,11 @@ def _require_sums(config: TrainConfig, network: nn.Module, device: torch.device)
 
 def _example(rows: Rows) -> torch.Tensor:
     """Network input of the first rows, two if there are as many."""
-    return rows.batch(torch.arange(min(2, len(rows)))).features
+    return _batch(rows).features
+
+
+def _batch(rows: Rows) -> Batch:
+    return rows.batch(torch.arange(min(2, len(rows))))
 
 
 def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:

@@ -85,8 +85,7 @@ def require_trainable(
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
-    if parents.teacher and target.task in UNTEACHABLE:
-        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
+    _require_teachable(config, target, parents)
     if config.init.trains_a_part and parents.init is None and pretrained is None and weights is None:
         raise ConfigError(
             "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
@@ -99,6 +98,7 @@ def require_trainable(
     if config.init.trains_a_part:
         _require_parts(config, network, transform.width, output_width)
     _require_network(config, network, transform.width, output_width)
+    _require_layers(config, network, transform.width, output_width, parents)
     if weights:
         _require_weights(catalog, weights, network, transform.width, output_width)
     return network
@@ -231,6 +231,31 @@ def _require_network(config: TrainConfig, network: ModelConfig, input_width: int
     # What is held for a part that is trained is far less than the reckoning says; and Ray's ranks are not on this machine.
     if not (torch.accelerator.is_available() or config.init.trains_a_part or config.launcher == "ray"):
         require_memory(config, sum(sizes), free_memory())
+
+
+def _require_teachable(config: TrainConfig, target: Target, parents: Parents) -> None:
+    if parents.teacher and target.task in UNTEACHABLE:
+        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
+    if config.distill.hidden and parents.teacher is None:
+        raise ConfigError("train.distill.hidden", f"there is no teacher to learn from: name one in {TEACHER_FIELD}")
+
+
+def _require_layers(
+    config: TrainConfig, network: ModelConfig, input_width: int, output_width: int, parents: Parents
+) -> None:
+    """The layers that are compared exist; whether they fit, and those of a user's own network, the ranks find out."""
+    import torch
+
+    from modelyard.models.build import build_model
+    from modelyard.train.hidden_states import paired
+
+    if not (config.distill.hidden and parents.teacher):
+        return
+    its = parents.teacher.spec
+    if not any(isinstance(one, CustomConfig) for one in (network, its.network)):
+        with torch.device("meta"):
+            student = build_model(network, input_width, output_width)
+            paired(config.distill.hidden.layers, student, build_model(its.model, its.input_width, its.output_width))
 
 
 def _require_weights(
