@@ -47,6 +47,7 @@ class Narrator:
         self._progress: UUID | None = None
         self._shown_at = 0.0
         self._last = "Nothing was left to do"
+        self._checkpoints = ""
         self._began = time.time()
         self._ranks = 1
         self.curves = Curves()
@@ -61,6 +62,8 @@ class Narrator:
         elif event.kind == "validation":
             self._metrics.add(event.values, event.step)
             self._show(event, f"Epoch {event.values['epoch']:.4g} of at most {self._config.max_epochs}")
+        elif event.kind == "checkpoint":
+            self._say_where(event.message)
         elif event.kind == "warning":
             self._log.warning("%s", event.message)
         elif event.kind == "failed":
@@ -87,6 +90,14 @@ class Narrator:
             self._progress = create_progress_artifact(  # ty: ignore[invalid-assignment]
                 progress=self._percent(event), key="training", description="Epochs, of at most as many"
             )
+
+    def _say_where(self, checkpoint: str) -> None:
+        """Where checkpoints lie, once: another training may begin with one (`train.init.checkpoint`)."""
+        folder = checkpoint.rpartition("/")[0]
+        if folder != self._checkpoints:
+            self._checkpoints = folder
+            self._record.session.tracker.set_tags(self._record.run_id, {"modelyard.checkpoints": folder})
+            self._log.info("Checkpoints: %s", folder)
 
     def _show(self, event: RankEvent, where: str) -> None:
         numbers = ", ".join(f"{name} {_short(value)}" for name, value in event.values.items() if _is_said(name))

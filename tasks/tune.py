@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.states import Completed, State
 
 from modelyard.artifacts import ArtifactRef, Frozen
-from modelyard.catalog import Product
+from modelyard.catalog import Origin, Product
 from modelyard.errors import ConfigError, PermanentError, TrainingFailed, TrainingTakenOver, TrialPruned
 from modelyard.metrics import LOWER_IS_BETTER
 from modelyard.preprocess import preprocess as preprocess_core
@@ -27,6 +27,7 @@ from modelyard.train import (
     Parents,
     RankEvent,
     TrainConfig,
+    beginnings,
     training_work,
     validations_so_far,
 )
@@ -209,7 +210,7 @@ def _trials(subject: Subject) -> Trials:
     """What all trials have in common is the preset's own training, and what is tuned in it."""
     config, catalog = subject.config, session().catalog
     parents = Parents.read(catalog, config.train, *_parents(config.train))
-    work = training_work(subject.dataset, config.train, parents)
+    work = training_work(subject.dataset, config.train, parents, beginnings(catalog, config.train, parents, Origin()))
     study = {
         "tune": config.tune.identity(),
         "metric": subject.metric,
@@ -261,7 +262,8 @@ def _trained(record: Record, subject: Subject, asked: Ask, judge: Judge) -> Prod
     config = trial_config(subject.config, asked.parameters)
     dataset = _dataset(record, subject, config)
     init, teacher = _parents(config.train)
-    work = training_work(dataset, config.train, Parents.read(catalog, config.train, init, teacher))
+    parents = Parents.read(catalog, config.train, init, teacher)
+    work = training_work(dataset, config.train, parents, beginnings(catalog, config.train, parents, record.origin))
     for row in validations_so_far(catalog, work, config.train):
         judge.remember(int(row["step"]), row[subject.metric])
     narrator = Narrator(record, config.train)

@@ -36,6 +36,7 @@ Ranks import neither Prefect nor MLflow.
 from modelyard.train.config import (
     CheckpointConfig,
     DistillConfig,
+    HiddenConfig,
     InitConfig,
     LoraConfig,
     OptimizerConfig,
@@ -45,7 +46,7 @@ from modelyard.train.config import (
 )
 from modelyard.train.events import RankEvent, is_rank_figure
 from modelyard.train.requirements import require_factory
-from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, train, training_work, validations_so_far
+from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, beginnings, train, training_work, validations_so_far
 from modelyard.train.starting import Parents, trained_model
 from modelyard.train.strategy_config import (
     DilocoConfig,
@@ -63,6 +64,7 @@ __all__ = [
     "DilocoConfig",
     "DistillConfig",
     "FsdpConfig",
+    "HiddenConfig",
     "HsdpConfig",
     "InitConfig",
     "LoraConfig",
@@ -75,6 +77,7 @@ __all__ = [
     "StopConfig",
     "TensorConfig",
     "TrainConfig",
+    "beginnings",
     "is_rank_figure",
     "require_factory",
     "train",

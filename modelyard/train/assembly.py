@@ -27,6 +27,7 @@ from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
 from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, headline_of, loss_of, task_kind
 from modelyard.token_data import TokenData
+from modelyard.train import starting_checkpoint
 from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
@@ -43,7 +44,7 @@ from modelyard.train.optimizers import sparse_tables
 from modelyard.train.pair_rows import Pairs, item_pairs, text_pairs
 from modelyard.train.precision import Precision
 from modelyard.train.pretrained_network import vector_target
-from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
+from modelyard.train.rows import Batch, Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
 from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.train.validation import VALIDATION_ROWS, Objective
@@ -59,6 +60,7 @@ class RankSpec(Frozen):
     init: ArtifactRef | None = None
     teacher: ArtifactRef | None = None
     pretrained: ArtifactRef | None = None
+    weights: ArtifactRef | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,10 @@ def assemble(
         data = _data(spec, catalog, rows, parent, folder / "data")
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init", emit)
+    if teacher:
+        seen = _batch(data.train)
+        given = seen.features if seen.teacher_features is None else seen.teacher_features
+        teacher.watch(network, (seen.features, given), spec.config, device)
     _require_sums(spec.config, network, device)
     kind = task_kind(data.target.task)
     loss = loss_of(data.target)
@@ -141,7 +147,11 @@ def _costs(config: TrainConfig, network: nn.Module, rows: Rows, device: torch.de
 
 def _example(rows: Rows) -> torch.Tensor:
     """Network input of the first rows, two if there are as many."""
-    return rows.batch(torch.arange(min(2, len(rows)))).features
+    return _batch(rows).features
+
+
+def _batch(rows: Rows) -> Batch:
+    return rows.batch(torch.arange(min(2, len(rows))))
 
 
 def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:
@@ -239,14 +249,22 @@ def _network(
 
 
 def _has_weights(spec: RankSpec) -> bool:
-    return bool(spec.init or spec.pretrained)
+    return bool(spec.init or spec.pretrained or spec.weights)
 
 
 def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    began = _before_weights(spec, catalog, input_width, output_width, folder)
+    if spec.weights:
+        return Beginning(starting_checkpoint.load_(began.network, catalog, spec.weights, folder / "weights"), [])
+    return began
+
+
+def _before_weights(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    """As it is before the weights of a checkpoint are loaded, if one is named."""
     if spec.init:
         return Beginning(_fetched(catalog, spec.init, folder).train(), [])
     if not spec.pretrained:
-        in_parts = draws_one_by_one(spec.config, spec.config.model, has_weights=False)
+        in_parts = draws_one_by_one(spec.config, spec.config.model, has_weights=_has_weights(spec))
         with torch.device("meta") if in_parts else nullcontext():
             return Beginning(build_model(spec.config.model, input_width, output_width), [])
     from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra

@@ -25,6 +25,7 @@ from modelyard.train.strategy_config import (
 
 OptimizerName = Literal["gd", "sgd", "adagrad", "rmsprop", "adam", "adamw", "muon"]
 ScheduleName = Literal["constant", "cosine", "linear", "wsd", "plateau"]
+HiddenLossName = Literal["squared_error", "cosine"]
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 
 
@@ -136,18 +137,25 @@ class InitConfig(Frozen):
     Attributes:
         model: a trained model by digest, URI, ``model@alias`` or ``model/version``; its network is taken over with its
             shapes, whatever ``model`` says. Empty: random weights, by ``seed``.
+        checkpoint: of another training of the same network, for its weights alone: the folder of its checkpoints (the
+            newest counts) or one of them, ``s3://.../checkpoints/00000001-000000000240``.
         keep_zeros: weights (of two dimensions or more) that are zero in it stay zero.
         lora: train adapters, and whatever is new, instead of the weights.
         freeze: ends of the names of parts that are not trained (``embeddings``, ``layer.0``).
     """
 
     model: str = ""
+    checkpoint: str = ""
     keep_zeros: bool = False
     lora: LoraConfig | None = None
     freeze: list[str] = Field(default_factory=list)
 
     @model_validator(mode="after")
-    def _masks_and_adapters(self) -> Self:
+    def _combination_works(self) -> Self:
+        if self.checkpoint and not self.checkpoint.startswith("s3://"):
+            raise ValueError(f"checkpoint {self.checkpoint!r} is no address of one: write s3://bucket/.../checkpoints")
+        if self.checkpoint and self.model:
+            raise ValueError("model and checkpoint both say which weights to begin with: choose one")
         if self.lora and self.keep_zeros:
             raise ValueError("keep_zeros holds weights at zero, and lora adds to them: choose one")
         return self
@@ -171,6 +179,27 @@ class PairsConfig(Frozen):
     correct_popularity: bool = True
 
 
+class HiddenConfig(Frozen):
+    """Learning from what a teacher's layers say.
+
+    Attributes:
+        layers: so many pairs, evenly by depth; or names of parts of the network -> names of those of the teacher.
+        loss: ``squared_error``, the mean over a state's numbers; ``cosine``, 1 less the cosine. Where widths differ, a
+            linear projection of the network's states is learned along.
+        weight: of this loss, which is added to the others.
+    """
+
+    layers: Annotated[int, Field(ge=1)] | dict[str, str] = 1
+    loss: Annotated[HiddenLossName, one_of(HiddenLossName)] = "squared_error"
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _some_layer(self) -> Self:
+        if not self.layers:
+            raise ValueError("layers names none: a number, or {part of the network: part of the teacher}")
+        return self
+
+
 class DistillConfig(Frozen):
     """Learning from another model's answers.
 
@@ -178,11 +207,13 @@ class DistillConfig(Frozen):
         teacher: a trained model of the same task, named as ``init.model`` is. Empty: labels alone.
         temperature: softens both models' probabilities; a regression has none.
         weight: of the loss against the teacher; the rest is that against the labels.
+        hidden: learn from its layers as well; None: from its answers alone.
     """
 
     teacher: str = ""
     temperature: float = Field(2.0, gt=0, le=100)
     weight: float = Field(0.5, gt=0, le=1)
+    hidden: HiddenConfig | None = None
 
 
 # What only decides how the work is carried out, never what comes out of it.
@@ -198,7 +229,7 @@ OPERATIONAL = {
 # Sections that speak of the strategy of their name alone.
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
-NAMES = {"init": {"model"}, "distill": {"teacher"}, "model": {"source"}}
+NAMES = {"init": {"model", "checkpoint"}, "distill": {"teacher"}, "model": {"source"}}
 
 
 class TrainConfig(Frozen):
@@ -271,6 +302,10 @@ class TrainConfig(Frozen):
             raise ValueError(f"precision fp16 needs one loss scale, and {self.strategy} has none: take bf16, or ddp")
         if self.strategy == "diloco" and self.ema_decay:
             raise ValueError("ema_decay averages over steps, diloco over ranks: leave it out, or take ddp")
+        if self.distill.hidden:
+            self._require_layers()
+        if self.init.checkpoint and self.stop.max_steps == 0:
+            raise ValueError("stop.max_steps 0 publishes a network as it comes, init.checkpoint is for training on")
         self._require_groups()
         self._require_meeting_point()
         if isinstance(self.model, RecommenderConfig) and self.model.sparse:
@@ -280,6 +315,17 @@ class TrainConfig(Frozen):
                 f"batch_size {self.batch_size} is smaller than ranks {self.most_ranks}: some would have no row"
             )
         return self
+
+    def _require_layers(self) -> None:
+        """Hidden states are looked at in the midst of a network: what does not leave them there."""
+        if self.strategy not in ("ddp", "fsdp", "hsdp"):
+            raise ValueError(
+                f"distill.hidden is for ddp, fsdp and hsdp, not for {self.strategy}: take one, or leave it out"
+            )
+        if self.compile:
+            raise ValueError("distill.hidden looks into layers, which compile melts together: choose one")
+        if self.precision == "fp16":
+            raise ValueError("distill.hidden has no loss scale, which precision fp16 needs: take bf16")
 
     def _require_sparse(self) -> None:
         """Gradients of some rows of a table: what cannot take them."""

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from modelyard.train.config import DistillConfig
+from modelyard.train.config import DistillConfig, TrainConfig
+from modelyard.train.hidden_states import HiddenStates
 from modelyard.train.losses import LOSSES
 from modelyard.train.precision import Precision
 
@@ -49,6 +50,29 @@ class Teacher:
         self._config, self._precision = config, precision
         self._scale, self._shift = scale, shift
         self._regresses = loss == "mean_squared_error"
+        self.hidden: HiddenStates | None = None
+
+    def watch(
+        self, student: nn.Module, examples: tuple[torch.Tensor, torch.Tensor], config: TrainConfig, device: torch.device
+    ) -> None:
+        """Teach the student by hidden states as well, where the config asks for it.
+
+        Args:
+            examples: features of some rows as the student and as the teacher take them.
+
+        Raises:
+            ConfigError: the layers do not fit each other.
+        """
+        if self._config.hidden:
+            self.hidden = HiddenStates(
+                self._config.hidden,
+                config.optimizer,
+                student,
+                self._network,
+                examples=examples,
+                device=device,
+                seed=config.seed,
+            )
 
     def mixed(self, loss: torch.Tensor, outputs: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """The loss against the labels and that against the teacher, summed over rows, by the weight of each."""
@@ -57,7 +81,8 @@ class Teacher:
             own = LOSSES["mean_squared_error"](outputs, taught)
         else:
             own = soft_cross_entropy(outputs, taught, self._config.temperature)
-        return (1 - self._config.weight) * loss + self._config.weight * own
+        answers = (1 - self._config.weight) * loss + self._config.weight * own
+        return answers + self.hidden.loss(features) if self.hidden else answers
 
     @torch.no_grad()
     def _outputs(self, features: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,8 @@ def whole_because(config: TrainConfig, network: ModelConfig, *, has_weights: boo
         return "it begins with weights that are there"
     if not isinstance(network, GptConfig):
         return f"{network.kind!r} cannot draw its weights one by one, as gpt can"
+    if config.distill.hidden:
+        return "its layers are held against a teacher's before it is sharded"
     if config.compile:
         return "train.compile is tried on it before it is sharded"
     return ""

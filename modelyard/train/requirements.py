@@ -24,6 +24,7 @@ from modelyard.train.config import TrainConfig
 from modelyard.train.memory import free_memory, require_memory
 from modelyard.train.pretrained_network import vector_target, whole_network
 from modelyard.train.starting import TEACHER_FIELD, Parents, Transform, read_transform
+from modelyard.train.starting_checkpoint import require_same_shapes
 from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.tokens import TokenTransform
 
@@ -57,13 +58,14 @@ def require_trainable(
     config: TrainConfig,
     parents: Parents,
     pretrained: ArtifactRef | None = None,
+    weights: ArtifactRef | None = None,
 ) -> ModelConfig:
     """Refuse a config that this data set cannot be trained with; the network that is trained, with nothing left open.
 
     Raises:
         DataError: the training or validation split is empty.
         ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
-            teacher for another task or other columns, a network that does not read such data, or a strategy that this
+            teacher for another task or other columns, ``weights`` (of a checkpoint) for another network, a network that does not read such data, or a strategy that this
             network cannot be spread by.
         MissingExtra: Ray is to start the ranks, and is not installed.
     """
@@ -83,12 +85,11 @@ def require_trainable(
         _require_rows(sequences, config)
     for parent in parents.all:
         parent.require_fit(transform, target)
-    if parents.teacher and target.task in UNTEACHABLE:
-        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
-    if config.init.trains_a_part and parents.init is None and pretrained is None:
+    _require_teachable(config, target, parents)
+    if config.init.trains_a_part and parents.init is None and pretrained is None and weights is None:
         raise ConfigError(
             "train.init", "lora and freeze keep weights as they are, and random ones are worth nothing: name a model in"
-            " train.init.model, or a source in train.model"
+            " train.init.model, a checkpoint in train.init.checkpoint, or a source in train.model"
         )  # fmt: skip
     network = _whole_network(catalog, config, transform, target, parents, pretrained)
     output_width = task_kind(target.task).output_width(vector_target(network, target))
@@ -96,8 +97,11 @@ def require_trainable(
         _require_image(network, transform)
     if config.init.trains_a_part:
         _require_parts(config, network, transform.width, output_width)
-    has_weights = parents.init is not None or pretrained is not None
+    has_weights = parents.init is not None or pretrained is not None or weights is not None
     _require_network(config, network, transform.width, output_width, has_weights=has_weights)
+    _require_layers(config, network, transform.width, output_width, parents)
+    if weights:
+        _require_weights(catalog, weights, network, transform.width, output_width)
     return network
 
 
@@ -233,6 +237,44 @@ def _require_network(
         in_parts = draws_one_by_one(config, network, has_weights=has_weights)
         whole = whole_because(config, network, has_weights=has_weights)
         require_memory(config, sum(sizes), free_memory(), largest=max(sizes) if in_parts else None, whole=whole)
+
+
+def _require_teachable(config: TrainConfig, target: Target, parents: Parents) -> None:
+    if parents.teacher and target.task in UNTEACHABLE:
+        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
+    if config.distill.hidden and parents.teacher is None:
+        raise ConfigError("train.distill.hidden", f"there is no teacher to learn from: name one in {TEACHER_FIELD}")
+
+
+def _require_layers(
+    config: TrainConfig, network: ModelConfig, input_width: int, output_width: int, parents: Parents
+) -> None:
+    """The layers that are compared exist; whether they fit, and those of a user's own network, the ranks find out."""
+    import torch
+
+    from modelyard.models.build import build_model
+    from modelyard.train.hidden_states import paired
+
+    if not (config.distill.hidden and parents.teacher):
+        return
+    its = parents.teacher.spec
+    if not any(isinstance(one, CustomConfig) for one in (network, its.network)):
+        with torch.device("meta"):
+            student = build_model(network, input_width, output_width)
+            paired(config.distill.hidden.layers, student, build_model(its.model, its.input_width, its.output_width))
+
+
+def _require_weights(
+    catalog: Catalog, weights: ArtifactRef, network: ModelConfig, input_width: int, output_width: int
+) -> None:
+    """A checkpoint's weights are this network's. Of a user's own the ranks find out."""
+    import torch
+
+    from modelyard.models.build import build_model
+
+    if not isinstance(network, CustomConfig):
+        with torch.device("meta"):
+            require_same_shapes(catalog, weights, build_model(network, input_width, output_width))
 
 
 def _require_rows(splits: dict[str, int], config: TrainConfig) -> None:

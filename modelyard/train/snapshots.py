@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from modelyard.train.stepper import Stepper
 
 SHARDS, LOCAL = "shards", "local"
-MODEL, OPTIMIZER, AVERAGE = "model.", "optimizer.", "average."
+MODEL, OPTIMIZER, AVERAGE, HIDDEN = "model.", "optimizer.", "average.", "hidden."
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 Tensors = dict[str, torch.Tensor]
@@ -56,6 +56,10 @@ def shared_tensors(stepper: Stepper) -> Tensors:
     found |= {OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if stepper.average:
         found |= {AVERAGE + _plain(name): value for name, value in stepper.average.weights.items()}
+    if stepper.hidden:
+        found |= {HIDDEN + name: value for name, value in stepper.hidden.projections.state_dict().items()}
+        state = optimizer_tensors(stepper.hidden.projections, stepper.hidden.optimizers)
+        found |= {HIDDEN + OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     return found
 
 
@@ -112,6 +116,11 @@ def restore_(stepper: Stepper, folder: Path) -> None:
     if average:
         for name, value in average.weights.items():
             value.copy_(fresh[AVERAGE + _plain(name)])
+    if stepper.hidden:
+        held = {name.removeprefix(HIDDEN): value for name, value in fresh.items() if name.startswith(HIDDEN)}
+        state = {name.removeprefix(OPTIMIZER): held.pop(name) for name in list(held) if name.startswith(OPTIMIZER)}
+        stepper.hidden.projections.load_state_dict(held)
+        load_optimizers_(stepper.hidden.projections, stepper.hidden.optimizers, state)
     stepper.restore_own_(local_files(folder))
 
 

@@ -15,6 +15,7 @@ from modelyard.train.launch import RankGroup, group_name
 from modelyard.train.pretrained_network import pretrained_of
 from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parents
+from modelyard.train.starting_checkpoint import weights_of
 
 JOB_FILE = "job"  # beside checkpoints: what other nodes are told
 HISTORY_FILE, SAMPLES_FILE = "history.json", "samples.md"
@@ -44,8 +45,9 @@ def train(
         RankLost: ranks died more often than ``max_restarts``, or went silent.
     """
     parents = Parents.read(catalog, config, init, teacher)
-    pretrained = None if parents.init else pretrained_of(catalog, config, origin)
-    work = training_work(dataset, config, parents, pretrained)
+    begins = beginnings(catalog, config, parents, origin)
+    pretrained, weights = begins.get("pretrained"), begins.get("weights")
+    work = training_work(dataset, config, parents, begins)
 
     def build(attempt: Attempt) -> None:
         from modelyard.train.assembly import RankSpec
@@ -56,7 +58,7 @@ def train(
 
             take_as_it_is(catalog, attempt, dataset, config, pretrained)
             return
-        network = require_trainable(catalog, dataset, config, parents, pretrained)
+        network = require_trainable(catalog, dataset, config, parents, pretrained, weights)
         checkpoints = f"{catalog.folder('model', work.key)}/checkpoints"
         spec = {
             "dataset": dataset,
@@ -65,6 +67,7 @@ def train(
             "init": init,
             "teacher": teacher,
             "pretrained": pretrained,
+            "weights": weights,
         }
 
         def heard(event: RankEvent) -> None:
@@ -77,20 +80,34 @@ def train(
     return catalog.produce(work, build, origin)
 
 
+def beginnings(catalog: Catalog, config: TrainConfig, parents: Parents, origin: Origin) -> dict[str, ArtifactRef]:
+    """What the config names to begin with besides models, as artifacts by role: a network that comes with weights, a
+    checkpoint's weights.
+
+    Raises:
+        ConfigError, DataError, DigestMismatch, NotFound: one cannot be taken (`pretrained_of`, `weights_of`).
+    """
+    found = {
+        "pretrained": None if parents.init else pretrained_of(catalog, config, origin),
+        "weights": weights_of(catalog, config, origin),
+    }
+    return {role: ref for role, ref in found.items() if ref}
+
+
 def training_work(
-    dataset: ArtifactRef, config: TrainConfig, parents: Parents, pretrained: ArtifactRef | None = None
+    dataset: ArtifactRef, config: TrainConfig, parents: Parents, begins: Mapping[str, ArtifactRef] | None = None
 ) -> Work:
-    """What a trained model depends on."""
+    """What a trained model depends on; ``begins`` as `beginnings` finds it."""
     networks = [*([] if parents.init else [config.model]), *(parent.spec.network for parent in parents.all)]
     library = ["peft"] if config.init.lora else []
     library += ["transformers"] if any(isinstance(network, HuggingFaceConfig) for network in networks) else []
-    begins = {"pretrained": pretrained} if pretrained else {}
     own = [config.model.factory] if isinstance(config.model, CustomConfig) and not parents.init else []
     factories = {*own, *(factory for parent in parents.all for factory in parent.factories)}
+    says_how = config.init.trains_a_part or config.init.checkpoint
     return Work(
         kind="model",
-        config=config.identity(parents.unused - ({"init"} if config.init.trains_a_part else set())),
-        inputs={"dataset": dataset, **begins, **parents.inputs},
+        config=config.identity(parents.unused - ({"init"} if says_how else set())),
+        inputs={"dataset": dataset, **(begins or {}), **parents.inputs},
         code_version=code_version("modelyard.train", ["torch", "numpy", *library], sorted(factories)),
     )
 

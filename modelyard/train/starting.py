@@ -106,7 +106,11 @@ class Parents:
         Raises:
             ConfigError: one is no trained model, or the config needs one that is not given.
         """
-        if config.init.keep_zeros and init is None:
+        if config.init.checkpoint and init:
+            raise ConfigError(
+                "train.init.checkpoint", f"{init} already says which weights to begin with: name one or the other"
+            )
+        if config.init.keep_zeros and init is None and not config.init.checkpoint:
             raise ConfigError(
                 "train.init.keep_zeros", f"random weights have no zeros to keep; name a model in {INIT_FIELD}"
             )

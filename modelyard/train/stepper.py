@@ -121,6 +121,7 @@ class Stepper:
         self.data_wait = Watch()
         self._norm: torch.Tensor | None = None  # of the last gradient that was clipped
         self._loss, self._teacher = loss, teacher
+        self.hidden = teacher.hidden if teacher else None
         self._masks = zero_masks(self.network) if config.init.keep_zeros else {}
 
     def _build_optimizers(self) -> list[Optimizer]:
@@ -139,6 +140,8 @@ class Stepper:
     def forget_state(self) -> None:
         """Optimizers, average and loss scale as before the first step, around the weights as they are."""
         self.optimizers, self.average = self._build_optimizers(), self._build_average()
+        if self.hidden:
+            self.hidden.forget_state()
         self.precision = Precision(self.config.precision, self.device, cast_by_strategy=self.config.strategy in SHARDED)
 
     def advance(self, split: Rows, steps: Sequence[Step]) -> Tally:
@@ -213,6 +216,8 @@ class Stepper:
             with self.data_wait:
                 batch = split.batch(share)
                 features, targets = batch.features.to(self.device), batch.targets.to(self.device)
+            if self.hidden:
+                self.hidden.listen()
             with gradient_sync(self.parallel, wanted=number == len(passes)):
                 with self.precision.autocast():
                     outputs = self.parallel(features)
@@ -234,6 +239,8 @@ class Stepper:
         if self.config.clip_norm:
             self._clip_()
         self.precision.step(self.optimizers)
+        if self.hidden:
+            self.hidden.step(rate)
         self._keep_zeros_(gradients=False)  # muon's update of a matrix does not keep those of its gradient
         if self.average:
             self.average.update(number)
@@ -257,6 +264,8 @@ class Stepper:
     def _zero_grad(self) -> None:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
+        if self.hidden:
+            self.hidden.zero_grad()
 
 
 def zero_masks(network: nn.Module) -> dict[nn.Parameter, torch.Tensor]:

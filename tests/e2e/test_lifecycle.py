@@ -73,6 +73,7 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
     assert train.data.tags["modelyard.devices"].startswith("2 x cpu (")
     assert train.data.tags["modelyard.torch"] == version("torch")
     assert float(train.data.tags["modelyard.device_memory_gb"]) > 0.1
+    assert train.data.tags["modelyard.checkpoints"].endswith("/checkpoints")
     trained_on = train.inputs.dataset_inputs[0].dataset
     assert json.loads(trained_on.source)["digest"] == last_run["artifacts"]["dataset"]["digest"]
     inputs = by_stage["preprocess"].inputs.dataset_inputs

@@ -21,7 +21,16 @@ from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.task_kinds import Target
-from modelyard.train import DistillConfig, InitConfig, OptimizerConfig, StopConfig, TrainConfig, train, trained_model
+from modelyard.train import (
+    DistillConfig,
+    HiddenConfig,
+    InitConfig,
+    OptimizerConfig,
+    StopConfig,
+    TrainConfig,
+    train,
+    trained_model,
+)
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.distillation import Teacher, soft_cross_entropy
 from modelyard.train.precision import Precision
@@ -35,11 +44,11 @@ from tests.train.test_resume import assert_same
 from tests.workbench import quick_model
 
 SIZES = (24,)
-# Everything at once: a mask, a teacher, momentum in two optimizers, dropout of the student alone.
+# Everything at once: a mask, a teacher and a projection of its states, momentum in two optimizers, dropout of the student alone.
 BOTH = TrainConfig(
     model=MlpConfig(hidden_sizes=(7,)),  # which the starting model's network takes the place of
     init=InitConfig(keep_zeros=True),
-    distill=DistillConfig(temperature=3.0, weight=0.5),
+    distill=DistillConfig(temperature=3.0, weight=0.5, hidden=HiddenConfig()),
     optimizer=OptimizerConfig(name="muon", learning_rate=0.01, weight_decay=0.01),
     max_epochs=2,
     stop=StopConfig(max_steps=30),
