@@ -9,7 +9,7 @@ loaded for going back.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from uuid import uuid4
 
@@ -96,13 +96,17 @@ def rollout(
     form = config.form or _default_form(catalog, candidate)
     newcomer = _newcomer(version, form, candidate, verdict, origin)
     rollout_id = _rollout_id(candidate, origin)
-    lately = revisions_since(store, name, max(0, current.number - LOOK_BACK))
+    lately = list(revisions_since(store, name, max(0, current.number - LOOK_BACK)))
     if end := end_of(lately, model_name, rollout_id):
         # A retry, after the endpoint has decided without us.
         revision = concluded(end, model_name)
         call("champion", version)
         return _release(settings, model_name, newcomer, revision, first_revision())
     before, revision = _begin(store, settings, model_name, newcomer, config, rollout_id, origin)
+    if revision.number == before.number and not revision.models[model_name].rollout:
+        # It is so already, by an earlier try perhaps, which could not see the endpoint refuse.
+        mine = [one for one in lately if one.models.get(model_name) == revision.models[model_name]]
+        before, revision = _own(store, name, mine, model_name, "switch", origin) or (before, revision)
     state = revision.models[model_name]
     with EndpointClient(settings) as endpoint:
         endpoint.notify(revision.number)
@@ -140,7 +144,9 @@ def rollback(
     target = earlier_version(store, settings.endpoint_name, model_name, version) if version else None
     if target:
         _require_kept(catalog, settings, model_name, target)
-    before, revision = _own_return(store, settings, model_name, origin) or _propose(
+    newest = latest_revision(store, settings.endpoint_name) or first_revision()
+    lately = revisions_since(store, settings.endpoint_name, max(0, newest.number - LOOK_BACK))
+    before, revision = _own(store, settings.endpoint_name, lately, model_name, "return", origin) or _propose(
         store,
         settings,
         lambda current: transitions.go_back(current, model_name, target),
@@ -156,15 +162,17 @@ def rollback(
     return _release(settings, model_name, now, revision, before)
 
 
-def _own_return(store: Store, settings: Settings, model_name: str, origin: Origin) -> tuple[Revision, Revision] | None:
-    """What an earlier try of this flow run has written already, and what was before it: going back by one is not done twice."""
-    newest = latest_revision(store, settings.endpoint_name)
-    if newest is None or not origin.flow_run_id:
-        return None
-    for revision in revisions_since(store, settings.endpoint_name, max(0, newest.number - LOOK_BACK)):
+def _own(
+    store: Store, endpoint: str, lately: Iterable[Revision], model_name: str, action: str, origin: Origin
+) -> tuple[Revision, Revision] | None:
+    """What was before a revision that an earlier try of this flow run has written, and that revision: going back by one is
+    not done twice, and a switch that fails at the second try is restored too."""
+    for revision in lately:
         said = revision.decision
-        if revision.author == origin.flow_run_id and said and (said.model, said.action) == (model_name, "return"):
-            return read_revision(store, settings.endpoint_name, revision.number - 1), revision
+        is_own = bool(origin.flow_run_id) and revision.author == origin.flow_run_id
+        if is_own and said and (said.model, said.action) == (model_name, action):
+            before = read_revision(store, endpoint, revision.number - 1) if revision.number > 1 else first_revision()
+            return before, revision
     return None
 
 

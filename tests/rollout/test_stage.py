@@ -13,6 +13,7 @@ from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.compress import CompressConfig, compress
 from modelyard.errors import EndpointUnavailable, NotFound, Refused, RolloutFailed
 from modelyard.evaluate import EvaluateConfig, evaluate
+from modelyard.gates import RolloutPolicy
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.revisions import ModelState, latest_revision, propose_revision, revisions_since
 from modelyard.rollout import Look, Release, RolloutConfig, rollback, rollout
@@ -64,16 +65,24 @@ class Bench:
         work = Work(kind="verdict", config={"forged": 1}, inputs={"candidate": candidate}, code_version="test")
         return self.catalog.produce(work, build, Origin()).ref
 
-    def roll_out(self, candidate: ArtifactRef, verdict: ArtifactRef, watcher: Watcher = ignore) -> Release:
+    def roll_out(
+        self,
+        candidate: ArtifactRef,
+        verdict: ArtifactRef,
+        watcher: Watcher = ignore,
+        config: RolloutConfig = CONFIG,
+        settings: Settings | None = None,
+        origin: Origin = Origin(flow_run_id="test"),  # noqa: B008 (frozen)
+    ) -> Release:
         return rollout(
             self.catalog,
             self.tracker,
-            self.settings,
+            settings or self.settings,
             model_name=NAME,
             candidate=candidate,
             verdict=verdict,
-            config=CONFIG,
-            origin=Origin(flow_run_id="test"),
+            config=config,
+            origin=origin,
             watcher=watcher,
         )
 
@@ -105,7 +114,7 @@ def test_first_rollout_serves_and_is_champion(bench: Bench, first: Release):
 
 def test_rollout_of_what_serves_changes_nothing(bench: Bench, first: Release):
     """Rolling out again registers no version and writes no revision."""
-    again = bench.roll_out(first.artifact, bench.verdict(first.artifact))
+    again = bench.roll_out(first.artifact, bench.verdict(first.artifact), origin=Origin(flow_run_id="another"))
     assert not again.changed
     assert (again.version, again.revision) == (first.version, first.revision)
 
@@ -131,6 +140,17 @@ def test_version_that_fails_its_golden_rows_never_serves(bench: Bench, first: Re
     champion = bench.tracker.version_by_alias(NAME, "champion")
     assert champion is not None
     assert champion.version == first.version
+    hasty = CONFIG.model_copy(update={"policy": RolloutPolicy(kind="all_at_once")})
+    run = {"config": hasty, "origin": Origin(flow_run_id="a hasty one")}
+    away = bench.settings.model_copy(update={"endpoint_url": "http://127.0.0.1:9"})
+    forged = bench.forged_verdict(candidate)
+    with pytest.raises(EndpointUnavailable):
+        bench.roll_out(candidate, forged, settings=away, **run)
+    with pytest.raises(RolloutFailed, match="golden"):
+        bench.roll_out(candidate, forged, **run)
+    restored = latest_revision(bench.catalog.store, bench.settings.endpoint_name)
+    assert restored is not None
+    assert restored.models[NAME] == newest.models[NAME], "also when the first try could not see it fail"
 
 
 def test_without_a_pass_nothing_is_rolled_out(bench: Bench, first: Release):
