@@ -18,8 +18,7 @@ from modelyard.models import GptConfig, MlpConfig
 from modelyard.models.build import build_model
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import FsdpConfig, InitConfig, TrainConfig
-from modelyard.train.config import DistillConfig, HiddenConfig
+from modelyard.train import DistillConfig, FsdpConfig, HiddenConfig, InitConfig, TrainConfig
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.costs import memory_bytes
 from modelyard.train.first_weights import draws_one_by_one, whole_because
@@ -163,7 +162,7 @@ def test_a_rank_never_holds_a_network_of_a_hundred_million_weights(
     ({"init": InitConfig(keep_zeros=True)}, False, "it begins with weights that are there"),
     ({"model": MlpConfig()}, False, "'mlp' cannot draw its weights one by one, as gpt can"),
     ({"compile": True}, False, "train.compile is tried on it before it is sharded"),
-    ({"distill": DistillConfig(hidden=HiddenConfig())}, False, "its layers are held against a teacher's before it is"),
+    ({"distill": DistillConfig(hidden=HiddenConfig())}, False, "its layers are held against a teacher's before it is sharded"),
 ])  # fmt: skip
 def test_what_begins_with_a_whole_network_has_a_reason(update: dict[str, Any], has_weights: bool, words: str):
     """One for each; where nothing is sharded there is no share to begin with."""
