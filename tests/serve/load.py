@@ -56,11 +56,11 @@ async def under_load(
     tally, stop = Tally(), asyncio.Event()
 
     async def ask(*, is_fresh: bool) -> None:
-        headers = {"Connection": "close"} if is_fresh else {}
+        client = fresh if is_fresh else kept
         while not stop.is_set():
             began = time.monotonic()
             try:
-                tally.take(await client.post("/v2/models/digits/infer", json=BODY, headers=headers))
+                tally.take(await client.post("/v2/models/digits/infer", json=BODY))
             except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
                 tally.num_closed += not is_fresh
                 tally.broken_at += [began] if is_fresh else []
@@ -72,7 +72,13 @@ async def under_load(
         while tally.total < enough:  # noqa: ASYNC110 (nothing announces a count)
             await asyncio.sleep(0.01)
 
-    async with httpx.AsyncClient(base_url=url, timeout=15) as client, asyncio.TaskGroup() as clients:
+    # A pool of their own: out of a shared one a new request may get a connection that is open, and about to break.
+    none_kept = httpx.Limits(max_keepalive_connections=0)
+    async with (
+        httpx.AsyncClient(base_url=url, timeout=15) as kept,
+        httpx.AsyncClient(base_url=url, timeout=15, limits=none_kept, headers={"Connection": "close"}) as fresh,
+        asyncio.TaskGroup() as clients,
+    ):
         for number in range(num_clients):
             clients.create_task(ask(is_fresh=number < num_fresh))
         await more(5 * num_clients)
