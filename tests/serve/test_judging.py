@@ -17,15 +17,22 @@ from pydantic import SecretStr
 from modelyard import transitions
 from modelyard.errors import ConfigError, NotFound, RolloutBusy
 from modelyard.gates import RolloutPolicy
-from modelyard.revisions import Decision, ServedVersion, latest_revision, propose_revision, replica_statuses
+from modelyard.revisions import (
+    Decision,
+    ServedVersion,
+    latest_revision,
+    propose_revision,
+    publish_status,
+    replica_statuses,
+)
 from modelyard.rollout import answer
-from modelyard.serve import judging
+from modelyard.serve import judging, reconcile
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import ODD_ROW, NoModel, OddModel, SlowModel, actions, begin, decisions, until_decided
 from tests.serve.inprocess import endpoint as inside
 from tests.serve.load import BODY
-from tests.serve.packages import MIXED, publish_version
+from tests.serve.packages import MIXED, publish_version, roll_out
 from tests.serve.processes import TOKEN, Endpoint, free_port, until
 
 INFER = "/v2/models/digits/infer"
@@ -315,6 +322,34 @@ def test_one_key_stays_with_one_version_and_counts_once(store: Store, serving: E
     assert {answering(canary_key, ODD_ROW) for _ in range(30)} == {"15"}
     assert actions(store, serving.name, number) == []
     assert serving.status()["models"]["digits"]["rollout"]["counts"][0]["canary"]["odd"] == 1
+
+
+async def test_a_status_that_is_being_written_holds_up_no_notice(
+    settings: Settings, store: Store, stable: ServedVersion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The bucket does not take the replica's status: a revision that somebody tells of is served all the same."""
+    goes_on, asked = threading.Event(), threading.Event()
+
+    def late(*arguments: Any) -> None:
+        asked.set()
+        goes_on.wait(30)
+        publish_status(*arguments)
+
+    try:
+        async with inside(settings, store, stable, tmp_path) as one:
+            monkeypatch.setattr(reconcile, "publish_status", late)
+            name = one.settings.endpoint_name
+            for _ in range(2):  # the first gives it a status to write
+                number = roll_out(store, name, publish_version(store, "1")).number
+                await one.client.post("/admin/notify", params={"revision": number})
+                router = one.app.inferences.router
+                async with asyncio.timeout(15):
+                    while router.table.revision.number < number:  # noqa: ASYNC110 (nothing announces it)
+                        await asyncio.sleep(0.01)
+                await asyncio.to_thread(asked.wait, 15)
+            assert not goes_on.is_set()
+    finally:
+        goes_on.set()
 
 
 async def test_a_store_that_answers_late_holds_up_no_decision(

@@ -189,6 +189,7 @@ def test_a_notice_may_name_a_revision(store: Store, serving: Endpoint):
     assert named.number < newest.number
     serving.notify(named.number)
     until(lambda: serving.status()["revision"] == newest.number, "the newest revision")
+    assert f"serving revision {named.number}:" in serving.log.read_text(), "the named one is read before any list"
     for word in ("x", "-1", "1" * 13, "٣"):
         answer = serving.client.post("/admin/notify", params={"revision": word})
         assert (answer.status_code, "is no number" in answer.json()["error"]) == (400, True), word
