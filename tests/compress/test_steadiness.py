@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Generator
-
 import pytest
 
+from benchmarks.compress_steady import busy
 from modelyard.compress import (
     Budget,
     CompressConfig,
@@ -23,7 +20,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.workbench import ORIGIN, digits_dataset, own_catalog, quick_model
 
-SEARCHES, BURNERS = 10, 2
+SEARCHES = 10
 SEARCH = SearchConfig(
     budget=Budget(max_drop={"accuracy": DropLimit(absolute=0.06)}),
     networks=[LowRank(energy=0.9)],
@@ -31,29 +28,18 @@ SEARCH = SearchConfig(
 )
 
 
-@pytest.fixture
-def busy() -> Generator[None]:
-    """Two processes that do nothing but compute."""
-    burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(BURNERS)]
-    try:
-        yield
-    finally:
-        for burner in burners:
-            burner.kill()
-            burner.wait()
-
-
 @pytest.mark.soak
-def test_ten_searches_have_one_winner(store: Store, settings: Settings, busy: None):
+def test_ten_searches_have_one_winner(store: Store, settings: Settings):
     """Ten searches beside two processes that compute. What was built is found again, as always; every one measures anew."""
-    del store, busy
+    del store
     catalog = own_catalog(settings)
     dataset = digits_dataset(catalog)
     model = quick_model(catalog, dataset, epochs=30)
     found = []
     for number in range(SEARCHES):
         config = CompressConfig(search=SEARCH, measure=MeasureConfig(repeats=200 + number))
-        product = compress(catalog, model, dataset, config, ORIGIN)
+        with busy():
+            product = compress(catalog, model, dataset, config, ORIGIN)
         assert not product.reused
         found.append(product.manifest.provenance.measurements["search"])
     seen = [
