@@ -14,7 +14,7 @@
     networks.py    techniques on the network; their maths in factorise.py and prune.py
     chains.py      which units and channels can go; heads.py: which attention heads
     forms.py       techniques that make files: export.py (ONNX), quantize.py and block_weights.py (onnxruntime), openvino.py
-                   (OpenVINO, NNCF), learned.py (int8 as it was trained)
+                   (OpenVINO, NNCF), learned.py (int8 as it was trained); calibration.py: the rows that fix ranges
     check.py       a converted model must be valid and compute what its parent computes
     rows.py        network input of a data set
     latency.py     what the machine at hand makes of each form

@@ -8,7 +8,7 @@ app          HTTP: which path does what; answers: what every answer carries; bod
 inference    one inference request from its bytes to its answer; deadlines: one timer for all of them
 protocol_v2  Open Inference Protocol v2: requests to arrays and back, pure; datatypes: its numbers
 protocol_mlflow  MLflow's scoring protocol: rows by column name, pure
-protocol_openai  the list of models as OpenAI's clients ask for it
+protocol_openai  embeddings and the list of models as OpenAI's clients ask for them; protocol_v2_text, texts: what is text
 router       draws the version that answers, and asks another when a worker dies
 running      one version kept alive: its worker, its queue, its restarts
 batching     requests that arrived together become one call; pieces: a large one becomes several
@@ -17,8 +17,9 @@ ray_workers  the same on a Ray cluster; ray_replica: what runs there
 group        several workers of one version as one
 worker       the process that executes a model: `python -m modelyard.serve.worker`
 wire         the frames between the two
-reconcile    follows the revisions in the bucket: fetch, start, probe, switch
+reconcile    follows the revisions in the bucket: loading (fetch, start, probe), admission (what does not fit), switch
 attempts     what became of those that were tried, and whether one may be tried now
+judging      decides rollouts from what each trial counts (trial, pairs; shadow: copies; replay: while nobody asks)
 probe        the golden rows a version must reproduce before it answers anybody
 verifier     checks signatures, in a process of its own
 cache, state what survives without the bucket

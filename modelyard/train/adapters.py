@@ -16,7 +16,7 @@ from torch import nn
 
 from modelyard.errors import ConfigError, MissingExtra
 from modelyard.models.reshape import replace_
-from modelyard.train.config import InitConfig, LoraConfig
+from modelyard.train.sections import InitConfig, LoraConfig
 
 LORA_FIELD, FREEZE_FIELD = "train.init.lora.targets", "train.init.freeze"
 

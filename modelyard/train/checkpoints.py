@@ -23,7 +23,7 @@ from modelyard.artifacts import FileEntry, FileName, Frozen
 from modelyard.catalog import file_sha256
 from modelyard.errors import DigestMismatch, NotFound, TrainingTakenOver
 from modelyard.storage import Store
-from modelyard.train.config import CheckpointConfig
+from modelyard.train.sections import CheckpointConfig
 
 PARALLEL_FILES = 8
 DIVIDER = ".json"

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import nn
 
-from modelyard.train.config import DistillConfig, TrainConfig
+from modelyard.train.config import TrainConfig
 from modelyard.train.hidden_states import HiddenStates
 from modelyard.train.losses import LOSSES
 from modelyard.train.precision import Precision
+from modelyard.train.sections import DistillConfig
 
 
 def soft_cross_entropy(outputs: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:

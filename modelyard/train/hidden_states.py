@@ -15,8 +15,8 @@ import torch
 from torch import distributed, nn
 
 from modelyard.errors import ConfigError
-from modelyard.train.config import HiddenConfig, OptimizerConfig
 from modelyard.train.optimizers import build_optimizers
+from modelyard.train.sections import HiddenConfig, OptimizerConfig
 
 FIELD = "train.distill.hidden.layers"
 SHOWN = 12

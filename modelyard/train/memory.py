@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelyard.errors import ConfigError
-from modelyard.train.config import OptimizerName, TrainConfig
+from modelyard.train.config import TrainConfig
+from modelyard.train.sections import OptimizerName
 from modelyard.train.strategy_config import SHARDED
 
 GB = 1e9

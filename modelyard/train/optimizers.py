@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from modelyard.train.config import OptimizerConfig
+from modelyard.train.sections import OptimizerConfig
 
 FUSED_DEVICES = {"cpu", "cuda", "xpu", "mps"}
 

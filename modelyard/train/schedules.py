@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from modelyard.train.config import ScheduleConfig
+from modelyard.train.sections import ScheduleConfig
 
 
 def rate_fraction(config: ScheduleConfig, step: int, total_steps: int) -> float:

@@ -16,7 +16,8 @@ from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.errors import ConfigError, DataError, NotFound
 from modelyard.models.config import WEIGHTS_FILE
 from modelyard.train.checkpoints import DIVIDER, CheckpointPointer, Checkpoints
-from modelyard.train.config import CheckpointConfig, TrainConfig
+from modelyard.train.config import TrainConfig
+from modelyard.train.sections import CheckpointConfig
 
 if TYPE_CHECKING:
     from torch import nn

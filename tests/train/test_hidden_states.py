@@ -21,8 +21,8 @@ from modelyard.storage import Store
 from modelyard.train import DistillConfig, HiddenConfig, OptimizerConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.checkpoints import Checkpoints
-from modelyard.train.config import CheckpointConfig
 from modelyard.train.hidden_states import HiddenStates, paired
+from modelyard.train.sections import CheckpointConfig
 from modelyard.train.snapshots import HIDDEN, published_weights, shapes
 from tests.train import runs
 from tests.train.ranks import Ranks

@@ -16,7 +16,7 @@ from modelyard.storage import Store
 from modelyard.train import InitConfig, OptimizerConfig, StopConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.checkpoints import CheckpointPointer, Checkpoints
-from modelyard.train.config import CheckpointConfig
+from modelyard.train.sections import CheckpointConfig
 from modelyard.train.stage import training_work
 from modelyard.train.starting import Parents
 from modelyard.train.starting_checkpoint import weights_of
