@@ -27,7 +27,7 @@ NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", 
 PARTS = {
     "compress": ("perceptron", "convolutional", "minilm", "steady"),
     "endpoint": ("requests", "guarded", "start", "way-back", "takeover", "texts"),
-    "preprocess": ("csv", "parquet", "large"),
+    "preprocess": ("csv", "parquet", "large", "flow"),
     "train": ("perceptron", "ranks", "decoder", "strategies", "saves", "start"),
 }
 Benchmark = Callable[[Installation, bool], Findings]

@@ -13,6 +13,8 @@ from pathlib import Path
 from benchmarks import tables
 from benchmarks.figures import Contestant, Figure, Findings, Samples, compare, take_turns
 from benchmarks.installation import Installation
+from benchmarks.preprocess_flow import ROUNDS as FLOW_ROUNDS
+from benchmarks.preprocess_flow import flow_figures
 from commands.environment import PROJECT
 from commands.parts import STORE
 from modelyard.storage import Store
@@ -24,7 +26,7 @@ DUCKDB_LIMIT_MB = 900  # what it is told; the process as a whole then stays near
 EXPONENT = 1.05
 SIZES, QUICK_SIZES = (10**8, 10**9), (2 * 10**6, 4 * 10**6)
 ROUNDS = {10**8: 3, 10**9: 1}
-FORMS, LARGE = ("csv", "parquet"), "large"  # which are its parts too
+FORMS, LARGE, FLOW = ("csv", "parquet"), "large", "flow"  # which are its parts too
 # A large set in a hundred files, and one more; of one form it is preprocessed, of the other it grows, too.
 LARGE_FILES, LARGE_BYTES, QUICK_LARGE_BYTES = 100, 4 * 10**9, 8 * 10**6
 GROWN_FRACTION, FLAT_FACTOR = 0.05, 1.15
@@ -47,6 +49,8 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = ()) -> F
             taken = samples.get(smaller) or _samples(installation.scratch, store, form, smaller, [OURS])
             size = QUICK_LARGE_BYTES if quick else LARGE_BYTES
             figures += _large(installation.scratch, store, form, taken[OURS][0], smaller, size)
+    if not parts or FLOW in parts:
+        figures += flow_figures(installation, quick, _measured)
     return Findings(
         figures=figures,
         notes=[
@@ -63,6 +67,10 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = ()) -> F
             (
                 f"The large set lies in {LARGE_FILES} files. Of CSV, one more came then: seconds of the work with its"
                 " snapshot; the process's start and imports are apart."
+            ),
+            (
+                "As a flow: in a process of its own as the core is, on the embedded stack, with MLflow's run and report; in turns,"
+                f" {FLOW_ROUNDS} times."
             ),
             f"One round at 1 GB, {ROUNDS[10**8]} at 0.1 GB; whole processes, with their start.",
         ],

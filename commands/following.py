@@ -152,7 +152,8 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
     run = stage.run
     if run.state and run.state.is_final():
         tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
-        last = max(tasks, key=lambda task: task.start_time or _EARLIEST, default=None)
+        # The one that ended last: some have tasks of their own, which began after them.
+        last = max(tasks, key=lambda task: task.end_time or _EARLIEST, default=None)
         if not run.state.is_completed():
             stage.words = (run.state.message or "").partition("\n")[0]
         elif last and last.state:
@@ -161,7 +162,7 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
     progress = client.read_artifacts(
         artifact_filter=ArtifactFilter(
             flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
-            key=ArtifactFilterKey(any_=["training", "rollout-progress"]),
+            key=ArtifactFilterKey(any_=["preprocess-progress", "training", "rollout-progress"]),
         )
     )
     if progress:

@@ -11,6 +11,7 @@ import socket
 from modelyard.errors import ClusterUnavailable, ConfigError, MissingExtra
 
 PROBE_SECONDS = 5.0
+OBJECT_STORE_BYTES = 80_000_000  # near the least that Ray takes: nothing large passes through it
 NODE_ADVICE = "make this machine a node of the cluster: ray start --address=<host:port> --num-cpus=0"
 
 
@@ -70,6 +71,32 @@ def connect(address: str, field: str) -> None:
         if "version" in str(failure).lower():
             raise ConfigError(field, f"{address} runs another release: {failure}") from failure
         raise ConfigError(field, f"{address} takes no driver from here ({failure}); {NODE_ADVICE}") from failure
+
+
+def start_here(cpus: int, memory_bytes: int) -> None:
+    """Start a cluster on this machine and make this process its driver; it ends with this process, however that ends.
+
+    Args:
+        cpus, memory_bytes: what the cluster may give to those who work in it.
+
+    Raises:
+        ClusterUnavailable: it did not come up.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            _memory=memory_bytes,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError) as failure:
+        raise ClusterUnavailable(f"no Ray cluster came up on this machine: {failure}") from failure
 
 
 def _probe(address: str) -> None:

@@ -16,6 +16,7 @@ from modelyard.preprocess import preprocess as preprocess_core
 from modelyard.preprocess import snapshot as snapshot_core
 from modelyard.preprocess.history import difference, remember
 from modelyard.preprocess.page import report_page
+from tasks.partitions import ShownShares
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
 from tasks.results import StageResult
@@ -41,7 +42,7 @@ def preprocess(source: ArtifactRef, config: PreprocessConfig, dataset_uri: str, 
     with recording("preprocess", config.model_dump(mode="json"), trail) as record:
         key = record.session.settings.sensitive_key
         secret = key.get_secret_value().encode() if key else None
-        product = preprocess_core(record.session.catalog, source, config, record.origin, secret)
+        product = preprocess_core(record.session.catalog, source, config, record.origin, secret, ShownShares())
         facts = product.manifest.content.facts
         record.session.tracker.log_dataset(
             record.run_id, name=trail.model_name, uri=dataset_uri, digest=source.digest, profile=str(facts["splits"])

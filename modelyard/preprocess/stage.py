@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,14 @@ from modelyard.code_version import code_version
 from modelyard.errors import DataError
 from modelyard.preprocess.assemble import assemble
 from modelyard.preprocess.config import PreprocessConfig
-from modelyard.preprocess.dask_workers import by_dask, require_dask
+from modelyard.preprocess.crews import Crew, Inline, Spread, in_threads, shares_of
+from modelyard.preprocess.dask_workers import DaskCrew, require_dask
 from modelyard.preprocess.near_rows import NearRows, check_near_leaks, find_near, near_report
 from modelyard.preprocess.partitions import Partition, partitions
 from modelyard.preprocess.prepare import PLAN_FILE, Preparation, prepare
-from modelyard.preprocess.processes import by_processes, division
+from modelyard.preprocess.processes import ProcessCrew, division
 from modelyard.preprocess.protect import Protector
+from modelyard.preprocess.ray_workers import RayCrew, require_ray_here
 from modelyard.preprocess.revise import Revising, Revision, revise
 from modelyard.preprocess.schema import Plan
 from modelyard.preprocess.snapshot import read_snapshot
@@ -52,6 +54,8 @@ from modelyard.transform import TextTransform
 
 PARALLEL_LOOKUPS = 16
 LIBRARIES = ("numpy", "polars", "pyarrow")
+CREWS = {"processes": ProcessCrew, "dask": DaskCrew, "ray": RayCrew}
+REQUIRED = {"dask": require_dask, "ray": require_ray_here}
 
 
 def preprocess(
@@ -60,6 +64,7 @@ def preprocess(
     config: PreprocessConfig,
     origin: Origin,
     sensitive_key: bytes | None = None,
+    spread: Spread = in_threads,
 ) -> Product:
     """Make a data set from a snapshot.
 
@@ -69,6 +74,7 @@ def preprocess(
         config: see `PreprocessConfig`.
         origin: who asks.
         sensitive_key: for the columns that are to be hashed.
+        spread: hands shares of the partitions to those who prepare them; who wants to watch has one of their own.
 
     Returns:
         A ``dataset`` artifact, laid out as `modelyard.datasets` says. Rows read = kept + rejected + duplicates.
@@ -76,10 +82,10 @@ def preprocess(
     Raises:
         DataError: the data cannot be used as it is: file, column and what to do are in the sentence.
         ConfigError: the config speaks of a column that plays no such part.
-        MissingExtra, WorkerLost: of `config.workers`.
+        MissingExtra, ClusterUnavailable, WorkerLost: of `config.workers`.
     """
-    if config.workers.kind == "dask":
-        require_dask()
+    if require := REQUIRED.get(config.workers.kind):
+        require()
     protector = Protector(config, sensitive_key)
     text = _text_transform(catalog, config)
     fingerprint = protector.fingerprint()
@@ -90,7 +96,7 @@ def preprocess(
         code_version=code_version("modelyard.preprocess", _libraries(config), config.functions),
         occasion={"key": fingerprint} if fingerprint else {},
     )
-    making = _Making(catalog, config, origin, protector, partition_code(config), text)
+    making = _Making(catalog, config, origin, protector, partition_code(config), text, spread)
     return catalog.produce(work, partial(making.build, snapshot_ref), origin)
 
 
@@ -140,6 +146,7 @@ class _Making:
     protector: Protector
     code_version: str
     text: TextTransform | None
+    spread: Spread
 
     def build(self, snapshot_ref: ArtifactRef, attempt: Attempt) -> None:
         folder, sources = read_snapshot(self.catalog, snapshot_ref)
@@ -192,22 +199,29 @@ class _Making:
         return kept(self.catalog, self.text, self.origin)
 
     def _all_prepared(self, preparations: Sequence[Preparation]) -> list[Product]:
-        works = [preparation.work for preparation in preparations]
-        with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
-            found = list(pool.map(lambda work: self.catalog.find(work.kind, work.key), works))
+        found = self._found(preparations)
         missing = [preparation for product, preparation in zip(found, preparations, strict=True) if product is None]
-        if missing and self.config.workers.kind != "inline":
-            self._prepare_elsewhere(missing)
-            made = {preparation.work.key: replace(self._prepare(preparation), reused=False) for preparation in missing}
-            return [product or made[work.key] for product, work in zip(found, works, strict=True)]
-        return [product or self._prepare(preparation) for product, preparation in zip(found, preparations, strict=True)]
+        if not missing:
+            return [product for product in found if product]
+        with self._crew(len(missing)) as crew:
+            self.spread(crew, shares_of(missing))
+        # Whoever prepared them, they lie in the store now.
+        made = iter(self._found(missing))
+        return [
+            product or replace(next(made) or self._prepare(preparation), reused=False)
+            for product, preparation in zip(found, preparations, strict=True)
+        ]
 
-    def _prepare_elsewhere(self, preparations: Sequence[Preparation]) -> None:
-        """Have partitions prepared by other processes; what they commit is found here."""
-        workers, origin = self.config.workers, asdict(self.origin)
-        orders = [{"preparation": one.model_dump(mode="json"), "origin": origin} for one in preparations]
-        carry_out = by_dask if workers.kind == "dask" else by_processes
-        carry_out(orders, workers, *division(workers, len(orders)))
+    def _found(self, preparations: Sequence[Preparation]) -> list[Product | None]:
+        with ThreadPoolExecutor(PARALLEL_LOOKUPS) as pool:
+            works = pool.map(lambda preparation: preparation.work, preparations)
+            return list(pool.map(lambda work: self.catalog.find(work.kind, work.key), works))
+
+    def _crew(self, num_partitions: int) -> Crew:
+        workers = self.config.workers
+        if workers.kind == "inline":
+            return Inline(self._prepare)
+        return CREWS[workers.kind](workers, self.origin, *division(workers, num_partitions))
 
     def _prepare(self, preparation: Preparation) -> Product:
         return prepare(self.catalog, preparation, self.protector, self.origin)

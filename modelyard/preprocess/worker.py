@@ -1,4 +1,4 @@
-"""What prepares a partition in another process: on this machine, or anywhere in a Dask cluster.
+"""What prepares a partition in another process: on this machine, or anywhere in a Dask or Ray cluster.
 
     python -m modelyard.preprocess.worker
 

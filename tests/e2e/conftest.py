@@ -32,7 +32,7 @@ def last_run(stack: Installation, digits: str) -> dict:
     """What `modelyard run` left, of a network of its own: a first run whatever ran before on the same stack."""
     from tests.e2e.driving import OWN, modelyard
 
-    ran = modelyard("run", "digits", "--set", *OWN)
+    ran = modelyard("run", "digits", *(word for override in OWN for word in ("--set", override)))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "prediction" in ran.stdout
     return json.loads((stack.home / "last-run.json").read_text())

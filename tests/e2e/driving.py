@@ -18,7 +18,7 @@ from tests.conftest import Installation
 
 RUN_SECONDS = 150
 # Overrides of the run that most tests look at.
-OWN = ["train.seed=41"]
+OWN = ["train.seed=41", "preprocess.partition_bytes=1"]  # a file of the data set is a partition
 T = TypeVar("T")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from importlib.metadata import version
 
 import httpx
@@ -13,7 +14,13 @@ import pandas as pd
 import pytest
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, ArtifactFilterKey
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
 
 from commands.prediction import ask, held_out_rows
 from modelyard.catalog import Catalog
@@ -87,7 +94,8 @@ def test_mlflow_holds_one_parent_run_with_a_run_for_each_stage(stack: Installati
 
 
 def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, prefect_client: SyncPrefectClient):
-    """The run has a report with its links, tables of rows, checks and confusion, and the progress of training."""
+    """The run has a report with its links, tables of rows, checks and confusion, the progress of training, and a task for each
+    share of the partitions."""
     run = prefect_client.read_flow_run(last_run["flow_run_id"])
     below = children(prefect_client, run)
     assert sorted(below, key=lambda name: str(below[name].start_time)) == STAGES
@@ -103,6 +111,11 @@ def test_prefect_holds_what_people_look_at(stack: Installation, last_run: dict, 
     )
     report = next(artifact.data for artifact in found if artifact.key == "lifecycle-report")
     assert last_run["mlflow_run_id"] in report
+    of_data = FlowRunFilter(id=FlowRunFilterId(any_=[below["preprocess"].id]))
+    shares = [one for one in prefect_client.read_task_runs(flow_run_filter=of_data) if one.name.startswith("partition")]
+    assert shares
+    assert {one.state_name for one in shares} == {"Completed"}
+    assert all(re.fullmatch(r"partition \d of \d: .*\.parquet", one.name) for one in shares)
 
 
 def test_trace_walks_from_an_answer_back_to_the_data(stack: Installation, last_run: dict):
