@@ -15,6 +15,7 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.states import Cancelled, State
+from prefect.transactions import CommitMode, transaction
 
 from modelyard.preprocess.crews import Crew, Share
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
@@ -47,6 +48,11 @@ class ShownShares:
 
     def __call__(self, crew: Crew, shares: Sequence[Share]) -> None:
         """See `modelyard.preprocess.crews.in_threads`."""
+        # Each share stays made, whatever becomes of the stage: else Prefect would call them all rolled back.
+        with transaction(commit_mode=CommitMode.EAGER):
+            self._hand_out(crew, shares)
+
+    def _hand_out(self, crew: Crew, shares: Sequence[Share]) -> None:
         if len(shares) > 1:
             self._progress = cast("UUID", create_progress_artifact(0.0, key="preprocess-progress", description=""))
         if crew.at_once == 1:  # in this thread, which a cancelled run can interrupt
