@@ -15,7 +15,7 @@ from modelyard.storage import Store
 
 FLOW, CORE = "modelyard preprocess, the flow", "the core alone"
 SIZE, QUICK_SIZE = 10**9, 2 * 10**6
-ROUNDS = 3
+ROUNDS = 2
 SHARE = 1.05
 
 Measured = Callable[[list[str]], dict[str, float]]

@@ -17,6 +17,8 @@ from benchmarks.peers.preprocess_ours import CONFIG
 
 
 def main(source: str, measured: str) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: F401  (else the first call would import it)
+
     from flows.preprocess import preprocess
 
     preset = {
