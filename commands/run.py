@@ -21,6 +21,7 @@ from modelyard.storage import Store
 
 # Bundled preset -> folder of its sample data in the bucket.
 SAMPLES = {"digits": "raw/digits", "text": "raw/topics"}
+ASKED_ROWS = 10  # of the test split, of the version that serves in the end
 
 
 class RunFailed(PermanentError):
@@ -103,9 +104,20 @@ def _place_sample(preset: str, store: Store, console: Console) -> None:
     console.print(f"placed the sample data set: {len(files)} files in {folder}")
 
 
+def _told(prediction: Prediction) -> str:
+    """What was answered about the held-out rows: of classes how many are right and which are not, else the first."""
+    answers = list(zip(prediction.labels, prediction.truths, strict=False))
+    if not prediction.probabilities or not answers:
+        truth = f", the truth is {prediction.truths[0]}" if prediction.truths else ""
+        return f"{prediction.labels[0]}{truth}"
+    wrong = [f"{truth} taken for {label}" for label, truth in answers if label != truth]
+    said = f"{len(answers) - len(wrong)} of {len(answers)} held-out rows right"
+    return f"{said}; {', '.join(wrong)}" if wrong else said
+
+
 def _predict(settings: Settings, store: Store, report: dict[str, Any]) -> Prediction:
     dataset = Catalog(store).resolve(report["artifacts"]["dataset"]["digest"])
-    rows = held_out_rows(Catalog(store), dataset, count=1)
+    rows = held_out_rows(Catalog(store), dataset, count=ASKED_ROWS)
     return ask(settings, report["model_name"], rows)
 
 
@@ -126,10 +138,5 @@ def _conclude(
     console.print(f"flow run     {flow_url}")
     console.print(f"MLflow run   {mlflow_url}")
     console.print(f"endpoint     {settings.serving_url}/v2/models/{report['model_name']}")
-    truth = f", the truth is {prediction.truths[0]}" if prediction.truths else ""
-    likely = f" with probability {prediction.probabilities[0]:.4f}" if prediction.probabilities else ""
-    console.print(
-        f"prediction   {prediction.labels[0]}{likely}{truth}"
-        f" (version {prediction.version}, {prediction.milliseconds:.1f} ms)"
-    )
+    console.print(f"prediction   {_told(prediction)} (version {prediction.version}, {prediction.milliseconds:.1f} ms)")
     console.print(f"all of it    {settings.home / 'last-run.json'}")

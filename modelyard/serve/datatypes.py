@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -86,7 +87,7 @@ def as_rows(values: np.ndarray, datatype: Datatype) -> np.ndarray:
             values = values.astype(datatype.raw)
     rows = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
     # One pass: the sum is finite only if all values are, but for an overflow that the second look settles.
-    if not math.isfinite(rows.sum(dtype=np.float64)) and not np.isfinite(rows).all():
+    if not math.isfinite(np.add.reduce(rows, axis=None, dtype=np.float64)) and not np.isfinite(rows).all():
         raise BadRequestError("the data holds values that are not finite")
     return rows
 
@@ -111,7 +112,9 @@ def to_binary(tensor: Tensor) -> bytes:
     if isinstance(tensor, list):
         encoded = [text.encode() for text in tensor]
         return b"".join(part for text in encoded for part in (_LENGTH.pack(len(text)), text))
-    return tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes()
+    if sys.byteorder == "big":
+        tensor = tensor.astype(tensor.dtype.newbyteorder("<"))
+    return tensor.tobytes()
 
 
 def texts_from_binary(raw: bytes | memoryview) -> list[str]:

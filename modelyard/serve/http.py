@@ -214,11 +214,8 @@ class HttpProtocol(HttpToolsProtocol):
 
 def as_bytes(answer: Answer) -> bytes:
     """A whole response."""
-    parts = [STATUS_LINE[answer.status]]
-    for name, value in answer.headers:
-        parts += (name, b": ", value, b"\r\n")
-    parts += (b"content-length: %d\r\n\r\n" % len(answer.content), answer.content)
-    return b"".join(parts)
+    lines, content = b"\r\n".join(map(b": ".join, answer.headers)), answer.content
+    return b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (STATUS_LINE[answer.status], lines, len(content), content)
 
 
 class _Nobody:

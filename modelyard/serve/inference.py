@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ from modelyard.serve.workers import WorkerInfo, WorkerLost
 logger = logging.getLogger(__name__)
 
 Reply = Callable[[Answer], None]
+Sent = tuple[Head, bytes, WorkerInfo]  # a request as it came, and by whom it was read
 
 
 class Request(Protocol):
@@ -111,7 +113,7 @@ class Inference:
         self._accepts: Encoding | None = None
         self._picked: RunningVersion | None = None
         self._request: Request | None = None
-        self._sent: tuple[Head, bytes, WorkerInfo] | None = None  # kept where another version would read it otherwise
+        self._sent: Sent | None = None  # kept where another version would read it otherwise
         self._second_try: asyncio.Task[None] | None = None
         self._trial: Trial | None = None
         self._drawn: RunningVersion | None = None
@@ -133,7 +135,7 @@ class Inference:
                 self._key = head.key
             info = picked.info
             request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(info))
-            if info.transform:
+            if info.transform or (self._trial and self._trial.canary.info.transform):
                 self._sent = head, body, info
             self._request = request
             engine.deadlines.add(self)
@@ -147,7 +149,7 @@ class Inference:
         if self.is_over:
             return
         mine = {name: tensor[begin:end] for name, tensor in answers.items()}
-        picked, request, recorder = self._picked, self._request, self._engine.recorder
+        picked, request, sent, recorder = self._picked, self._request, self._sent, self._engine.recorder
         told = perf_counter()
         try:
             self._is_odd = self._trial is not None and not are_finite(mine)
@@ -164,7 +166,8 @@ class Inference:
         if recorder:
             recorder.offer(picked, request_id, request.rows, mine, perf_counter() - self._started)
         if self._trial and self._trial.copier and picked is self._trial.stable:
-            self._trial.copier.offer(request.rows, mine, perf_counter() - self._started)
+            rows_for = partial(self._read_for, sent) if sent else None
+            self._trial.copier.offer(request.rows, mine, perf_counter() - self._started, rows_for=rows_for)
 
     def failed(self, failure: Exception) -> None:
         if self.is_over:
@@ -194,14 +197,18 @@ class Inference:
 
     def _rows_for(self, version: RunningVersion) -> np.ndarray:
         """The rows as another version reads them: tokens of its own tokenizer, codes of its own categories."""
-        assert self._request
         if self._sent and self._sent[2].transform != version.info.transform:
-            head, body, _ = self._sent
-            info = version.info
-            self._request = self._dialect.read(body, head, self._model, self._engine.disclosure.info(info))
-            self._sent = head, body, info
+            self._request = self._read(self._sent, version)
+            self._sent = *self._sent[:2], version.info
         assert self._request
         return self._request.rows
+
+    def _read_for(self, sent: Sent, version: RunningVersion) -> np.ndarray:
+        return self._read(sent, version).rows
+
+    def _read(self, sent: Sent, version: RunningVersion) -> Request:
+        head, body, _ = sent
+        return self._dialect.read(body, head, self._model, self._engine.disclosure.info(version.info))
 
     def _format(self, answers: dict[str, Tensor]) -> tuple[str, Answer]:
         picked, request = self._picked, self._request

@@ -5,10 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from itertools import accumulate
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -17,6 +16,7 @@ from modelyard.serve.recording import Recorder
 
 # From a small model's answer to the request time-out.
 _LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+_BOUNDS = [*map(str, _LATENCY_BUCKETS), "+Inf"]
 
 
 # As KServe's SDK names them (kserve/metrics.py), so that its dashboards show these endpoints too.
@@ -37,19 +37,8 @@ class Metrics:
         self, revision: Callable[[], float], in_flight: Callable[[], float], shares: Callable[[], Iterable[Share]]
     ) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "modelyard_requests_total",
-            "Inference requests by model, version and HTTP status.",
-            ["model", "version", "code"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "modelyard_request_seconds",
-            "Time from the request's last byte to its answer.",
-            ["model", "version"],
-            buckets=_LATENCY_BUCKETS,
-            registry=self.registry,
-        )
+        self._requests = _Requests()
+        self.registry.register(self._requests)
         self._restarts = Counter(
             "modelyard_worker_restarts_total",
             "Workers started again after they died.",
@@ -65,19 +54,18 @@ class Metrics:
         self.registry.register(_Shares(shares))
         self._stages = _Stages()
         self.registry.register(self._stages)
-        # Looking a label set up costs more than counting: keep the pairs in use.
-        self._children = lru_cache(maxsize=1024)(self._find_children)
 
     def count(self, model: str, version: str, code: int, seconds: float) -> None:
         """One answered inference request. Model and version are empty where none was found: no client names in here."""
-        counter, histogram = self._children(model, version, code)
-        counter.inc()
-        histogram.observe(seconds)
+        self._requests.counts[model, version, code] += 1
+        self._requests.seconds[model, version].add(seconds)
 
     def count_stages(self, model: str, version: str, seconds: tuple[float, float, float]) -> None:
         """How long the stages of an inference request took that was answered with 200, in their order."""
-        for durations, one in zip(self._stages.known[model, version], seconds, strict=True):
-            durations.add(one)
+        first, second, third = self._stages.known[model, version]
+        first.add(seconds[0])
+        second.add(seconds[1])
+        third.add(seconds[2])
 
     def count_restart(self, model: str, version: str) -> None:
         self._restarts.labels(model, version).inc()
@@ -98,9 +86,6 @@ class Metrics:
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _find_children(self, model: str, version: str, code: int) -> tuple[Counter, Histogram]:
-        return self._requests.labels(model, version, str(code)), self._seconds.labels(model, version)
-
 
 class _Durations:
     """One histogram, without the lock and the look-ups that prometheus_client's pays for: there is one thread."""
@@ -115,6 +100,36 @@ class _Durations:
         self.counts[bisect_left(_LATENCY_BUCKETS, seconds)] += 1
         self.total += seconds
 
+    def buckets(self) -> list[tuple[str, int]]:
+        """(upper bound, how many took at most that long)."""
+        return list(zip(_BOUNDS, accumulate(self.counts), strict=True))
+
+
+class _Requests(Collector):
+    """Answered requests: how many by status, and how long they took."""
+
+    def __init__(self) -> None:
+        self.counts: defaultdict[tuple[str, str, int], int] = defaultdict(int)
+        self.seconds: defaultdict[tuple[str, str], _Durations] = defaultdict(_Durations)
+
+    def collect(self) -> Iterator[CounterMetricFamily | HistogramMetricFamily]:
+        requests = CounterMetricFamily(
+            "modelyard_requests_total",
+            "Inference requests by model, version and HTTP status.",
+            labels=["model", "version", "code"],
+        )
+        for (model, version, code), number in self.counts.items():
+            requests.add_metric([model, version, str(code)], number)
+        yield requests
+        times = HistogramMetricFamily(
+            "modelyard_request_seconds",
+            "Time from the request's last byte to its answer.",
+            labels=["model", "version"],
+        )
+        for names, durations in self.seconds.items():
+            times.add_metric(list(names), durations.buckets(), durations.total)
+        yield times
+
 
 class _Stages(Collector):
     """The stages of answered requests, by model and version."""
@@ -125,14 +140,11 @@ class _Stages(Collector):
         )
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        bounds = [*map(str, _LATENCY_BUCKETS), "+Inf"]
         for place, (name, meaning) in enumerate(KSERVE_STAGES.items()):
             family = HistogramMetricFamily(name, meaning, labels=["model_name", "model_version"])
             for names, stages in self.known.items():
                 durations = stages[place]
-                family.add_metric(
-                    list(names), list(zip(bounds, accumulate(durations.counts), strict=True)), durations.total
-                )
+                family.add_metric(list(names), durations.buckets(), durations.total)
             yield family
 
 

@@ -7,7 +7,7 @@ stable version has much to do, or the canary owes much, nothing is copied.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.serve.workers import WorkerLost
 
 if TYPE_CHECKING:
+    from modelyard.serve.running import RunningVersion
     from modelyard.serve.trial import Trial
 
 Answers = Mapping[str, Tensor]
@@ -44,14 +45,27 @@ class Copier:
         self._share = settings.share
         self._chance = chance or random.Random()
 
-    def offer(self, rows: np.ndarray, answers: Answers, seconds: float, *, replayed: bool = False) -> None:
+    def offer(
+        self,
+        rows: np.ndarray,
+        answers: Answers,
+        seconds: float,
+        *,
+        rows_for: Callable[[RunningVersion], np.ndarray] | None = None,
+        replayed: bool = False,
+    ) -> None:
         """The stable version has answered these rows in so many seconds, and its client has the answer.
 
         Args:
+            rows_for: reads the request anew for a version with another tokenizer or other categories; without it such a
+                canary gets no copy, as the stable version's codes mean something else to it.
             replayed: the endpoint itself asked, because nobody else does: copied in any case that the bounds allow.
         """
         trial = self._trial
         if trial.is_over or not (replayed or self._chance.random() < self._share):
+            return
+        reads_alike = trial.reads_alike
+        if not reads_alike and rows_for is None:
             return
         is_busy = trial.stable.num_in_flight > BUSY_REQUESTS and not replayed
         if is_busy or self.num_unanswered >= MAX_COPIES or len(rows) > MAX_ROWS:
@@ -60,7 +74,7 @@ class Copier:
         self.num_unanswered += 1
         copy = _Copy(self, trial, answers, seconds, replayed=replayed)
         try:
-            trial.canary.submit(copy, rows)
+            trial.canary.submit(copy, rows if reads_alike or rows_for is None else rows_for(trial.canary))
         except Exception as failure:  # noqa: BLE001 (a dead worker, a full queue: neither is anybody's answer)
             copy.failed(failure)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from statistics import median
 
 from modelyard.gates import Judgement, StepCounts, VersionCounts, judge, merged, total
@@ -78,6 +79,11 @@ class Trial:
     def slow_seconds(self) -> float | None:
         """From where on an answer is slow; None until the stable version has answered often enough."""
         return self._pairs.slow_seconds
+
+    @cached_property
+    def reads_alike(self) -> bool:
+        """Whether both versions make the same rows of a request."""
+        return self.stable.info.transform == self.canary.info.transform
 
     @property
     def weight(self) -> float:
@@ -221,7 +227,12 @@ class Trial:
         if not self.canary.is_available:
             return "the canary has no living worker; others answer for it"
         if self.copier and canary.requests < policy.shadow.min_requests:
-            return f"the canary has answered {canary.requests} of {policy.shadow.min_requests} copied requests"
+            said = f"the canary has answered {canary.requests} of {policy.shadow.min_requests} copied requests"
+            return (
+                said
+                if self.reads_alike
+                else f"{said}; it reads requests in a way of its own, so only live ones are copied"
+            )
         if not self.copier and canary.own < policy.min_requests:
             return f"the canary has {canary.own} of {policy.min_requests} requests of its step"
         return ""

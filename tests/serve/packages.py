@@ -30,6 +30,11 @@ MIXED = FittedTransform(
         FeatureScale(name="weight", offset=0.0, scale=10.0),
     ]
 )
+# The same columns; what is 0 there is 1 here.
+TURNED = FittedTransform(
+    features=[Category(kind="one_hot", name="colour", values=["red", "blue"]), *MIXED.features[1:]]
+)
+MIXED_ROWS = {"colour": ["red", "blue", "green"], "size": [1.0, 2.0, None], "weight": [3.0, 4.0, 5.0]}
 ROWS = np.random.default_rng(0).normal(size=(8, WIDTH)).round(3)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,10 +15,12 @@ from modelyard.gates import RolloutPolicy, Shadow
 from modelyard.revisions import ServedVersion
 from modelyard.serve.shadow import BUSY_REQUESTS, MAX_COPIES, MAX_ROWS, Copier, agree
 from modelyard.serve.trial import Trial
+from modelyard.settings import Settings
 from modelyard.storage import Store
-from tests.serve.canaries import actions, begin, until_decided
+from tests.serve.canaries import actions, begin, decisions, until_decided
+from tests.serve.inprocess import endpoint
 from tests.serve.load import BODY
-from tests.serve.packages import publish_version
+from tests.serve.packages import MIXED, MIXED_ROWS, TURNED, LinearModel, publish_version
 from tests.serve.processes import Endpoint, until
 
 INFER = "/v2/models/digits/infer"
@@ -95,6 +99,38 @@ def test_without_requests_held_out_rows_are_copied(store: Store, serving: Endpoi
     assert end.counts[0].canary.replayed == end.counts[0].canary.requests >= 30
 
 
+class TurnedModel(LinearModel):
+    """Version 1 for whoever codes the two colours the other way round."""
+
+    def __init__(self, seed: int) -> None:  # noqa: ARG002 (its number)
+        super().__init__(1)
+        self.weight = self.weight[[1, 0, 2, 3]]
+
+
+async def test_a_canary_in_the_shadow_reads_the_request_itself(settings: Settings, store: Store, tmp_path: Path):
+    """Two versions that code categories differently and mean the same agree; codes of the one would be nonsense to the other.
+    Held-out rows, which are codes, are not copied then, and the status says so."""
+    stable = publish_version(store, "1", transform=MIXED)
+    twin = publish_version(store, "2", transform=TURNED, kind=TurnedModel)
+    async with endpoint(settings, store, stable, tmp_path) as inside:
+        name = inside.settings.endpoint_name
+        number = begin(store, name, twin, policy(replay={"after_seconds": 0.05})).number
+        await inside.client.post(f"/admin/notify?revision={number}")
+        await asyncio.sleep(0.5)  # several times what the replay waits for
+        status = (await inside.client.get("/admin/status")).json()["models"]["digits"]["rollout"]
+        assert status["counts"][0]["canary"]["requests"] == 0
+        assert "only live ones are copied" in status["waits_for"]
+        async with asyncio.timeout(20):
+            while not actions(store, name, number):
+                answer = await inside.client.post("/invocations", json={"inputs": MIXED_ROWS})
+                assert (answer.status_code, answer.headers["modelyard-model-version"]) == (200, "1")
+    end = decisions(store, name, number)[0]
+    shadow = end.counts[0].canary
+    assert end.action == "advance"
+    assert (shadow.differing, shadow.replayed) == (0, 0)
+    assert shadow.requests >= 30
+
+
 class Idle:
     """A version of which only this much is asked."""
 
@@ -114,6 +150,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.stable, self.canary = Idle(), Idle()
+        self.reads_alike = True
 
 
 def test_copies_are_bounded_and_dropped_first():

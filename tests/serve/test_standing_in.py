@@ -15,16 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.transform import Category, FittedTransform
 from tests.serve.inprocess import endpoint
 from tests.serve.load import BODY
-from tests.serve.packages import MIXED, NUM_CLASSES, ROWS, WIDTH, LinearModel, publish_version
-
-# The same columns as `MIXED`; what is 0 there is 1 here.
-TURNED = FittedTransform(
-    features=[Category(kind="one_hot", name="colour", values=["red", "blue"]), *MIXED.features[1:]]
-)
-COLUMNS = {"colour": ["red", "blue", "green"], "size": [1.0, 2.0, None], "weight": [3.0, 4.0, 5.0]}
+from tests.serve.packages import MIXED, MIXED_ROWS, NUM_CLASSES, ROWS, TURNED, WIDTH, LinearModel, publish_version
 
 
 async def test_a_version_reads_the_request_itself(settings: Settings, store: Store, tmp_path: Path):
@@ -34,12 +27,12 @@ async def test_a_version_reads_the_request_itself(settings: Settings, store: Sto
         publish_version(store, "1", weight=50, transform=MIXED),
         publish_version(store, "2", weight=50, transform=TURNED),
     )
-    expected = LinearModel(2).outputs(TURNED.rows(COLUMNS), TURNED)
+    expected = LinearModel(2).outputs(TURNED.rows(MIXED_ROWS), TURNED)
     bounds = {"respawn_seconds": (30.0, 30.0)}
     async with endpoint(settings, store, stable, tmp_path, [canary], **bounds) as inside:
         versions = (await inside.client.get("/admin/status")).json()["models"]["digits"]["versions"]
         os.kill(next(one["worker_pid"] for one in versions if one["version"] == "1"), signal.SIGKILL)
-        answers = [await inside.client.post("/invocations", json={"inputs": COLUMNS}) for _ in range(12)]
+        answers = [await inside.client.post("/invocations", json={"inputs": MIXED_ROWS}) for _ in range(12)]
         refused = [await inside.client.post("/invocations", json={"inputs": {"colour": ["red"]}}) for _ in range(6)]
     names = np.array(["ant", "bee", "cat"])
     for answer in answers:
