@@ -43,6 +43,7 @@ BATCHES = (1, 32)
 TOKENS = 32
 SEARCH_SECONDS = 600.0
 EAGER = "eager torch fp32"
+OLIVE = "Olive, dynamic int8"  # what it makes unless told otherwise
 INPUTS = ("input_ids", "attention_mask")
 FORMS = [
     DynamicInt8(),
@@ -80,7 +81,12 @@ def run(scratch: Path, quick: bool) -> Findings:
     peers_seconds = time.monotonic() - began
     found = {name: wished(maker, budget) for name, budget in WISHES.items()}
     seconds = time.monotonic() - began - peers_seconds
-    figures = [*_figures(maker, found), *_figures_of_peers(maker), _seconds_figure(seconds)]
+    figures = [
+        *_figures(maker, found),
+        *_figures_against_olive(maker, found["small"].winner),
+        *_figures_of_peers(maker),
+        _seconds_figure(seconds),
+    ]
     return Findings(figures=figures, notes=[*_notes(maker, found, seconds), *missing])
 
 
@@ -315,6 +321,27 @@ def _figures_of_peers(maker: Maker) -> list[Figure]:
     return figures
 
 
+def _figures_against_olive(maker: Maker, winner: str) -> list[Figure]:
+    """The small wish's winner against what Olive makes unless told otherwise, in everything that was measured."""
+    mine, theirs = maker.outcomes[winner], maker.outcomes.get(OLIVE)
+    if not isinstance(mine, Built) or not isinstance(theirs, Built):
+        return []
+
+    def figure(what: str, unit: str, value: float, reference: float, *, more: bool = True) -> Figure:
+        return _figure(
+            f"MiniLM, small, beside Olive: {what}", winner, unit, value, reference, 1.0, more=more, against=OLIVE
+        )
+
+    speeds = [
+        [1e3 * batch / maker.latency[name].latency[batch].p50_ms for name in (winner, OLIVE)] for batch in BATCHES
+    ]
+    return [
+        *(figure(f"sentences/s, batch {batch}", "1/s", *pair) for batch, pair in zip(BATCHES, speeds, strict=True)),
+        figure("size", "bytes", float(mine.size_bytes), float(theirs.size_bytes), more=False),
+        figure("mean cosine", "cosine", mine.drops["cosine"].value, theirs.drops["cosine"].value),
+    ]
+
+
 def _seconds_figure(seconds: float) -> Figure:
     return Figure(
         name="MiniLM: both searches", subject="search", against="the bound", unit="s", better="less", values=[seconds],
@@ -323,10 +350,11 @@ def _seconds_figure(seconds: float) -> Figure:
 
 
 def _figure(
-    name: str, subject: str, unit: str, value: float, reference: float, target: float | None, *, more: bool = True
-) -> Figure:
+    name: str, subject: str, unit: str, value: float, reference: float, target: float | None, *, more: bool = True,
+    against: str = EAGER,
+) -> Figure:  # fmt: skip
     return Figure(
-        name=name, subject=subject, against=EAGER, unit=unit, better="more" if more else "less", values=[value],
+        name=name, subject=subject, against=against, unit=unit, better="more" if more else "less", values=[value],
         reference=[reference], target=target,
     )  # fmt: skip
 

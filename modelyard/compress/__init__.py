@@ -17,7 +17,7 @@
                    (OpenVINO, NNCF), learned.py (int8 as it was trained); calibration.py: the rows that fix ranges
     check.py       a converted model must be valid and compute what its parent computes
     rows.py        network input of a data set
-    latency.py     what the machine at hand makes of each form
+    latency.py     what the machine at hand makes of each form; looks.py: what several processes make of it together
     front.py       the picture and the table of a search
     mlmodel.py     the file that lets MLflow load the package
 

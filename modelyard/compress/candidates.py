@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,8 @@ from modelyard.artifacts import ArtifactRef, Manifest
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.compress.config import CompressConfig, SearchConfig
-from modelyard.compress.latency import Timing, combined, is_settled
+from modelyard.compress.latency import Timing
+from modelyard.compress.looks import LOOKS, Take, together, until_settled
 from modelyard.compress.outcomes import Built, Fell, Latency, Measured, Outcome, Recipe
 from modelyard.compress.quiet import MACHINE_SECONDS, building, measuring
 from modelyard.compress.rows import CALIBRATION_ROWS, Rows
@@ -33,8 +34,6 @@ from modelyard.runtime import RuntimeSpec
 
 MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE)
 FORM_FILE = "form.json"
-# Processes that measure, and how many at most where it stays unclear who is as fast as the fastest.
-TAKES, MOST_TAKES = 3, 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,36 +228,39 @@ def _fetched_form(bench: Bench, ref: ArtifactRef, folder: Path) -> dict[str, Any
 
 
 def _measured(bench: Bench, forms: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Outcome]:
-    """In several processes, one after the other, until it is settled who is as fast as the fastest, within a bound."""
-    first = str(bench.config.measure.batches[0])
-    takes: list[dict[str, dict[str, Timing]]] = []
-    while len(takes) < MOST_TAKES:
-        takes.append(_take(bench, forms, reference, folder))
-        found = {batch: {name: combined([take[batch][name] for take in takes]) for name in forms} for batch in takes[0]}
-        settled = bench.search.prefer == "size" or is_settled(found[first], bench.search.tie_fraction)
-        if len(takes) >= TAKES and settled:
-            break
+    search, batches = bench.search, bench.config.measure.batches
+
+    def take(contenders: Collection[str] | None) -> Take:
+        if contenders is None:
+            return _take(bench, forms, reference, folder, batches)
+        some = {name: form for name, form in forms.items() if name in contenders or name == reference}
+        return _take(bench, some, reference, folder, batches[:1])
+
+    takes = until_settled(take, batches[0], search.tie_fraction if search.prefer == "speed" else None)
+    found = {batch: together(takes, batch) for batch in batches}
     return {
-        name: Measured(latency={int(batch): Latency.model_validate(asdict(found[batch][name])) for batch in found})
+        name: Measured(latency={batch: Latency.model_validate(asdict(found[batch][name])) for batch in batches})
         for name in forms
     }
 
 
-def _take(bench: Bench, forms: Mapping[str, Any], reference: str, folder: Path) -> dict[str, dict[str, Timing]]:
-    """Batch size -> form -> what one fresh process measured, with its share of rounds and runs."""
-    config = bench.config.measure
+def _take(
+    bench: Bench, forms: Mapping[str, Any], reference: str, folder: Path, batches: Sequence[int]
+) -> dict[int, dict[str, Timing]]:
+    """What one fresh process measures, with its share of rounds and runs."""
+    config, share = bench.config.measure, LOOKS[0]
     request = {
         "forms": dict(forms),
         "reference": reference,
         "features": str(folder / "features.npy"),
-        "batches": config.batches,
+        "batches": list(batches),
         "threads": config.threads,
-        "rounds": math.ceil(bench.search.rounds / TAKES),
-        "repeats": math.ceil(config.repeats / TAKES),
+        "rounds": math.ceil(bench.search.rounds / share),
+        "repeats": math.ceil(config.repeats / share),
     }
     seconds = bench.search.candidate_seconds * len(forms)
     told = bench.workshop.run("measure", request, folder / "job", seconds, _cores(config.threads))
-    return {batch: {name: Timing(**told[batch][name]) for name in forms} for batch in told}
+    return {int(batch): {name: Timing(**told[batch][name]) for name in forms} for batch in told}
 
 
 def _one_by_one(bench: Bench, forms: Mapping[str, Any], reference: str, folder: Path) -> dict[str, Outcome]:

@@ -29,15 +29,15 @@ class SearchConfig(Frozen):
         budget: what a candidate has to keep.
         prefer: of the candidates inside the budget, the fastest (at the first measured batch size, in relation to the
             float form measured beside it) or the smallest.
-        tie_fraction: a candidate counts as fast as the fastest unless it is shown to be slower by more than this; the smaller
-            file then wins.
+        tie_fraction: a candidate counts as fast as the fastest unless it is shown to be slower than another one by more than
+            this; the smaller file then wins.
         networks: techniques that change the network itself; each opens a branch, of which first the float form is
             tried, and the other forms only where that one is worth it.
         forms: techniques that give each network another form.
         candidate_seconds: bound on building one candidate.
         builders: candidates built at the same time.
-        rounds: turns in which the candidates are measured, ``repeats`` runs shared among them, in three processes one after the
-            other; up to three times as many where it stays unclear who is as fast as the fastest, as on a busy machine.
+        rounds: turns in which the candidates are measured, ``repeats`` runs shared among them, in four processes one after the
+            other; in up to four times as many, of those that may win, while it is unclear who is as fast as the fastest.
     """
 
     budget: Budget = Budget()

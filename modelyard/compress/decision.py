@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from modelyard.compress.config import SearchConfig
-from modelyard.compress.latency import slower_by
+from modelyard.compress.looks import as_fast_as_any, slower_by
 from modelyard.compress.outcomes import Decision, Standing, Told
 from modelyard.compress.quality import broken_limits
 from modelyard.model_package import FLOAT_FORM
@@ -42,7 +42,7 @@ class Judge:
         front = _pareto_front(
             {name: self._coordinates(name) for name in self._told.measured if name in self._told.built}
         )
-        standings = [self._standing(name, winner, reason, front) for name, reason in dropped.items()]
+        standings = [self._standing(name, winner, reason, front, inside) for name, reason in dropped.items()]
         return Decision(winner=winner, why=self._why(winner, inside), standings=standings)
 
     def _problems(self, name: str) -> list[str]:
@@ -73,14 +73,19 @@ class Judge:
         """The preferred one: the smallest, or the smallest of those that are as fast as the fastest."""
         tied = names
         if self._config.prefer == "speed":
-            fastest = min(names, key=lambda name: self._told.speed(name).ratio)
-            tied = [name for name in names if self._as_fast(name, fastest)]
-        return min(tied, key=lambda name: (self._told.built[name].size_bytes, self._told.speed(name).ratio, name))
+            ratios = {name: self._told.speed(name) for name in names}
+            # A machine too busy to tell must not decide: who is not shown to be slower by more than a tie is as fast.
+            tied = as_fast_as_any(ratios, self._config.tie_fraction) or [
+                min(names, key=lambda name: ratios[name].ratio)
+            ]
+        # Of one size the name decides: what is equal within the noise must not be told apart by it.
+        return min(tied, key=lambda name: (self._told.built[name].size_bytes, name))
 
-    def _as_fast(self, name: str, fastest: str) -> bool:
-        """Unless it is shown to be slower by more than a tie: a machine too busy to tell must not decide."""
-        least, _ = slower_by(self._told.speed(name), self._told.speed(fastest))
-        return least <= self._config.tie_fraction
+    def _faster(self, name: str, inside: list[str]) -> str | None:
+        """The fastest of those that a candidate is shown to be slower than, by more than a tie."""
+        mine, speed = self._told.speed(name), self._told.speed
+        faster = [other for other in inside if slower_by(mine, speed(other))[0] > self._config.tie_fraction]
+        return min(faster, key=lambda other: speed(other).ratio, default=None)
 
     def _why(self, winner: str, inside: list[str]) -> str:
         if not inside:
@@ -95,15 +100,15 @@ class Judge:
         wish = "smallest" if self._config.prefer == "size" else "fastest, or as fast and smaller,"
         return f"{said}; the {wish} of {len(inside)} candidates inside the budget"
 
-    def _standing(self, name: str, winner: str, dropped: str, front: set[str]) -> Standing:
+    def _standing(self, name: str, winner: str, dropped: str, front: set[str], inside: list[str]) -> Standing:
         built, measured = self._told.built.get(name), self._told.measured.get(name)
-        outcome, reason = self._outcome(name, winner, dropped)
+        outcome, reason = self._outcome(name, winner, dropped, inside)
         gain = self._gain(name) if built else ""
         return Standing(
             name=name, outcome=outcome, reason=reason, gain=gain, on_front=name in front, built=built, measured=measured
         )
 
-    def _outcome(self, name: str, winner: str, dropped: str) -> tuple[Ending, str]:
+    def _outcome(self, name: str, winner: str, dropped: str, inside: list[str]) -> tuple[Ending, str]:
         if name == winner:
             return "winner", ""
         if name in self._told.fell:
@@ -114,15 +119,15 @@ class Judge:
             return "outside", "; ".join(problems)
         if name not in self._told.measured:
             return "outside", "it was not measured"
-        return "loser", self._why_lost(name, winner)
+        return "loser", self._why_lost(name, winner, inside)
 
-    def _why_lost(self, name: str, winner: str) -> str:
+    def _why_lost(self, name: str, winner: str, inside: list[str]) -> str:
         if winner not in self._told.measured:
             return "the float model goes on"
         size, best_size = self._told.built[name].size_bytes, self._told.built[winner].size_bytes
-        if self._config.prefer == "speed" and not self._as_fast(name, winner):
-            mine, best = self._told.speed(name).ratio, self._told.speed(winner).ratio
-            return f"slower than {winner}: {mine:.2f} against {best:.2f} of float"
+        if self._config.prefer == "speed" and (faster := self._faster(name, inside)):
+            mine, best = self._told.speed(name).ratio, self._told.speed(faster).ratio
+            return f"slower than {faster}: {mine:.2f} against {best:.2f} of float"
         if size > best_size:
             return f"larger than {winner}: {size} bytes against {best_size}"
         return f"equal to {winner} within the noise"

@@ -7,9 +7,8 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,24 +21,15 @@ MAX_CALLS = 2000
 MOST_TIMES = 5
 
 
-class Ratio(Protocol):
-    """A latency over the reference's, and how far it could have come out otherwise, as a fraction."""
-
-    @property
-    def ratio(self) -> float: ...
-
-    @property
-    def noise(self) -> float: ...
-
-
 @dataclass(frozen=True)
 class Timing:
-    """Calls of one form at one batch size; the fields of `modelyard.compress.search.Latency`."""
+    """Calls of one form at one batch size; the fields of `modelyard.compress.outcomes.Latency`."""
 
     p50_ms: float
     p99_ms: float
     ratio: float
     noise: float
+    takes: Mapping[int, float] = field(default_factory=dict)
 
 
 def median_milliseconds(runtime: Runtime, features: np.ndarray, batch: int, repeats: int) -> float:
@@ -93,39 +83,6 @@ def measure_in_turns(
     finally:
         gc.enable()
     return timings
-
-
-def combined(takes: Sequence[Timing]) -> Timing:
-    """One form as several processes measured it, one after the other, each for itself.
-
-    They differ by more than the turns of any one of them tell (measured: by 3 % where those said 1 %): where memory lies, and
-    what else ran meanwhile. So the noise is Student's interval of the mean over processes, or that of the turns if it is wider.
-    """
-    from scipy.special import stdtrit
-
-    ratios = np.array([take.ratio for take in takes])
-    ratio, count = float(ratios.mean()), len(takes)
-    within = math.hypot(*(take.noise for take in takes)) / count
-    between = float(stdtrit(count - 1, 0.975) * ratios.std(ddof=1)) / math.sqrt(count) / ratio if count > 1 else 0.0
-    return Timing(
-        p50_ms=round(statistics.median(take.p50_ms for take in takes), 5),
-        p99_ms=round(statistics.median(take.p99_ms for take in takes), 5),
-        ratio=round(ratio, 4),
-        noise=round(max(within, between), 4),
-    )
-
-
-def slower_by(mine: Ratio, other: Ratio) -> tuple[float, float]:
-    """Ends of the interval in which the quotient of two latencies lies, each known up to its noise: 0.1 is 10 % slower."""
-    quotient, spread = mine.ratio / other.ratio, math.hypot(mine.noise, other.noise)
-    return quotient * (1 - spread) - 1, quotient * (1 + spread) - 1
-
-
-def is_settled(timings: Mapping[str, Timing], tie_fraction: float) -> bool:
-    """Whether it is known of each form if it is slower than the fastest by more than that, or not."""
-    fastest = min(timings.values(), key=lambda timing: timing.ratio)
-    ends = [slower_by(timing, fastest) for timing in timings.values() if timing is not fastest]
-    return not any(low <= tie_fraction < high for low, high in ends)
 
 
 def _one_turn(runtime: Runtime, inputs: np.ndarray, calls: int) -> list[float]:

@@ -76,4 +76,36 @@ def _save(model: Any, folder: Path, spec: RuntimeSpec, *, half: bool) -> None:
     root = document.getroot()
     for told in root.findall("rt_info"):
         root.remove(told)
-    document.write(path, encoding="utf-8", xml_declaration=True)
+    _shorten_(root)
+    # Of ">" in a value only its entity is written: this ends elements alone.
+    path.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True).replace(b" />", b"/>"))
+
+
+def _shorten_(root: ET.Element) -> None:
+    """Leave out what no reader asks for: names and shapes of what lies between inputs and outputs, and indentation.
+
+    OpenVINO infers the shapes anew. Of a small transformer quantized to int8 this is two fifths of the description, and the
+    description 1.5 % of its size.
+    """
+    asked, named = {"Parameter", "Result"}, _before_results(root)
+    for number, layer in enumerate(root.iterfind("layers/layer")):
+        if layer.get("type") in asked:
+            continue
+        layer.set("name", str(number))
+        for port in layer.iterfind("input/port"):
+            port.attrib.pop("precision", None)
+            port[:] = []
+        if layer.get("id") not in named:
+            for port in layer.iterfind("output/port"):
+                port.attrib.pop("names", None)
+                port[:] = []
+    for part in root.iter():
+        part.tail = None
+        if part.text and not part.text.strip():
+            part.text = None
+
+
+def _before_results(root: ET.Element) -> set[str | None]:
+    """Layers whose outputs are the network's: they carry the outputs' names."""
+    results = {layer.get("id") for layer in root.iterfind("layers/layer") if layer.get("type") == "Result"}
+    return {edge.get("from-layer") for edge in root.iterfind("edges/edge") if edge.get("to-layer") in results}

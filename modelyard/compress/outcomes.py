@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pydantic import Field
+
 from modelyard.artifacts import Frozen
 from modelyard.compress.quality import Drop
 from modelyard.compress.techniques import FormTechnique, NetworkTechnique
@@ -57,14 +59,17 @@ class Latency(Frozen):
 
     Attributes:
         p50_ms, p99_ms: over the runs of a process; the median of the processes.
-        ratio: its median over the float form's of the same turn; the median of the turns, the mean of the processes.
+        ratio: its median over the float form's of the same turn; the median of the turns, the mean of the processes without the
+            fifth of them on either end.
         noise: how far that could have come out otherwise: the half width of its 95 % interval, as a fraction.
+        takes: number of the process -> its ratio.
     """
 
     p50_ms: float
     p99_ms: float
     ratio: float
     noise: float = 0.0
+    takes: dict[int, float] = Field(default_factory=dict)
 
 
 class Measured(Frozen):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from modelyard.compress import latency
-from modelyard.compress.latency import MOST_TIMES, WARM_UP_RUNS, Timing, combined, is_settled, measure_in_turns
+from modelyard.compress.latency import MOST_TIMES, WARM_UP_RUNS, measure_in_turns
 
 
 class Counted:
@@ -51,23 +51,3 @@ def test_a_steady_form_is_not_measured_on(monkeypatch: pytest.MonkeyPatch):
         {"float": form}, np.zeros((1, 2), np.float32), 1, reference="float", rounds=4, repeats=4, enough=0.02
     )
     assert form.calls == WARM_UP_RUNS + 4
-
-
-@pytest.mark.parametrize(
-    ("ratios", "settled"), [((1, 0.5, 0.51), True), ((1, 0.5, 0.56), True), ((1, 0.5, 0.526), False)]
-)
-def test_who_is_nearly_as_fast_is_not_settled(ratios: tuple[float, ...], *, settled: bool):
-    """Where it could be slower than the fastest by more than a tie, 5 % here, or by less."""
-    found = {f"form{ratio}": Timing(p50_ms=1, p99_ms=1, ratio=ratio, noise=0.01) for ratio in ratios}
-    assert is_settled(found, 0.05) == settled
-
-
-def test_noise_is_that_between_processes():
-    """A form that each process measures closely, and each otherwise, is not known closely."""
-    takes = [Timing(p50_ms=ratio, p99_ms=3 * ratio, ratio=ratio, noise=0.001) for ratio in (0.48, 0.50, 0.52)]
-    one = combined(takes)
-    assert (one.p50_ms, one.p99_ms, one.ratio) == (0.5, 1.5, 0.5)
-    assert one.noise == pytest.approx(4.303 * 0.02 / 3**0.5 / 0.5, abs=1e-4)
-    alike = [Timing(p50_ms=1, p99_ms=1, ratio=0.5, noise=0.03)] * 9
-    assert combined(alike).noise == pytest.approx(0.01, abs=1e-4)
-    assert combined(alike[:1]) == alike[0]

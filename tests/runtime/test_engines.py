@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_each_engine_answers_as_the_network(forms: Forms, name: str):
         assert not [trace for trace in (b"site-packages", b"/tmp/", b"/home") if trace in body]
 
 
+def test_openvino_files_hold_nothing_that_nobody_asks_for(forms: Forms, tmp_path: Path):
+    """Names and shapes of what lies inside are left out, those of inputs and outputs are not; answers are the same bits as those
+    of the file that OpenVINO itself writes."""
+    import openvino
+
+    spec = forms.spec("openvino")
+    forms.spec(FLOAT)
+    openvino.save_model(
+        openvino.convert_model(forms.folder / "float.onnx"), tmp_path / spec.file, compress_to_fp16=False
+    )
+    short, whole = (open_runtime(spec, folder) for folder in (forms.folder, tmp_path))
+    np.testing.assert_array_equal(short.run(ROWS), whole.run(ROWS))
+    description = (forms.folder / spec.file).read_text()
+    assert set(re.findall(r'names="([^"]*)"', description)) == {"x", "y"}
+    assert len(description) < 0.7 * (tmp_path / spec.file).stat().st_size
+    assert spec.weights_file
+    assert (forms.folder / spec.weights_file).read_bytes() == (tmp_path / spec.weights_file).read_bytes()
+
+
 def test_an_answer_outlives_the_next_call(forms: Forms):
     """OpenVINO reuses its output buffer: what was handed out must not change under a reader."""
     runtime = open_runtime(forms.spec("openvino"), forms.folder)
@@ -164,16 +184,83 @@ class Evil:
         return (Path.touch, (self.path,))
 
 
-@pytest.mark.parametrize("place", ["x/data/sample_inputs/model.pt", "x/data/aotinductor/model/y.so"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "archive/data/sample_inputs/model.pt",
+        "archive/data/aotinductor/model/y.so",
+        "archive/data/constants/opaque_obj_0",
+        "x/byteorder",
+    ],
+)
 def test_a_program_with_code_in_it_is_refused(forms: Forms, tmp_path: Path, place: str):
     """torch itself would unpickle it; nothing of it runs here."""
     touched, path = tmp_path / "touched", tmp_path / "evil.pt2"
     with zipfile.ZipFile(forms.folder / forms.spec("torch").file) as good, zipfile.ZipFile(path, "w") as evil:
         for name in good.namelist():
-            if not name.endswith(place.partition("/")[2]):
+            if name != place:
                 evil.writestr(name, good.read(name))
         evil.writestr(place, pickle.dumps(Evil(touched)))
     with pytest.raises(DataError, match=r"which could run code where it is loaded"):
+        open_runtime(RuntimeSpec(engine="torch", file=path.name, precision="fp32"), tmp_path)
+    assert not touched.exists()
+
+
+TOUCH = "__import__('pathlib').Path('{}').touch()"
+
+
+def _sizes(tree: dict, touch: str) -> None:
+    tree["graph_module"]["graph"]["tensor_values"]["relu"]["sizes"][0]["as_expr"]["expr_str"] = touch
+
+
+def _guards(tree: dict, touch: str) -> None:
+    tree["guards_code"] = [touch]
+
+
+def _operator(tree: dict, touch: str) -> None:
+    del touch
+    tree["graph_module"]["graph"]["nodes"][1]["target"] = "torch.os.system"
+
+
+def _containers(tree: dict, touch: str) -> None:
+    del touch
+    signature = tree["graph_module"]["module_call_graph"][0]["signature"]
+    signature["out_spec"] = signature["out_spec"].replace('"type": null', '"type": "collections.defaultdict"')
+
+
+def _metadata(tree: dict, touch: str) -> None:
+    tree["graph_module"]["graph"]["nodes"][1]["metadata"] = {"stack_trace": touch}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_sizes, r"expr_str __import__"),
+        (_guards, r"guards \["),
+        (_operator, r"target torch\.os\.system"),
+        (_containers, r"out_spec \["),
+        (_metadata, r"metadata \{"),
+        (None, r"name x=__import__"),
+    ],
+)
+def test_a_graph_that_says_more_than_a_network_is_refused(
+    forms: Forms, tmp_path: Path, change: Callable[[dict, str], None] | None, named: str
+):
+    """torch would evaluate it, where it loads the program or where that is called; nothing of it runs here."""
+    touched, path = tmp_path / "touched", tmp_path / "evil.pt2"
+    touch = TOUCH.format(touched)
+    with zipfile.ZipFile(forms.folder / forms.spec("torch").file) as good, zipfile.ZipFile(path, "w") as evil:
+        for name in good.namelist():
+            body = good.read(name)
+            if name.endswith("models/model.json"):
+                tree = orjson.loads(body)
+                if change:
+                    change(tree, touch)
+                body = orjson.dumps(tree)
+                if change is None:  # a value's name, of which torch makes an argument of a function
+                    body = body.replace(b'"input"', orjson.dumps(f"x={touch}"))
+            evil.writestr(name, body)
+    with pytest.raises(DataError, match=rf"evil\.pt2 holds {named}.*, which could run code where it is loaded"):
         open_runtime(RuntimeSpec(engine="torch", file=path.name, precision="fp32"), tmp_path)
     assert not touched.exists()
 
