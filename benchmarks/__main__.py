@@ -26,7 +26,7 @@ from benchmarks.installation import Installation, own_installation
 NAMES = ("storage", "preprocess", "train", "compress", "evaluate", "lifecycle", "endpoint")
 PARTS = {
     "compress": ("perceptron", "convolutional", "minilm", "steady"),
-    "endpoint": ("requests", "guarded", "start", "way-back", "takeover", "texts"),
+    "endpoint": ("requests", "small", "guarded", "start", "way-back", "takeover", "texts"),
     "preprocess": ("csv", "parquet", "large", "flow"),
     "train": ("perceptron", "ranks", "decoder", "strategies", "saves", "start"),
 }

@@ -82,7 +82,7 @@ PROMISED = {OURS: 0.12, BINARY: 0.17}
 P99_MS = 10.0
 START_SECONDS, MEMORY_MB = 0.5, 110.0
 FULL = Plan(connections=(1, 64), seconds=3, rounds=5)
-PARTS = ("requests", "guarded", "start", "way-back", "takeover", "texts")
+PARTS = ("requests", "small", "guarded", "start", "way-back", "takeover", "texts")
 TEXT_CONNECTIONS = (8, 64)
 QUICK = Plan(connections=(4,), seconds=1, rounds=1)
 
@@ -92,8 +92,8 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
     plan = QUICK if quick else FULL
     settings = installation.up([STORE, MLFLOW, ENDPOINT])
     findings = Findings()
-    if "requests" in parts:
-        findings.add(_measure_requests(settings, plan, installation.scratch, quick=quick))
+    if models := [make for part, make in MODELS.items() if part in parts]:
+        findings.add(_measure_requests(settings, models, plan, installation.scratch, quick=quick))
     if {"guarded", "start", "way-back"} & set(parts):
         subject = _mlp(settings, installation.scratch)
         ours = Server(url=f"{settings.serving_url}/v2/models/{subject.name}/infer", body=subject.body)
@@ -118,8 +118,10 @@ def run(installation: Installation, quick: bool, parts: Sequence[str] = PARTS) -
     return findings
 
 
-def _measure_requests(settings: Settings, plan: Plan, scratch: Path, *, quick: bool) -> Findings:
-    """Two perceptrons behind everybody's server."""
+def _measure_requests(
+    settings: Settings, models: Sequence[Callable[[Settings, Path], Subject]], plan: Plan, scratch: Path, *, quick: bool
+) -> Findings:
+    """Perceptrons behind everybody's server."""
     findings = Findings(notes=_notes(plan))
     programs: dict[str, Path] = {}
     for name in [] if quick else [MLSERVER, *servers.PEERS]:
@@ -128,7 +130,7 @@ def _measure_requests(settings: Settings, plan: Plan, scratch: Path, *, quick: b
             programs[name] = found
         else:
             findings.notes.append(f"{name} was not measured: {found}")
-    for subject in (_digits(settings, scratch), _mlp(settings, scratch)):
+    for subject in [make(settings, scratch) for make in models]:
         with _all_servers(settings, subject, scratch, programs) as (contestants, missing):
             findings.notes += missing
             for name in (OURS, BINARY):
@@ -150,6 +152,10 @@ def _mlp(settings: Settings, scratch: Path) -> Subject:
     """An MLP 784-128-10 likewise; what was made before is found, and served on."""
     noise = plain.place_noise(Store(settings), width=784)
     return _serve(settings, PROMISED_AT[0], noise, ("preprocess.ranges={}",), scratch)
+
+
+# The part of the benchmark that a model is measured in.
+MODELS: Mapping[str, Callable[[Settings, Path], Subject]] = {"requests": _mlp, "small": _digits}
 
 
 def _serve(settings: Settings, name: str, uri: str, overrides: tuple[str, ...], scratch: Path) -> Subject:
