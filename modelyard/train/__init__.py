@@ -2,8 +2,9 @@
 
     stage.py          `train`: launch, follow, and publish the model artifact
     config.py         what a user says; sections.py and strategy_config.py: its parts
-    requirements.py   what is refused before a rank is started
+    requirements.py   what is refused before a rank is started; rank_checks.py: what a rank refuses before its first step
     launch.py         one launched group of ranks, seen from the process that asked for it
+    device_locks.py   which accelerators are a training's
     nodes.py          how several machines find each other
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
     ray_launcher.py  ray_group.py  ray_agent.py  ray_placement.py
@@ -32,7 +33,7 @@
                       state as plain values; as tensors; written beside training; as files in the bucket; put back
     costs.py  memory.py  plots.py  devices.py
                       what a step costs; what a network would take; the course as a picture; what ranks run on
-    events.py         what ranks tell
+    events.py  pulse.py   what ranks tell; where each stands
 
 Ranks import neither Prefect nor MLflow.
 """
@@ -53,6 +54,7 @@ from modelyard.train.sections import (
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, beginnings, train, training_work, validations_so_far
 from modelyard.train.starting import Parents, trained_model
 from modelyard.train.strategy_config import (
+    DeviceName,
     DilocoConfig,
     FsdpConfig,
     HsdpConfig,
@@ -65,6 +67,7 @@ __all__ = [
     "HISTORY_FILE",
     "SAMPLES_FILE",
     "CheckpointConfig",
+    "DeviceName",
     "DilocoConfig",
     "DistillConfig",
     "FsdpConfig",

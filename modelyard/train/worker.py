@@ -24,6 +24,8 @@ from modelyard.train.devices import backend_for, rank_device
 from modelyard.train.events import EventWriter, RankEvent
 from modelyard.train.launcher import exit_with_parent
 from modelyard.train.local_rows import LocalRows
+from modelyard.train.loop import Trainer
+from modelyard.train.pulse import start_pulse
 
 # Longer than any step, shorter than the silence after which the launching process gives up.
 COLLECTIVE_TIMEOUT = timedelta(seconds=60)
@@ -34,9 +36,11 @@ def main() -> None:
     """Run one rank; an error is told as an event before the process ends with status 1."""
     exit_with_parent()
     events = EventWriter(int(os.environ["RANK"]))
+    standing: list[Trainer] = []
+    start_pulse(events.emit, lambda: standing[0].progress.step if standing else 0)
     spec = RankSpec.model_validate_json(Path(sys.argv[1]).read_bytes())
     try:
-        _train(spec, events)
+        _train(spec, events, standing)
     except Exception as failure:  # noqa: BLE001 - whatever it is, the launching process must hear of it
         traceback.print_exc()
         events.emit(_failed(failure))
@@ -44,14 +48,15 @@ def main() -> None:
         os._exit(1)
 
 
-def _train(spec: RankSpec, events: EventWriter) -> None:
-    device = rank_device()
+def _train(spec: RankSpec, events: EventWriter, standing: list[Trainer]) -> None:
+    device = rank_device(spec.config.device)
     if device.type == "cpu":
         torch.set_num_threads(1)  # ranks are the parallelism; two threads each would fight for the cores
     distributed.init_process_group(backend_for(device), timeout=COLLECTIVE_TIMEOUT)
     settings = load_settings()
     rows = LocalRows(settings.data_cache_folder, int(settings.data_cache_gb * 1e9), lambda: events.emit(ALIVE))
     trainer = assemble(spec, Catalog(Store(settings)), device, events.emit, rows, counts_costs=True)
+    standing.append(trainer)
     signal.signal(signal.SIGTERM, lambda *_: setattr(trainer, "terminate", True))
     progress = trainer.fit()
     if trainer.tells:
