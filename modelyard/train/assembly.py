@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import distributed, nn
 
@@ -31,7 +30,7 @@ from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import PAIR_LOSSES
-from modelyard.train.costs import Costs, measure_costs
+from modelyard.train.costs import costs_of, try_out
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.first_weights import draws_one_by_one, is_on_meta, whole_because
@@ -48,6 +47,9 @@ from modelyard.train.starting import TEACHER_FIELD, Parent
 from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.train.validation import VALIDATION_ROWS, Objective
 from modelyard.transform import FittedTransform, TextTransform
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RankSpec(Frozen):
@@ -108,8 +110,10 @@ def assemble(
     require_sums(spec.config, network, device)
     loss = loss_of(data.target)
     axes = ("t",) if loss in PER_TOKEN else ("2",) if loss in PAIR_LOSSES else ()
-    require_outputs(network, data.train, output_width, axes)
-    costs = _costs(spec.config, network, data.train, device) if counts_costs else None
+    place = torch.device("meta") if is_on_meta(network) else device
+    example = first_rows(data.train).features.to(place)
+    tried = try_out(network.to(place), example)
+    require_outputs(tried.shape, example, output_width, axes)
     made = Trainer(
         spec.config,
         network,
@@ -127,13 +131,8 @@ def assemble(
         emit=emit,
         teacher=teacher,
     )
-    made.costs = costs
+    made.costs = costs_of(tried, example, spec.config.precision, device) if counts_costs else None
     return made
-
-
-def _costs(config: TrainConfig, network: nn.Module, rows: Rows, device: torch.device) -> Costs:
-    place = torch.device("meta") if is_on_meta(network) else device
-    return measure_costs(network.to(place), first_rows(rows).features.to(place), config.precision, device)
 
 
 def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:

@@ -12,7 +12,7 @@ from torch import distributed, nn
 from modelyard.errors import ConfigError
 from modelyard.train.config import TrainConfig
 from modelyard.train.devices import free_bytes
-from modelyard.train.first_weights import is_on_meta, weights_to_hold
+from modelyard.train.first_weights import weights_to_hold
 from modelyard.train.memory import Room, free_memory, require_memory
 from modelyard.train.optimizers import sparse_tables
 from modelyard.train.rows import Batch, Rows
@@ -56,24 +56,19 @@ def require_sums(config: TrainConfig, network: nn.Module, device: torch.device) 
         )
 
 
-def require_outputs(network: nn.Module, train: Rows, width: int, axes: Sequence[str] = ()) -> None:
+def require_outputs(shape: Sequence[int], example: torch.Tensor, width: int, axes: Sequence[str] = ()) -> None:
     """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
 
     Args:
+        shape: of what it made of ``example``.
         axes: of the outputs between rows and width: ``t``, one for each token; or a number.
 
     Raises:
         ConfigError: names both shapes.
     """
-    was_training, generators = network.training, torch.get_rng_state()
-    example = first_rows(train).features.to("meta" if is_on_meta(network) else "cpu")
-    with torch.no_grad():
-        shape = tuple(network.eval()(example).shape)
-    torch.set_rng_state(generators)
-    network.train(was_training)
     # A row of tokens has an answer for each of them.
     sizes = tuple(example.shape[1] if axis == "t" else int(axis) for axis in axes)
-    if shape[1:] != (*sizes, width):
+    if tuple(shape[1:]) != (*sizes, width):
         found = f"({', '.join(['n', *map(str, shape[1:])])})"
         raise ConfigError(
             "train.model", f"the network's outputs are {found}, the target needs ({', '.join(['n', *axes])}, {width})"

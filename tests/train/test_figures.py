@@ -17,7 +17,7 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import HsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
-from modelyard.train.costs import Costs, measure_costs
+from modelyard.train.costs import Costs, costs_of, try_out
 from modelyard.train.memory import GB, Room, Weights, estimate_memory, free_memory, require_memory
 from modelyard.train.plots import MAX_POINTS, Curves, training_figure
 from tests.train import runs
@@ -74,14 +74,14 @@ def test_operations_are_counted(model: MlpConfig | GptConfig, example: torch.Ten
     no random stream. A network without values counts the same."""
     network = build_model(model, 16, 4)
     before = torch.get_rng_state()
-    costs = measure_costs(network, example, "bf16")
+    costs = costs_of(try_out(network, example), example, "bf16", runs.CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert network.training
     assert costs.flops_per_row == 3 * forward
     assert costs.peak_flops > 1e9
     with torch.device("meta"):
         empty = build_model(model, 16, 4)
-    counted = measure_costs(empty, example.to("meta"), "bf16", torch.device("cpu"))
+    counted = costs_of(try_out(empty, example.to("meta")), example, "bf16", runs.CPU)
     assert counted.flops_per_row == 3 * forward
     assert counted.peak_flops > 1e9
 

@@ -24,9 +24,9 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, RankEvent, StopConfig, TrainConfig, train
+from modelyard.train.costs import try_out
 from modelyard.train.launch import _rank_error
 from modelyard.train.rank_checks import require_outputs
-from modelyard.train.rows import Split
 from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 
@@ -184,9 +184,9 @@ def is_rank(process: psutil.Process) -> bool:
 def test_network_that_gives_other_outputs_than_the_target_has_is_refused():
     """Labels would lie out of range: said before the first step, with both shapes, and it reaches the caller as the
     error of that preset key."""
-    rows = Split(features=torch.zeros(3, 4), targets=torch.zeros(3, dtype=torch.int64))
+    rows = torch.zeros(3, 4)
     with pytest.raises(ConfigError) as caught:
-        require_outputs(nn.Linear(4, 8), rows, 10)
+        require_outputs(try_out(nn.Linear(4, 8), rows).shape, rows, 10)
     sentence = "train.model: the network's outputs are (n, 8), the target needs (n, 10)"
     assert str(caught.value) == sentence
     arrived = _rank_error(RankEvent(kind="failed", error="ConfigError", message=sentence, permanent=True))
