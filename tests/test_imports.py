@@ -16,7 +16,7 @@ UNSERVED = {"pandas", "pyarrow", "model_signing"}
     ("module", "avoided"),
     [
         ("modelyard.presets", HEAVY | CONTROL_PLANE),
-        ("modelyard.train.worker", HEAVY - {"torch"} | CONTROL_PLANE | UNSERVED | {"transformers", "peft"}),
+        ("modelyard.train.rank", HEAVY - {"torch"} | CONTROL_PLANE | UNSERVED | {"transformers", "peft"}),
         ("modelyard.serve.router", HEAVY | CONTROL_PLANE | UNSERVED),
         ("modelyard.serve.program", HEAVY | CONTROL_PLANE | UNSERVED),
         ("modelyard.serve.worker", HEAVY - {"onnxruntime"} | CONTROL_PLANE | UNSERVED | {"obstore"}),

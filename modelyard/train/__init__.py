@@ -10,7 +10,8 @@
     ray_launcher.py  ray_group.py  ray_agent.py  ray_placement.py
                       the process that has a Ray cluster start the ranks; one try of it; what runs on each node; what goes
                       where
-    worker.py         one rank                                     (started by the launcher)
+    worker.py         the process of one rank                      (started by the launcher)
+    rank.py           what it does
     assembly.py       from what a rank is told to its trainer
     publish.py        the model artifact of a finished training
     rows.py           the rows it draws from; tagged_rows.py, masked_rows.py, pair_rows.py: of single tasks; local_rows.py:
