@@ -5,14 +5,13 @@ Here it is only loaded, which takes longer than anything else before the first s
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from modelyard.train.events import EventWriter
-from modelyard.train.launcher import exit_with_parent
+from modelyard.train.launcher import exit_with_parent, loading
 
 
 def main() -> None:
@@ -23,15 +22,11 @@ def main() -> None:
 
 
 def _loaded() -> Callable[[Path, EventWriter], None]:
-    """What runs a rank, with torch. Python's collector would look through all that is made meanwhile again and again, a fifth of
-    the time, and none of it is garbage, now or later."""
-    gc.disable()
-    import torch._dynamo  # every optimizer of torch loads it when it is made  # noqa: F401
+    """What runs a rank, with torch."""
+    with loading():
+        import torch._dynamo  # every optimizer of torch loads it when it is made  # noqa: F401
 
-    from modelyard.train.rank import run
-
-    gc.freeze()
-    gc.enable()
+        from modelyard.train.rank import run
     return run
 
 
