@@ -31,8 +31,8 @@ from modelyard.transform.tokens import TokenTransform
 PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
 
 
-# Tasks for which no distillation is known here: tokens that carry no tag have no soft target, nor have pairs.
-UNTEACHABLE = ("token_classification", "masked_language_modelling", "embedding", "retrieval")
+# Tasks for which no distillation is known here: what a pair is told from, its batch, has no soft target.
+UNTEACHABLE = ("embedding", "retrieval")
 
 
 def require_factory(config: TrainConfig) -> None:
