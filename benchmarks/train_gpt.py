@@ -90,14 +90,14 @@ def trainer_of(
     from modelyard.models.build import build_model
     from modelyard.storage import Store
     from modelyard.train.checkpoints import Checkpoints
-    from modelyard.train.costs import measure_costs
+    from modelyard.train.costs import costs_of, try_out
     from modelyard.train.loop import Trainer
     from modelyard.train.rows import Split
     from modelyard.train.validation import Objective
 
     store = Store(settings)
     network = build_model(config.model, LENGTH, VOCABULARY)
-    costs = measure_costs(network, features[:2], config.precision)
+    costs = costs_of(try_out(network, features[:2]), features[:2], config.precision, features.device)
     trainer = Trainer(
         config,
         network,

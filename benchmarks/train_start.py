@@ -48,15 +48,15 @@ def measure(settings: Settings, *, rounds: int) -> Findings:
 
 
 def _start(catalog: Catalog, dataset: ArtifactRef, *, seed: int) -> Sample:
-    """The first validation comes right behind the first step, on 8 sequences."""
+    """The first event of a step is sent as soon as it is made, before anything is validated or saved."""
     moments: dict[str, float] = {}
 
     def on_event(event: RankEvent) -> None:
         if event.kind == "started":
             (rank,) = _ranks()
             moments["process"] = rank.create_time()
-        if event.kind == "validation":
-            moments["stepped"] = event.time
+        if event.step:
+            moments.setdefault("stepped", event.time)
 
     config = _config(ranks=1, seed=seed, stop=StopConfig(max_steps=1))
     train(catalog, dataset, config, Origin(), on_event)

@@ -84,6 +84,9 @@ def program_environment(settings: Settings) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # Jobs of MLflow's own (judges, scorers) would cost two more processes.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        # Who waits for devices asks again this soon, and leases on them outlive a restart of the server.
+        "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{settings.home}/prefect/prefect.db",
     }
 

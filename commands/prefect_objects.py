@@ -1,6 +1,6 @@
 """Everything Prefect needs to know about us, applied so that applying it again changes nothing.
 
-Work pool, result-storage block, concurrency limits, automations, and the deployments of `prefect.yaml`. Runs in a
+Work pool, result-storage block, the limit on devices, automations, and the deployments of `prefect.yaml`. Runs in a
 process of its own (`python -m commands.prefect_objects`), so that a bound can be put on it and so that `modelyard up`
 need not import Prefect when nothing changed.
 """
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from prefect import PrefectClient
     from prefect.events.schemas.automations import AutomationCore
 
-# Limits on task tags: one machine trains one model at a time, and rollouts never overlap.
-LIMITS = {"tag:modelyard-training": 1}
+# How many devices trainings share (`tasks/devices.py`).
+DEVICES_LIMIT = "modelyard-devices"
 RECONCILE_DEPLOYMENT = "reconcile/crashed"
 HEARTBEAT_BOUND = timedelta(seconds=90)  # three heartbeats of 30 s, see the worker in supervisord.conf
 APPLY_SECONDS = 180.0
@@ -75,8 +75,7 @@ async def apply(settings: Settings) -> None:
     async with get_client() as client:
         await _work_pool(client, settings)
         await _results_block(settings)
-        for name, limit in LIMITS.items():
-            await client.upsert_global_concurrency_limit_by_name(name, limit)
+        await client.upsert_global_concurrency_limit_by_name(DEVICES_LIMIT, num_devices(settings))
         await _automation(client, crash_silent_runs())
     deploy(settings)
     async with get_client() as client:
@@ -99,6 +98,15 @@ def deploy(settings: Settings) -> None:
     done = subprocess.run(command, cwd=PROJECT, env=environment, timeout=DEPLOY_SECONDS, check=False)
     if done.returncode:
         raise StackFailed(f"`prefect deploy --all` ended with exit status {done.returncode}")
+
+
+def num_devices(settings: Settings) -> int:
+    """As the settings say, or what this machine has: accelerators, or else processors."""
+    if settings.devices:
+        return settings.devices
+    from modelyard.train.devices import Accelerators  # torch: two seconds
+
+    return Accelerators.here().count or (os.cpu_count() or 1)
 
 
 def crash_silent_runs() -> AutomationCore:
@@ -228,7 +236,11 @@ def _fingerprint(settings: Settings) -> str:
     for path in _sources():
         digest.update(path.read_bytes())
     options = Store(settings).filesystem_options(with_credentials=False)
-    digest.update(json.dumps([settings.api_url, settings.work_pool, settings.bucket, str(PROJECT), options]).encode())
+    digest.update(
+        json.dumps(
+            [settings.api_url, settings.work_pool, settings.bucket, str(PROJECT), options, settings.devices]
+        ).encode()
+    )
     return digest.hexdigest()
 
 

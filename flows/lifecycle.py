@@ -9,7 +9,7 @@ from prefect.states import Failed
 import tasks.lifecycle as tasks
 from flows.compress import compress
 from flows.evaluate import evaluate
-from flows.parameters import DatasetUri, MaxEpochs, MinScore, Overrides, Preset, Ranks, load_config
+from flows.parameters import DatasetUri, Device, MaxEpochs, MinScore, Overrides, Preset, Ranks, load_config
 from flows.preprocess import preprocess
 from flows.rollout import rollout
 from flows.train import train
@@ -23,11 +23,12 @@ def lifecycle(
     dataset_uri: DatasetUri = "",
     max_epochs: MaxEpochs = 0,
     ranks: Ranks = 0,
+    device: Device = "preset",
     min_score: MinScore = 0.0,
     overrides: Overrides = [],
 ) -> LifecycleResult | State[LifecycleResult]:
     """Preprocess, train, compress, evaluate, roll out. Cancel this run to cancel them all."""
-    settings = [*overrides, *_as_overrides(max_epochs, ranks, min_score)]
+    settings = [*overrides, *_as_overrides(max_epochs, ranks, device, min_score)]
     config = load_config(preset, dataset_uri, settings)
     # This run's own heartbeat speaks for its stages: the end of a flow with one of its own waits up to a second for it.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tasks.parent_run(config, preset) as run:
@@ -56,7 +57,8 @@ def lifecycle(
         return run.report()
 
 
-def _as_overrides(max_epochs: int, ranks: int, min_score: float) -> list[str]:
+def _as_overrides(max_epochs: int, ranks: int, device: str, min_score: float) -> list[str]:
     """The form's few common fields, as what they stand for."""
-    fields = {"train.max_epochs": max_epochs, "train.ranks": ranks, "evaluate.floor": min_score}
+    chosen = "" if device == "preset" else device
+    fields = {"train.max_epochs": max_epochs, "train.ranks": ranks, "train.device": chosen, "evaluate.floor": min_score}
     return [f"{key}={value}" for key, value in fields.items() if value]

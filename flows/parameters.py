@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from modelyard.presets import LifecycleConfig, load_preset
-from modelyard.train import require_factory
+from modelyard.train import DeviceName, require_factory
 from tasks.recording import Trail
 from tasks.session import session
 
@@ -49,6 +49,12 @@ MaxEpochs = Annotated[
     int, explained("Max epochs", "Limit on training epochs, to 100,000; 0: the preset's", ge=0, le=100_000)
 ]
 Ranks = Annotated[int, explained("Ranks", "Training processes, to 64; 0: the preset's", ge=0, le=64)]
+Device = Annotated[
+    Literal["preset", DeviceName],
+    explained(
+        "Device", "What training computes on; auto: accelerators where there are any; preset: what the preset says"
+    ),
+]
 MinScore = Annotated[
     float,
     explained("Min score", "Lowest score on the test split that may be served, 0 to 1; 0: the preset's", ge=0, le=1),

@@ -14,11 +14,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
-from pyarrow import parquet
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
@@ -26,6 +24,9 @@ from modelyard.errors import DataError
 from modelyard.targets import encoded_targets, joined_targets
 from modelyard.task_kinds import Target, refuse_language_models
 from modelyard.transform import joined, read_row_transform
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -73,6 +74,8 @@ class Dataset:
 
     def num_rows(self, split: Split) -> int:
         """Rows of a split, from the shards' footers."""
+        from pyarrow import parquet
+
         return sum(parquet.read_metadata(shard).num_rows for shard in (self._folder / split).glob("*.parquet"))
 
     def batches(self, split: Split, batch_rows: int = BATCH_ROWS) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -96,6 +99,9 @@ class Dataset:
 
 
 def _frames(shards: Sequence[Path], batch_rows: int) -> Iterator[pd.DataFrame]:
+    # pandas and Arrow: half a second that readers of tokens, and of rows that lie prepared on the disk, do without
+    from pyarrow import parquet
+
     for shard in shards:
         for batch in parquet.ParquetFile(shard).iter_batches(batch_rows):
             yield batch.to_pandas()

@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str | None = Field(None, description="an outside MLflow; empty: embedded")
     prefect_api_url: str | None = Field(None, description="an outside Prefect API; empty: embedded")
     work_pool: str = "modelyard"
+    devices: int | None = Field(
+        None,
+        ge=1,
+        description="devices that trainings share; empty: this machine's accelerators, or else its processors",
+    )
 
     # The endpoint
     endpoint_url: str | None = Field(None, description="an outside endpoint; empty: embedded")

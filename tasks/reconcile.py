@@ -19,6 +19,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Crashed
 
 from modelyard.errors import PermanentError
+from tasks.devices import free_leases
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.session import session
 
@@ -44,6 +45,8 @@ def end_tracking(flow_run_id: UUID) -> list[str]:
 
 
 def _end_below(client: SyncPrefectClient, flow_run_id: UUID, reason: str) -> int:
+    if num_leases := free_leases(client.read_flow_run(flow_run_id).labels):
+        get_run_logger().info("%d leases of devices given back", num_leases)
     ended = _end_tasks(client, flow_run_id, reason)
     parent = FlowRunFilterParentFlowRunId(any_=[flow_run_id])
     # All children, not only open ones: the heartbeat automation may have ended a child and not the task below it.

@@ -22,12 +22,11 @@ from modelyard.errors import TrainingFailed
 from modelyard.train import HISTORY_FILE, SAMPLES_FILE, RankEvent, TrainConfig, is_rank_figure
 from modelyard.train import train as train_core
 from modelyard.train.plots import Curves, training_figure
+from tasks.devices import device_slots
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, as_state, recording
 from tasks.results import StageResult
 
-# Held by a concurrency limit of the same tag: two trainings on one machine would only slow each other.
-TRAINING_TAG = "modelyard-training"
 PROGRESS_SECONDS = 1.0
 CURVES_FILE = "training.png"
 WHERE = {"step", "epoch"}  # said in words
@@ -130,7 +129,7 @@ def _short(value: float) -> str:
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
-      cache_policy=NO_CACHE, tags={TRAINING_TAG})  # fmt: skip
+      cache_policy=NO_CACHE)  # fmt: skip
 def train(
     dataset: ArtifactRef,
     config: TrainConfig,
@@ -146,7 +145,14 @@ def train(
         with tracker.system_metrics(record.run_id):
             try:
                 product = train_core(
-                    record.session.catalog, dataset, config, record.origin, narrator, init=init, teacher=teacher
+                    record.session.catalog,
+                    dataset,
+                    config,
+                    record.origin,
+                    narrator,
+                    init=init,
+                    teacher=teacher,
+                    holding=device_slots,
                 )
             except TrainingFailed as failure:
                 _show_curves(record, narrator.curves, type(failure).__name__)

@@ -36,11 +36,12 @@ from modelyard.tune import Ask, Decision, Study, Told
 from modelyard.tune.pruning import Judge, best_of
 from modelyard.tune.sampler import TpeSampler, require_optuna
 from modelyard.tune.trials import Trials, told_by
+from tasks.devices import device_slots
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 from tasks.recording import Record, Trail, recording, resolve_model
 from tasks.results import StageResult, TuneResult
 from tasks.session import session
-from tasks.train import TRAINING_TAG, Narrator
+from tasks.train import Narrator
 
 
 class Subject(Frozen):
@@ -153,7 +154,7 @@ def require_tunable(config: LifecycleConfig) -> None:
 
 
 @task(retries=RETRIES, retry_delay_seconds=BACKOFF, retry_jitter_factor=JITTER, retry_condition_fn=is_transient,
-      cache_policy=NO_CACHE, tags={TRAINING_TAG}, task_run_name="trial {asked.number}")  # fmt: skip
+      cache_policy=NO_CACHE, task_run_name="trial {asked.number}")  # fmt: skip
 def trial(subject: Subject, asked: Ask, seconds: float | None, trail: Trail) -> State[Trial]:
     """One trial. One that fails or falls behind is a result too, with its reason; one that was made is found."""
     with recording("trial", asked.parameters, trail, f"trial {asked.number}") as record:
@@ -274,7 +275,9 @@ def _trained(record: Record, subject: Subject, asked: Ask, judge: Judge) -> Prod
             judge.hear(event.step, event.values[subject.metric])
 
     try:
-        return train_core(catalog, dataset, config.train, record.origin, hear, init=init, teacher=teacher)
+        return train_core(
+            catalog, dataset, config.train, record.origin, hear, init=init, teacher=teacher, holding=device_slots
+        )
     finally:
         narrator.finish()
         record.device_seconds = narrator.device_seconds

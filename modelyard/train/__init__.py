@@ -2,14 +2,16 @@
 
     stage.py          `train`: launch, follow, and publish the model artifact
     config.py         what a user says; sections.py and strategy_config.py: its parts
-    requirements.py   what is refused before a rank is started
+    requirements.py   what is refused before a rank is started; rank_checks.py: what a rank refuses before its first step
     launch.py         one launched group of ranks, seen from the process that asked for it
+    device_locks.py   which accelerators are a training's
     nodes.py          how several machines find each other
     launcher.py       the process in which torch's launcher runs   (python -m modelyard.train.launcher)
     ray_launcher.py  ray_group.py  ray_agent.py  ray_placement.py
                       the process that has a Ray cluster start the ranks; one try of it; what runs on each node; what goes
                       where
-    worker.py         one rank                                     (started by the launcher)
+    worker.py         the process of one rank                      (started by the launcher)
+    rank.py           what it does
     assembly.py       from what a rank is told to its trainer
     publish.py        the model artifact of a finished training
     rows.py           the rows it draws from; tagged_rows.py, masked_rows.py, pair_rows.py: of single tasks; local_rows.py:
@@ -32,7 +34,7 @@
                       state as plain values; as tensors; written beside training; as files in the bucket; put back
     costs.py  memory.py  plots.py  devices.py
                       what a step costs; what a network would take; the course as a picture; what ranks run on
-    events.py         what ranks tell
+    events.py  pulse.py   what ranks tell; where each stands
 
 Ranks import neither Prefect nor MLflow.
 """
@@ -53,6 +55,7 @@ from modelyard.train.sections import (
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE, beginnings, train, training_work, validations_so_far
 from modelyard.train.starting import Parents, trained_model
 from modelyard.train.strategy_config import (
+    DeviceName,
     DilocoConfig,
     FsdpConfig,
     HsdpConfig,
@@ -65,6 +68,7 @@ __all__ = [
     "HISTORY_FILE",
     "SAMPLES_FILE",
     "CheckpointConfig",
+    "DeviceName",
     "DilocoConfig",
     "DistillConfig",
     "FsdpConfig",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import distributed, nn
 
@@ -20,7 +19,6 @@ from modelyard.catalog import Catalog
 from modelyard.code_version import code_version
 from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.datasets import Split as SplitName
-from modelyard.errors import ConfigError
 from modelyard.masking import Masker
 from modelyard.models.build import build_model, load_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
@@ -32,7 +30,7 @@ from modelyard.train.adapters import prepare_
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import PAIR_LOSSES
-from modelyard.train.costs import Costs, measure_costs
+from modelyard.train.costs import costs_of, try_out
 from modelyard.train.distillation import Teacher
 from modelyard.train.events import RankEvent
 from modelyard.train.first_weights import draws_one_by_one, is_on_meta, whole_because
@@ -40,15 +38,18 @@ from modelyard.train.local_rows import LocalRows
 from modelyard.train.loop import Trainer
 from modelyard.train.losses import PER_TOKEN
 from modelyard.train.masked_rows import MaskedSplit
-from modelyard.train.optimizers import sparse_tables
 from modelyard.train.pair_rows import Pairs, item_pairs, text_pairs
 from modelyard.train.precision import Precision
 from modelyard.train.pretrained_network import vector_target
-from modelyard.train.rows import Batch, Rows, Split, TextSplit, TokenSplit
+from modelyard.train.rank_checks import first_rows, require_outputs, require_room, require_sums
+from modelyard.train.rows import Rows, Split, TextSplit, TokenSplit
 from modelyard.train.starting import TEACHER_FIELD, Parent
 from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.train.validation import VALIDATION_ROWS, Objective
 from modelyard.transform import FittedTransform, TextTransform
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class RankSpec(Frozen):
@@ -97,18 +98,22 @@ def assemble(
         folder = Path(scratch)
         parent = Parent.read(catalog, spec.teacher, TEACHER_FIELD) if spec.teacher else None
         data = _data(spec, catalog, rows, parent, folder / "data")
+        kind = task_kind(data.target.task)
+        output_width = kind.output_width(data.target)
+        require_room(spec.config, data.width, output_width, device, has_weights=_has_weights(spec))
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
         network = _network(spec, catalog, data, folder / "init", emit)
     if teacher:
-        seen = _batch(data.train)
+        seen = first_rows(data.train)
         given = seen.features if seen.teacher_features is None else seen.teacher_features
         teacher.watch(network, (seen.features, given), spec.config, device)
-    _require_sums(spec.config, network, device)
-    kind = task_kind(data.target.task)
+    require_sums(spec.config, network, device)
     loss = loss_of(data.target)
     axes = ("t",) if loss in PER_TOKEN else ("2",) if loss in PAIR_LOSSES else ()
-    require_outputs(network, data.train, kind.output_width(data.target), axes)
-    costs = _costs(spec.config, network, data.train, device) if counts_costs else None
+    place = torch.device("meta") if is_on_meta(network) else device
+    example = first_rows(data.train).features.to(place)
+    tried = try_out(network.to(place), example)
+    require_outputs(tried.shape, example, output_width, axes)
     made = Trainer(
         spec.config,
         network,
@@ -126,32 +131,8 @@ def assemble(
         emit=emit,
         teacher=teacher,
     )
-    made.costs = costs
+    made.costs = costs_of(tried, example, spec.config.precision, device) if counts_costs else None
     return made
-
-
-def _require_sums(config: TrainConfig, network: nn.Module, device: torch.device) -> None:
-    """Gradients of some rows are summed over ranks by gloo, on CPUs; parameter servers send whole ones."""
-    summed = config.strategy == "ddp" and distributed.get_world_size() > 1 and device.type != "cpu"
-    if summed and sparse_tables(network):
-        raise ConfigError(
-            "train.model.sparse",
-            f"ranks on {device.type} cannot sum gradients of some rows: sparse: false, or one rank",
-        )
-
-
-def _costs(config: TrainConfig, network: nn.Module, rows: Rows, device: torch.device) -> Costs:
-    place = torch.device("meta") if is_on_meta(network) else device
-    return measure_costs(network.to(place), _example(rows).to(place), config.precision, device)
-
-
-def _example(rows: Rows) -> torch.Tensor:
-    """Network input of the first rows, two if there are as many."""
-    return _batch(rows).features
-
-
-def _batch(rows: Rows) -> Batch:
-    return rows.batch(torch.arange(min(2, len(rows))))
 
 
 def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | None, folder: Path) -> Data:
@@ -319,27 +300,3 @@ def _table(
 def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
     catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
     return load_model(folder)
-
-
-def require_outputs(network: nn.Module, train: Rows, width: int, axes: Sequence[str] = ()) -> None:
-    """Refuse a network whose outputs do not fit the target, before it is trained: a label would lie out of range.
-
-    Args:
-        axes: of the outputs between rows and width: ``t``, one for each token; or a number.
-
-    Raises:
-        ConfigError: names both shapes.
-    """
-    was_training, generators = network.training, torch.get_rng_state()
-    example = _example(train).to("meta" if is_on_meta(network) else "cpu")
-    with torch.no_grad():
-        shape = tuple(network.eval()(example).shape)
-    torch.set_rng_state(generators)
-    network.train(was_training)
-    # A row of tokens has an answer for each of them.
-    sizes = tuple(example.shape[1] if axis == "t" else int(axis) for axis in axes)
-    if shape[1:] != (*sizes, width):
-        found = f"({', '.join(['n', *map(str, shape[1:])])})"
-        raise ConfigError(
-            "train.model", f"the network's outputs are {found}, the target needs ({', '.join(['n', *axes])}, {width})"
-        )

@@ -22,6 +22,7 @@ from modelyard.train.sections import (
 )
 from modelyard.train.strategy_config import (
     SHARDED,
+    DeviceName,
     DilocoConfig,
     FsdpConfig,
     HsdpConfig,
@@ -40,6 +41,7 @@ OPERATIONAL = {
     "checkpoint_every_epochs",
     "checkpoint",
     "launcher",
+    "device",
     "ray",
     "rendezvous",
     "max_restarts",
@@ -73,6 +75,9 @@ class TrainConfig(Frozen):
         nodes: machines that share the training: a number, or ``least:most``, between which they may come and go.
         launcher: who starts the ranks: ``torch`` on this machine and wherever its launcher is started, or ``ray`` on the
             nodes of a Ray cluster. With ``ray``, ``nodes: 1`` is anywhere in the cluster, together where they fit.
+        device: what ranks compute on, one each: ``auto`` takes the machine's accelerators if it has any, else the CPU; ``cpu``
+            leaves accelerators alone; ``cuda`` (also AMD's), ``xpu``, ``mps`` and ``mtia`` insist on theirs. Which of
+            several, the machine says (``CUDA_VISIBLE_DEVICES``).
         rendezvous: for torch's launcher: ``host:port`` where nodes meet, an address of the one that runs the flow, free there; the others start
             ``python -m modelyard.train.launch <job>``.
         max_restarts: how often the launcher restarts the group after a lost rank.
@@ -106,6 +111,7 @@ class TrainConfig(Frozen):
     ranks: int = Field(2, ge=1, le=64)
     nodes: str = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
     launcher: Annotated[LauncherName, one_of(LauncherName)] = "torch"
+    device: Annotated[DeviceName, one_of(DeviceName)] = "auto"
     ray: RayConfig = RayConfig()
     rendezvous: str = Field("", pattern=r"^$|^[^:\s]+:\d{1,5}$")
     checkpoint_every_epochs: int = Field(1, ge=1)
@@ -127,6 +133,7 @@ class TrainConfig(Frozen):
             raise ValueError("stop.max_steps 0 publishes a network as it comes, init.checkpoint is for training on")
         self._require_groups()
         self._require_meeting_point()
+        self._require_room_on_ray()
         if isinstance(self.model, RecommenderConfig) and self.model.sparse:
             self._require_sparse()
         if self.optimizer.name != "gd" and self.batch_size < self.num_readers:
@@ -186,6 +193,15 @@ class TrainConfig(Frozen):
                 f"nodes {self.nodes} need train.rendezvous: host:port of the machine that runs the flow, as the others"
                 " reach it"
             )
+
+    def _require_room_on_ray(self) -> None:
+        """Ray hides what it has not set aside."""
+        if self.launcher != "ray" or self.device == "auto":
+            return
+        if self.device == "cpu" and self.ray.gpus:
+            raise ValueError(f"device cpu leaves the GPU idle that ray.gpus {self.ray.gpus} sets aside: ray.gpus 0")
+        if self.device != "cpu" and not self.ray.gpus:
+            raise ValueError(f"device {self.device} needs one that Ray sets aside for each rank: ray.gpus 1")
 
     @property
     def num_readers(self) -> int:

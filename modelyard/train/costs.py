@@ -6,6 +6,7 @@ import resource
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -35,26 +36,35 @@ class Costs:
         return {"mfu": used, **tokens}
 
 
-def measure_costs(
-    network: nn.Module, example: torch.Tensor, precision: PrecisionName, device: torch.device | None = None
-) -> Costs:
-    """Count the operations of a network that no strategy has touched yet; measure what the device can do.
+class Pass(NamedTuple):
+    """A forward pass that was tried: shape of what came out, and its floating-point operations."""
+
+    shape: tuple[int, ...]
+    flops: int
+
+
+def try_out(network: nn.Module, example: torch.Tensor) -> Pass:
+    """One forward pass of a network that no strategy has touched yet, as in evaluation; it moves no random stream.
 
     Args:
         example: some rows of network input, on the network's device, which may be torch's meta device.
-        device: where it will be trained, if not there.
     """
     # torch 2.13 counts attention on GPUs alone.
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 - how torch names it
     counter = FlopCounterMode(display=False, custom_mapping={attention: _attention_flops})
     was_training, generators = network.training, torch.get_rng_state()
     with counter, torch.no_grad():
-        network.eval()(example)
+        outputs = network.eval()(example)
     network.train(was_training)
     torch.set_rng_state(generators)
+    return Pass(tuple(outputs.shape), counter.get_total_flops())
+
+
+def costs_of(tried: Pass, example: torch.Tensor, precision: PrecisionName, device: torch.device) -> Costs:
+    """What a step costs, by a pass over ``example``, and what the device where it will be made can do."""
     return Costs(
-        flops_per_row=3.0 * counter.get_total_flops() / len(example),  # the way back costs twice the way there
-        peak_flops=_peak_flops(device or example.device, DTYPES[precision]),
+        flops_per_row=3.0 * tried.flops / len(example),  # the way back costs twice the way there
+        peak_flops=_peak_flops(device, DTYPES[precision]),
         tokens_per_row=example.shape[1] if example.dtype == torch.int64 else 0,
     )
 

@@ -2,28 +2,102 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import torch
 from torch import distributed
 
+from modelyard.errors import ConfigError
+from modelyard.train.device_locks import DEVICES_VARIABLE
+from modelyard.train.strategy_config import DeviceName
+
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def rank_device() -> torch.device:
-    """This rank's device: its own accelerator where the machine has them, else the CPU."""
-    if not torch.accelerator.is_available():
+@dataclass(frozen=True, kw_only=True)
+class Accelerators:
+    """Those of a machine that torch can use: their kind, as torch names it, and how many; none: "" and 0."""
+
+    kind: str = ""
+    count: int = 0
+
+    @classmethod
+    def here(cls) -> Accelerators:
+        """Of this machine. Nothing is allocated on them."""
+        if not torch.accelerator.is_available():
+            return cls()
+        found = torch.accelerator.current_accelerator()
+        assert found is not None
+        return cls(kind=found.type, count=torch.accelerator.device_count())
+
+    def __str__(self) -> str:
+        has = f"{self.count} x {self.kind}" if self.count else "no accelerator"
+        return f"torch {torch.__version__} finds {has} here, and {os.cpu_count()} processors"
+
+
+def chosen_kind(name: DeviceName, accelerators: Accelerators) -> str:
+    """What ranks compute on: torch's name of it.
+
+    Raises:
+        ConfigError: the machine has none of that kind.
+    """
+    if name == "auto":
+        return accelerators.kind or "cpu"
+    if name not in ("cpu", accelerators.kind):
+        there = f"auto, cpu or {accelerators.kind}" if accelerators.kind else "auto or cpu"
+        raise ConfigError("train.device", f"there is no {name!r}: {accelerators}; take {there}, or another machine")
+    return name
+
+
+def require_devices(name: DeviceName, num_ranks: int, accelerators: Accelerators) -> None:
+    """Refuse ranks that this machine has no devices for; a CPU is shared.
+
+    Raises:
+        ConfigError: the kind is not there, or there are fewer than ranks.
+    """
+    kind = chosen_kind(name, accelerators)
+    if kind != "cpu" and num_ranks > accelerators.count:
+        raise ConfigError(
+            "train.ranks",
+            f"{num_ranks} ranks need a device each: {accelerators}; take ranks {accelerators.count}, or train.device cpu",
+        )
+
+
+def rank_device(name: DeviceName = "auto") -> torch.device:
+    """This rank's device: its own accelerator, or the CPU.
+
+    Raises:
+        ConfigError: there is none of that kind here, or none left for this rank.
+    """
+    accelerators, local = Accelerators.here(), int(os.environ.get("LOCAL_RANK", "0"))
+    kind = chosen_kind(name, accelerators)
+    if kind == "cpu":
         return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    assert kind is not None
-    device = torch.device(kind.type, int(os.environ.get("LOCAL_RANK", "0")))
+    require_devices(name, local + 1, accelerators)
+    device = torch.device(kind, held_device(local))
     torch.accelerator.set_device_index(device.index)
     return device
+
+
+def held_device(local_rank: int) -> int:
+    """Number of the accelerator that is this rank's."""
+    held = os.environ.get(DEVICES_VARIABLE, "")
+    return [int(number) for number in held.split(",")][local_rank] if held else local_rank
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory of an accelerator that nobody holds; infinite where its driver does not tell."""
+    try:
+        return float(torch.accelerator.get_memory_info(device)[0])
+    except (RuntimeError, NotImplementedError):
+        return math.inf
 
 
 def facts_of(devices: Sequence[tuple[str, float]]) -> dict[str, str]:

@@ -7,11 +7,15 @@ import math
 import torch
 from torch import nn
 
+from modelyard.task_kinds import NO_TOKEN
 from modelyard.train.config import TrainConfig
 from modelyard.train.hidden_states import HiddenStates
 from modelyard.train.losses import LOSSES
 from modelyard.train.precision import Precision
 from modelyard.train.sections import DistillConfig
+
+# Of these a row asks about some of its tokens.
+ASKED_TOKENS = ("token_tags", "masked_token")
 
 
 def soft_cross_entropy(outputs: torch.Tensor, taught: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -26,6 +30,20 @@ def soft_cross_entropy(outputs: torch.Tensor, taught: torch.Tensor, temperature:
     # The sizes in full: a rank's share of a batch may be empty, and then -1 would stand for anything.
     answers = math.prod(divergence.shape[1:])
     return divergence.reshape(len(outputs), answers).mean(1).sum() * temperature**2
+
+
+def soft_token_cross_entropy(
+    outputs: torch.Tensor, taught: torch.Tensor, targets: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """The same for answers to single tokens of a text, (n, t, k): of a row the mean over those that ``targets`` (n, t) ask
+    about. The others, whatever fills up a batch among them, teach nothing."""
+    asked = targets != NO_TOKEN
+    row, place = asked.nonzero(as_tuple=True)
+    num_asked = asked.sum(1).clamp(min=1).to(outputs.dtype)
+    student = nn.functional.log_softmax(outputs[row, place] / temperature, dim=-1)
+    teacher = nn.functional.log_softmax(taught[row, place] / temperature, dim=-1)
+    divergence = nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+    return (divergence / num_asked[row]).sum() * temperature**2
 
 
 class Teacher:
@@ -50,7 +68,7 @@ class Teacher:
         self._network = network.to(device).eval().requires_grad_(requires_grad=False)
         self._config, self._precision = config, precision
         self._scale, self._shift = scale, shift
-        self._regresses = loss == "mean_squared_error"
+        self._loss = loss
         self.hidden: HiddenStates | None = None
 
     def watch(
@@ -75,11 +93,20 @@ class Teacher:
                 seed=config.seed,
             )
 
-    def mixed(self, loss: torch.Tensor, outputs: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """The loss against the labels and that against the teacher, summed over rows, by the weight of each."""
+    def mixed(
+        self, loss: torch.Tensor, outputs: torch.Tensor, targets: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss against the labels and that against the teacher, summed over rows, by the weight of each.
+
+        Args:
+            targets: of the rows; they say which tokens are asked about.
+            features: as the teacher takes them.
+        """
         taught = self._outputs(features)
-        if self._regresses:
+        if self._loss == "mean_squared_error":
             own = LOSSES["mean_squared_error"](outputs, taught)
+        elif self._loss in ASKED_TOKENS:
+            own = soft_token_cross_entropy(outputs, taught, targets, self._config.temperature)
         else:
             own = soft_cross_entropy(outputs, taught, self._config.temperature)
         answers = (1 - self._config.weight) * loss + self._config.weight * own

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from modelyard.artifacts import Frozen
 
-EventKind = Literal["started", "progress", "validation", "checkpoint", "warning", "finished", "failed"]
+EventKind = Literal["started", "progress", "validation", "checkpoint", "warning", "finished", "failed", "pulse"]
 
 
 class RankEvent(Frozen):
@@ -23,7 +23,8 @@ class RankEvent(Frozen):
     Attributes:
         kind: ``started`` (group is up), ``progress`` (at this step; `values` may hold figures), ``validation``
             (`values` hold its metrics), ``checkpoint`` (state is durable), ``warning`` (something to know),
-            ``finished`` (`values` hold the kept metrics, `message` the rule that stopped it), ``failed``.
+            ``finished`` (`values` hold the kept metrics, `message` the rule that stopped it), ``failed``, ``pulse`` (of
+            every rank, to the process that launched it: at this step, `message` says where in the code).
         step: optimizer steps done since the beginning of training, restarts included.
         epoch: epochs completed.
         values: numbers: ``train_loss``, ``accuracy``, ``rows_per_second``, ``gradient_norm``, ``world_size``, ...

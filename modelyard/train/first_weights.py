@@ -17,9 +17,11 @@ import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor, Shard
 
-from modelyard.models.config import GptConfig, ModelConfig
+from modelyard.models.build import build_model
+from modelyard.models.config import CustomConfig, GptConfig, ModelConfig
 from modelyard.models.gpt import Gpt
 from modelyard.train.config import TrainConfig
+from modelyard.train.memory import Weights
 from modelyard.train.strategy_config import SHARDED
 
 # Numbers, some seconds of drawing: ranks of unequal speed wait for each other well before a collective gives one up.
@@ -49,6 +51,22 @@ def whole_because(config: TrainConfig, network: ModelConfig, *, has_weights: boo
 def draws_one_by_one(config: TrainConfig, network: ModelConfig, *, has_weights: bool) -> bool:
     """Whether no rank ever holds more than its shards and one weight."""
     return config.strategy in SHARDED and not whole_because(config, network, has_weights=has_weights)
+
+
+def weights_to_hold(
+    config: TrainConfig, network: ModelConfig, input_width: int, output_width: int, *, has_weights: bool
+) -> Weights | None:
+    """What the memory of ranks is held against: the network's weights, counted without memory. None where that says
+    nothing: a user's own network may not be built so, and of a network that is trained in part far less is held."""
+    if isinstance(network, CustomConfig) or config.init.trains_a_part:
+        return None
+    with torch.device("meta"):
+        sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
+    return Weights(
+        count=sum(sizes),
+        largest=max(sizes) if draws_one_by_one(config, network, has_weights=has_weights) else None,
+        whole=whole_because(config, network, has_weights=has_weights),
+    )
 
 
 def is_on_meta(network: nn.Module) -> bool:

@@ -1,20 +1,21 @@
 """One launched group of ranks, seen from the process that asked for it; on another node of the same training that is
 ``python -m modelyard.train.launch <job uri>``.
 
-Every wait here is bounded: a group that says nothing for ``silence_seconds`` is ended, whatever its processes are
-doing. Ending a group closes the pipe that its processes watch, then kills what is left.
+Every wait here is bounded: a group that comes on by no step for ``silence_seconds`` is ended, whatever its processes are
+doing, and the ranks that were silent are named. Ending a group closes the pipe that its processes watch, then kills what is left.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import selectors
+import queue
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -25,8 +26,10 @@ from typing import Self
 import modelyard.errors
 from modelyard.errors import ClusterUnavailable, ConfigError, ModelyardError, PermanentError, RankLost, TrainingFailed
 from modelyard.train.config import TrainConfig
+from modelyard.train.device_locks import NO_DEVICES, HeldDevices, held_devices
 from modelyard.train.events import RankEvent, parse_event
 from modelyard.train.nodes import launcher_options, rank_variables
+from modelyard.train.pulse import Places
 
 GRACE_SECONDS = 5.0
 LOG_TAIL_LINES = 200
@@ -35,8 +38,14 @@ LOG_TAIL_LINES = 200
 class RankGroup:
     """A running launcher and its ranks; a context manager that leaves nothing behind."""
 
-    def __init__(self, spec_file: Path, config: TrainConfig, group: str = "") -> None:
+    def __init__(
+        self, spec_file: Path, config: TrainConfig, group: str = "", devices: HeldDevices = NO_DEVICES
+    ) -> None:
         self._silence_seconds = config.silence_seconds
+        known = config.launcher == "torch" and not config.meets
+        self._places = Places(range(config.ranks) if known else ())
+        self._heard: queue.SimpleQueue[RankEvent | None] = queue.SimpleQueue()
+        self._alive_at = time.monotonic()
         self._process = subprocess.Popen(
             launch_command(spec_file, config, group),
             stdin=subprocess.PIPE,
@@ -44,11 +53,15 @@ class RankGroup:
             stderr=subprocess.PIPE,
             # A group of its own: a Ctrl-C in the terminal reaches us first, and we end it in order.
             process_group=0,
-            env=_rank_environment(config),
+            env={**_rank_environment(config), **devices.variables},
+            # The launcher ends after its ranks: until then nobody else takes their devices.
+            pass_fds=devices.locks,
         )
         self._log: deque[str] = deque(maxlen=LOG_TAIL_LINES)
-        self._log_thread = threading.Thread(target=self._drain_log, daemon=True)
-        self._log_thread.start()
+        # Threads: ranks must never wait because this process is busy with what they said.
+        self._threads = [threading.Thread(target=drain, daemon=True) for drain in (self._drain_log, self._listen)]
+        for thread in self._threads:
+            thread.start()
 
     def __enter__(self) -> Self:
         return self
@@ -77,10 +90,7 @@ class RankGroup:
             ClusterUnavailable: Ray's launcher found no cluster, or no room in it.
         """
         finished = False
-        for line in self._lines():
-            event = parse_event(line)
-            if event is None:
-                continue  # a library's own words on the shared channel
+        while event := self._next():
             if event.kind == "failed" and event.permanent:
                 self.stop()
                 raise _rank_error(event)
@@ -89,6 +99,10 @@ class RankGroup:
                 raise ClusterUnavailable(event.message)
             finished = finished or event.kind == "finished"
             yield event
+            if event.kind == "failed":
+                if stuck := self._places.stuck():
+                    yield RankEvent(kind="warning", message=f"when rank {event.rank} gave up: {stuck}")
+                self._places.begin_again()
         status = self._wait(GRACE_SECONDS)
         if status != 0 or not finished:
             raise RankLost(f"the launcher ended with status {status}; its last words:\n{self.log_tail[-2000:]}")
@@ -102,28 +116,35 @@ class RankGroup:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._wait(GRACE_SECONDS)
-        self._log_thread.join(GRACE_SECONDS)
-        for pipe in (self._process.stdout, self._process.stderr):
+        for thread, pipe in zip(self._threads, (self._process.stderr, self._process.stdout), strict=True):
             assert pipe is not None
-            pipe.close()
+            thread.join(GRACE_SECONDS)
+            if not thread.is_alive():  # whose pipe a process holds that nothing ends: closing would wait for it
+                pipe.close()
 
-    def _lines(self) -> Iterator[bytes]:
-        """Lines from the ranks until all of them have closed the pipe."""
+    def _next(self) -> RankEvent | None:
+        """What the ranks say next; None once all of them have closed the pipe."""
+        while True:
+            left = self._alive_at + self._silence_seconds - time.monotonic()
+            with suppress(queue.Empty):
+                return self._heard.get(timeout=max(left, 0))
+            if time.monotonic() - self._alive_at > self._silence_seconds:
+                stuck = self._places.stuck()
+                self.stop()
+                raise RankLost(
+                    f"no step was reported for {self._silence_seconds:g} s, and the group was ended"
+                    + (f"; {stuck}" if stuck else "")
+                )
+
+    def _listen(self) -> None:
         assert self._process.stdout is not None
-        descriptor, rest = self._process.stdout.fileno(), b""
-        with selectors.DefaultSelector() as selector:
-            selector.register(descriptor, selectors.EVENT_READ)
-            while True:
-                if not selector.select(self._silence_seconds):
-                    self.stop()
-                    raise RankLost(
-                        f"no sign of life from any rank for {self._silence_seconds:g} s; the group was ended"
-                    )
-                chunk = os.read(descriptor, 65536)
-                if not chunk:
-                    return
-                *lines, rest = (rest + chunk).split(b"\n")
-                yield from lines
+        for line in self._process.stdout:
+            event = parse_event(line)  # None: a library's own words on the shared channel
+            if event and (event.kind != "pulse" or self._places.hear(event)):
+                self._alive_at = time.monotonic()
+            if event and event.kind != "pulse":
+                self._heard.put(event)
+        self._heard.put(None)
 
     def _drain_log(self) -> None:
         assert self._process.stderr is not None
@@ -183,16 +204,22 @@ def main() -> None:
     from modelyard.settings import load_settings
     from modelyard.storage import Store
     from modelyard.train.assembly import RankSpec
+    from modelyard.train.devices import Accelerators, chosen_kind
 
     if len(sys.argv) != 2:
         sys.exit("usage: python -m modelyard.train.launch <job uri>, as the node that leads the training prints it")
     job = sys.argv[1]
     try:
-        spec = RankSpec.model_validate_json(Store(load_settings()).get(job))
-        with tempfile.TemporaryDirectory(prefix="modelyard-job-") as scratch:
+        settings, here = load_settings(), Accelerators.here()
+        spec = RankSpec.model_validate_json(Store(settings).get(job))
+        kind, num_ranks = chosen_kind(spec.config.device, here), spec.config.ranks
+        with (
+            held_devices(settings.home / "devices", kind, num_ranks, here.count) as devices,
+            tempfile.TemporaryDirectory(prefix="modelyard-job-") as scratch,
+        ):
             spec_file = Path(scratch) / "spec.json"
             spec_file.write_text(spec.model_dump_json())
-            with RankGroup(spec_file, spec.config, group_name(job)) as group:
+            with RankGroup(spec_file, spec.config, group_name(job), devices) as group:
                 for event in group.events():
                     print(event.model_dump_json(), flush=True)
     except ModelyardError as failure:

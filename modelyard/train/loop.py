@@ -105,8 +105,12 @@ class Trainer:
             CheckpointFailed: a checkpoint could not be saved in time.
         """
         self._begin()
+        is_first = True
         while not self.progress.stopped_by:
             self._train_steps()
+            if is_first:
+                self._say("progress", {})  # that it trains is told at once, figures come later
+                is_first = False
             if self._must_meet():
                 self._meet()
         self._saver.wait(self._alive)

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 
 from modelyard.artifacts import ArtifactRef
@@ -28,6 +28,9 @@ from modelyard.train.local_rows import LocalRows
 from modelyard.train.rows import Batch, Rows, Split, TextSplit
 from modelyard.transform import TextTransform
 from modelyard.transform.text import NO_TOKEN
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ITEMS_FILE, COUNTS_FILE = "items.parquet", "counts.npy"
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
@@ -71,6 +74,8 @@ def item_pairs(catalog: Catalog, ref: ArtifactRef, dataset: Dataset, rows: Local
 
     num_bytes = 100 * sum(splits.get(split, 0) for split in SPLITS)
     folder = rows.folder(name, num_bytes, collect)
+    import pandas as pd
+
     items = Items(pd.read_parquet(folder / ITEMS_FILE), dataset.target.column, np.load(folder / COUNTS_FILE))
     if len(items) > MAX_ITEMS:
         raise DataError(f"the data set has {len(items):,} items, more than the {MAX_ITEMS:,} that are told apart")
@@ -191,5 +196,7 @@ def _texts(catalog: Catalog, ref: ArtifactRef, dataset: Dataset, split: SplitNam
 
 def _partners(texts: np.ndarray) -> np.ndarray:
     """Targets (n, 3) of texts that belong together: the same partner has the same number."""
+    import pandas as pd
+
     numbers, _ = pd.factorize(pd.Series(texts))
     return np.column_stack([numbers, np.zeros(len(texts)), np.ones(len(texts))]).astype(np.float32)

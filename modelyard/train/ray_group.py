@@ -166,7 +166,7 @@ class Listening:
             if heard.status:
                 self._lose(f"rank {heard.rank} ended with status {heard.status}")
         # The first rank of each machine tells the same: one of them is enough.
-        elif (event := parse_event(heard.line)) and (heard.rank == 0 or event.kind in ("failed", "warning")):
+        elif (event := parse_event(heard.line)) and (heard.rank == 0 or event.kind in ("failed", "warning", "pulse")):
             self._pass_on(heard.line)
 
     def _lose(self, reason: str) -> None:

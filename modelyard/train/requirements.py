@@ -21,7 +21,7 @@ from modelyard.nearest import nearest
 from modelyard.ray_cluster import require_ray
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
-from modelyard.train.memory import free_memory, require_memory
+from modelyard.train.memory import Room, free_memory, require_memory
 from modelyard.train.pretrained_network import vector_target, whole_network
 from modelyard.train.starting import TEACHER_FIELD, Parents, Transform, read_transform
 from modelyard.train.starting_checkpoint import require_same_shapes
@@ -31,8 +31,8 @@ from modelyard.transform.tokens import TokenTransform
 PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
 
 
-# Tasks for which no distillation is known here: tokens that carry no tag have no soft target, nor have pairs.
-UNTEACHABLE = ("token_classification", "masked_language_modelling", "embedding", "retrieval")
+# Tasks for which no distillation is known here: what a pair is told from, its batch, has no soft target.
+UNTEACHABLE = ("embedding", "retrieval")
 
 
 def require_factory(config: TrainConfig) -> None:
@@ -64,13 +64,15 @@ def require_trainable(
 
     Raises:
         DataError: the training or validation split is empty.
-        ConfigError: more ranks than training rows, a stop metric that the task does not have, a starting model or
+        ConfigError: more ranks than training rows or devices, a device that is not there, a stop metric that the task does not have, a starting model or
             teacher for another task or other columns, ``weights`` (of a checkpoint) for another network, a network that does not read such data, or a strategy that this
             network cannot be spread by.
         MissingExtra: Ray is to start the ranks, and is not installed.
     """
     if config.launcher == "ray":
         require_ray("train.launcher ray")
+    else:
+        _require_devices(config)
     facts = catalog.manifest(dataset).content.facts
     _require_rows(facts.get("splits", {}), config)
     target = Target.model_validate_json(catalog.read(dataset, TARGET_FILE))
@@ -97,12 +99,18 @@ def require_trainable(
         _require_image(network, transform)
     if config.init.trains_a_part:
         _require_parts(config, network, transform.width, output_width)
-    has_weights = parents.init is not None or pretrained is not None or weights is not None
-    _require_network(config, network, transform.width, output_width, has_weights=has_weights)
+    _require_network(config, network, transform.width, output_width)
     _require_layers(config, network, transform.width, output_width, parents)
     if weights:
         _require_weights(catalog, weights, network, transform.width, output_width)
     return network
+
+
+def _require_devices(config: TrainConfig) -> None:
+    """This machine has what its ranks are to run on; of other nodes their ranks find out."""
+    from modelyard.train.devices import Accelerators, require_devices
+
+    require_devices(config.device, config.ranks, Accelerators.here())
 
 
 def _require_stop(config: TrainConfig, transform: Transform, target: Target) -> None:
@@ -212,15 +220,12 @@ def _require_image(network: ModelConfig, transform: FittedTransform) -> None:
         )
 
 
-def _require_network(
-    config: TrainConfig, network: ModelConfig, input_width: int, output_width: int, *, has_weights: bool
-) -> None:
-    """Refuse what its weights say. The networks of Modelyard are built without memory to be looked at; a user's own may
-    not be able to."""
+def _require_network(config: TrainConfig, network: ModelConfig, input_width: int, output_width: int) -> None:
+    """Refuse a strategy that it cannot be spread by. The networks of Modelyard are built without memory to be looked at; a
+    user's own may not be able to."""
     import torch
 
     from modelyard.models.build import build_model
-    from modelyard.train.first_weights import draws_one_by_one, whole_because
     from modelyard.train.holdings import deal
     from modelyard.train.tensor_plans import require_plan
 
@@ -228,15 +233,35 @@ def _require_network(
         require_plan(network, config.tensor.size)
     if isinstance(network, CustomConfig):
         return
-    with torch.device("meta"):
-        sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
     if config.strategy == "parameter_server":
+        with torch.device("meta"):
+            sizes = [weight.numel() for weight in build_model(network, input_width, output_width).parameters()]
         deal(sizes, config.parameter_server.servers)
-    # What is held for a part that is trained is far less than the reckoning says; and Ray's ranks are not on this machine.
-    if not (torch.accelerator.is_available() or config.init.trains_a_part or config.launcher == "ray"):
-        in_parts = draws_one_by_one(config, network, has_weights=has_weights)
-        whole = whole_because(config, network, has_weights=has_weights)
-        require_memory(config, sum(sizes), free_memory(), largest=max(sizes) if in_parts else None, whole=whole)
+
+
+def require_free_memory(
+    catalog: Catalog, dataset: ArtifactRef, config: TrainConfig, network: ModelConfig, *, has_weights: bool
+) -> None:
+    """Refuse a network that the memory of this machine does not hold now, where ranks run on its CPU. Memory of
+    accelerators, of other machines and of Ray's nodes their ranks look at: this process is not there, or would take some.
+
+    Args:
+        network: as `require_trainable` gives it.
+        has_weights: it begins with those of another model, a folder or a checkpoint.
+
+    Raises:
+        ConfigError: with the estimate and what there is.
+    """
+    from modelyard.train.devices import Accelerators, chosen_kind
+    from modelyard.train.first_weights import weights_to_hold
+
+    if config.launcher != "torch" or chosen_kind(config.device, Accelerators.here()) != "cpu":
+        return
+    transform = read_transform(catalog.read(dataset, TRANSFORM_FILE))
+    target = vector_target(network, Target.model_validate_json(catalog.read(dataset, TARGET_FILE)))
+    output_width = task_kind(target.task).output_width(target)
+    if weights := weights_to_hold(config, network, transform.width, output_width, has_weights=has_weights):
+        require_memory(config, weights, Room(host=free_memory()))
 
 
 def _require_teachable(config: TrainConfig, target: Target, parents: Parents) -> None:

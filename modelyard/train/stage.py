@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from modelyard.artifacts import ArtifactRef
@@ -10,15 +11,17 @@ from modelyard.catalog import Attempt, Catalog, Origin, Product, Work
 from modelyard.code_version import code_version
 from modelyard.models.config import CustomConfig, HuggingFaceConfig
 from modelyard.train.config import TrainConfig
+from modelyard.train.device_locks import NO_DEVICES, HeldDevices, held_devices
 from modelyard.train.events import RankEvent
 from modelyard.train.launch import RankGroup, group_name
 from modelyard.train.pretrained_network import pretrained_of
-from modelyard.train.requirements import require_trainable
+from modelyard.train.requirements import require_free_memory, require_trainable
 from modelyard.train.starting import Parents
 from modelyard.train.starting_checkpoint import weights_of
 
 JOB_FILE = "job"  # beside checkpoints: what other nodes are told
 HISTORY_FILE, SAMPLES_FILE = "history.json", "samples.md"
+Holding = Callable[[str, int], AbstractContextManager[object]]
 
 
 def train(
@@ -30,6 +33,7 @@ def train(
     *,
     init: ArtifactRef | None = None,
     teacher: ArtifactRef | None = None,
+    holding: Holding = lambda _kind, _count: nullcontext(),
 ) -> Product:
     """Train a network on a data set, going on from the newest checkpoint of the same work.
 
@@ -37,11 +41,14 @@ def train(
         on_event: told of everything the ranks report, in this process.
         init: a ``model`` artifact to begin with; its network, whatever its shapes, takes the place of ``config.model``.
         teacher: a ``model`` artifact whose answers are learned from, as ``config.distill`` says.
+        holding: given what ranks of this machine compute on (torch's word) and how many they are, what is entered before
+            they start, and left when they have ended. A cluster of Ray's keeps its own books.
 
     Raises:
         ConfigError, DataError: what `require_trainable` refuses, before a rank is started.
         TrainingFailed: the loss left the finite numbers, the target was not reached, or a rank met an error that a
             restart would meet again.
+        MachineBusy: other trainings hold the accelerators.
         RankLost: ranks died more often than ``max_restarts``, or went silent.
     """
     parents = Parents.read(catalog, config, init, teacher)
@@ -59,6 +66,7 @@ def train(
             take_as_it_is(catalog, attempt, dataset, config, pretrained)
             return
         network = require_trainable(catalog, dataset, config, parents, pretrained, weights)
+        has_weights = bool(init or pretrained or weights)
         checkpoints = f"{catalog.folder('model', work.key)}/checkpoints"
         spec = {
             "dataset": dataset,
@@ -74,7 +82,9 @@ def train(
             attempt.measurements.update({"ranks": event.about} if event.about else {})
             on_event(event)
 
-        _run_ranks(catalog, attempt, spec, config, heard)
+        with _devices(catalog, config, holding) as devices:
+            require_free_memory(catalog, dataset, config, network, has_weights=has_weights)
+            _run_ranks(catalog, attempt, spec, config, heard, devices)
         publish(catalog, attempt, RankSpec.model_validate(spec), network)
 
     return catalog.produce(work, build, origin)
@@ -121,12 +131,27 @@ def validations_so_far(catalog: Catalog, work: Work, config: TrainConfig) -> lis
     return pointers[0].progress["validations"] if pointers else []
 
 
+@contextmanager
+def _devices(catalog: Catalog, config: TrainConfig, holding: Holding) -> Generator[HeldDevices]:
+    """What this machine's ranks compute on, once it is theirs."""
+    from modelyard.train.devices import Accelerators, chosen_kind
+
+    if config.launcher == "ray":
+        yield NO_DEVICES
+        return
+    here = Accelerators.here()
+    kind, folder = chosen_kind(config.device, here), catalog.store.settings.home / "devices"
+    with holding(kind, config.ranks), held_devices(folder, kind, config.ranks, here.count) as devices:
+        yield devices
+
+
 def _run_ranks(
     catalog: Catalog,
     attempt: Attempt,
     spec: Mapping[str, Any],
     config: TrainConfig,
     on_event: Callable[[RankEvent], None],
+    devices: HeldDevices,
 ) -> None:
     from modelyard.train.assembly import RankSpec
 
@@ -136,6 +161,6 @@ def _run_ranks(
     if config.meets:
         catalog.store.put(job, spec_file.read_bytes())
         on_event(RankEvent(kind="warning", message=f"other nodes: python -m modelyard.train.launch {job}"))
-    with RankGroup(spec_file, config, group_name(job)) as group:
+    with RankGroup(spec_file, config, group_name(job), devices) as group:
         for event in group.events():
             on_event(event)

@@ -224,7 +224,7 @@ class Stepper:
                 summed = self._loss(outputs.float(), targets)
                 if self._teacher:
                     seen = features if batch.teacher_features is None else batch.teacher_features.to(self.device)
-                    summed = self._teacher.mixed(summed, outputs.float(), seen)
+                    summed = self._teacher.mixed(summed, outputs.float(), targets, seen)
                 self.precision.backward(summed, scale)
             total += summed.detach().double()
         return total

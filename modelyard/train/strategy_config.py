@@ -13,6 +13,8 @@ from modelyard.ray_cluster import ray_address
 StrategyName = Literal["ddp", "fsdp", "hsdp", "tensor", "parameter_server", "diloco"]
 SHARDED = {"fsdp", "hsdp", "tensor"}  # no rank has whole weights
 LauncherName = Literal["torch", "ray"]
+# Accelerators as torch names them; one whose name a plug-in gives it is taken by `auto`.
+DeviceName = Literal["auto", "cpu", "cuda", "xpu", "mps", "mtia"]
 ServerMode = Literal["synchronous", "asynchronous"]
 
 
@@ -89,7 +91,8 @@ class RayConfig(Frozen):
     Attributes:
         address: ``host:port`` of a cluster that the machine of the flow is a node of (one without CPUs will do);
             ``auto``: the one that was started there.
-        cpus, gpus: what the cluster sets aside for each rank. A rank without a GPU trains on the CPU.
+        cpus, gpus: what the cluster sets aside for each rank. A rank without a GPU trains on the CPU; ``train.device`` may
+            insist on the one or the other.
         wait_seconds: how long a training waits until others have left it room.
     """
 

@@ -65,7 +65,7 @@ class TuneConfig(Frozen):
             the same one; ``halving`` lets the best 1/``reduction`` of all that got there pass each of the validations
             ``warmup``, ``warmup`` * ``reduction``, ...; ``none`` ends nobody.
         warmup: validations that each trial has for itself.
-        concurrency: trials at the same time, as far as the device limit (the tag `modelyard-training`) lets them.
+        concurrency: trials at the same time, as far as the limit on devices (`modelyard-devices`) lets them.
         seed: of the sampler. Trials one after the other are the same ones for the same seed.
         then_lifecycle: run the lifecycle with the best configuration.
     """

@@ -96,7 +96,9 @@ def test_prefect_objects_exist_once(stack: Installation):
         limits = api.post("/v2/concurrency_limits/filter", json={}).json()
         automations = sorted(known["name"] for known in api.post("/automations/filter", json={}).json())
     assert pools == [stack.settings.work_pool]
-    assert {limit["name"]: limit["limit"] for limit in limits} == prefect_objects.LIMITS
+    assert {limit["name"]: limit["limit"] for limit in limits} == {
+        prefect_objects.DEVICES_LIMIT: prefect_objects.num_devices(stack.settings)
+    }
     assert automations == ["Crash silent flow runs", "Reconcile crashed flow runs"]
 
 

@@ -85,7 +85,7 @@ def test_the_form_explains_its_fields(stack: Installation, form: Page):
     described = deployment["parameter_openapi_schema"]["properties"]
     labels = form.locator("form .schema-form-property__label").all_inner_texts()
     assert [label.removesuffix(" (Optional)") for label in labels] == [
-        "Preset", "Dataset URI", "Max epochs", "Ranks", "Min score", "Overrides"
+        "Preset", "Dataset URI", "Max epochs", "Ranks", "Device", "Min score", "Overrides"
     ]  # fmt: skip
     shown = form.locator("form .schema-form-property__description").all_inner_texts()
     assert [text.strip() for text in shown] == [parameter["description"] for parameter in described.values()]

@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling
 
+from commands.prefect_objects import DEVICES_LIMIT, num_devices
 from commands.supervision import Supervisor
 from modelyard.revisions import ModelState, latest_revision, revisions_since
 from modelyard.storage import Store
@@ -50,12 +51,14 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     stack: Installation, last_run: dict, prefect_client: SyncPrefectClient
 ):
     """`kill -9` of the flow process while it trains the champion on: within 10 s no rank lives, the run and all its
-    children become Crashed, and the next trigger repeats nothing before train and goes on from the last checkpoint."""
+    children become Crashed, their devices are free long before the lease ends, and the next trigger repeats nothing before
+    train and goes on from the last checkpoint."""
     run = trigger(prefect_client, "lifecycle/digits", overrides=SLOW)
     eventually(lambda: checkpoints(stack, prefect_client, run) or None, 90, "training wrote no checkpoint")
     process = eventually(lambda: flow_process(stack, run), 5, "no process carries the flow run")
     ranks = rank_processes(stack)
     assert len(ranks) == 2
+    assert devices_taken(prefect_client) == min(2, num_devices(stack.settings))
     process.send_signal(signal.SIGKILL)
     _, alive = psutil.wait_procs(ranks, timeout=RANKS_GONE_SECONDS)
     assert not alive
@@ -64,6 +67,7 @@ def test_killed_flow_is_closed_and_its_work_is_gone_on_with(
     assert crashed.state.is_crashed()
     eventually(lambda: None if open_runs(prefect_client, run) else True, CRASHED_SECONDS, "children stayed open")
     assert children(prefect_client, run)["train"].state.is_crashed()
+    assert devices_taken(prefect_client) == 0
 
     again = finished(prefect_client, trigger(prefect_client, "lifecycle/digits", overrides=SLOW))
     assert again.state.is_completed(), again.state.message
@@ -206,6 +210,11 @@ def rank_processes(stack: Installation) -> list[psutil.Process]:
         if mine and "modelyard.train.worker" in words and "modelyard.train.launcher" not in words:
             found.append(process)
     return found
+
+
+def devices_taken(client: SyncPrefectClient) -> int:
+    """Slots of the limit on devices that are held now."""
+    return client.read_global_concurrency_limit_by_name(DEVICES_LIMIT).active_slots
 
 
 def open_runs(client: SyncPrefectClient, run: FlowRun) -> list[str]:

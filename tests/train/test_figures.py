@@ -17,8 +17,8 @@ from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import HsdpConfig, OptimizerConfig, RankEvent, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
-from modelyard.train.costs import Costs, measure_costs
-from modelyard.train.memory import GB, estimate_memory, free_memory, require_memory
+from modelyard.train.costs import Costs, costs_of, try_out
+from modelyard.train.memory import GB, Room, Weights, estimate_memory, free_memory, require_memory
 from modelyard.train.plots import MAX_POINTS, Curves, training_figure
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -74,14 +74,14 @@ def test_operations_are_counted(model: MlpConfig | GptConfig, example: torch.Ten
     no random stream. A network without values counts the same."""
     network = build_model(model, 16, 4)
     before = torch.get_rng_state()
-    costs = measure_costs(network, example, "bf16")
+    costs = costs_of(try_out(network, example), example, "bf16", runs.CPU)
     assert torch.equal(torch.get_rng_state(), before)
     assert network.training
     assert costs.flops_per_row == 3 * forward
     assert costs.peak_flops > 1e9
     with torch.device("meta"):
         empty = build_model(model, 16, 4)
-    counted = measure_costs(empty, example.to("meta"), "bf16", torch.device("cpu"))
+    counted = costs_of(try_out(empty, example.to("meta")), example, "bf16", runs.CPU)
     assert counted.flops_per_row == 3 * forward
     assert counted.peak_flops > 1e9
 
@@ -145,8 +145,55 @@ def test_memory_before_the_first_step_is_estimated():
         ConfigError,
         match=r"about 32\.0 GB .*; before the first step 32\.0;.*; each rank begins with the whole network: so;",
     ):
-        require_memory(plain, 10**9, 20 * GB, whole="so")
-    require_memory(plain, 10**9, 20 * GB, largest=10**8)
+        require_memory(plain, Weights(count=10**9, whole="so"), Room(host=20 * GB))
+    require_memory(plain, Weights(count=10**9, largest=10**8), Room(host=20 * GB))
+
+
+@pytest.mark.parametrize(("update", "weights", "room", "words"), [
+    # 4 GB each of weights, gradients, and 8 of adam's state; a share of a checkpoint waits in the machine's memory
+    ({}, {}, {"device": 15 * GB}, (r"8 ranks takes about 16\.0 GB on the device of each \(weights 4\.0, gradients 4\.0,"
+     r" optimizer 8\.0; activations come on top\); 15\.0 GB are free on cuda:3; take a smaller network, fewer ranks,"
+     r" train\.strategy fsdp")),
+    ({}, {}, {"device": 17 * GB}, ""),
+    ({}, {}, {"device": 17 * GB, "host": 90 * GB}, (r"about 96\.0 GB beside their devices \(building the network 32\.0, a"
+     r" checkpoint being saved 96\.0\); 90\.0 GB are free here")),
+    ({}, {}, {"device": 17 * GB, "host": 25 * GB, "ranks": 2}, ""),
+    ({"strategy": "fsdp"}, {"whole": "so"}, {"device": 3 * GB}, (r"about 4\.0 GB on the device .*; before the first step"
+     r" 4\.0; .*; each rank begins with the whole network: so; take a smaller network, more devices, an optimizer")),
+    ({"strategy": "fsdp"}, {"largest": 10**8}, {"device": 3 * GB}, ""),
+    ({}, {}, {"host": 100 * GB, "ranks": 4}, r"with 4 ranks on this machine takes about 112\.0 GB"),
+    ({}, {}, {"host": 60 * GB, "ranks": 2}, ""),
+])  # fmt: skip
+def test_accelerators_and_other_machines_are_held_against_what_they_have(
+    update: dict, weights: dict, room: dict, words: str
+):
+    """A billion weights on eight ranks: what each device needs, what the machine beside them, and of ranks that are spread
+    over machines what those of one need."""
+    config = TrainConfig().model_copy(update={"ranks": 8, **update})
+    counted, free = Weights(count=10**9, **weights), Room(**{"host": 1000 * GB, "name": "cuda:3", **room})
+    if not words:
+        require_memory(config, counted, free)
+        return
+    with pytest.raises(ConfigError, match=words):
+        require_memory(config, counted, free)
+
+
+def refused(settings: Settings, spec: RankSpec) -> str:
+    try:
+        assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    except ConfigError as refusal:
+        return str(refusal)
+    return ""
+
+
+def test_ranks_look_where_the_launching_process_cannot(
+    alone: Ranks, settings: Settings, store: Store, dataset: ArtifactRef, config: TrainConfig, folder: str
+):
+    """A rank on a node of Ray refuses a network that its machine cannot hold, before it builds it."""
+    huge = config.model_copy(update={"ranks": 1, "launcher": "ray", "model": MlpConfig(hidden_sizes=(10**6, 10**6))})
+    spec = RankSpec(dataset=dataset, config=huge, checkpoints=f"{store.root}/tests/{folder}")
+    (sentence,) = alone.run(refused, settings, spec)
+    assert "weights with 1 ranks on this machine takes about 28,002.1 GB" in sentence
 
 
 def test_a_network_that_cannot_fit_starts_no_rank(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):

@@ -24,7 +24,7 @@ from modelyard.models.build import load_model
 from modelyard.preprocess import PreprocessConfig
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.train import OptimizerConfig, TrainConfig, train
+from modelyard.train import DistillConfig, OptimizerConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.requirements import require_trainable
 from modelyard.train.rows import Batch
@@ -182,7 +182,8 @@ def test_a_trained_model_is_a_folder_that_transformers_loads_and_is_judged(
     catalog: Catalog, texts: ArtifactRef, tmp_path: Path
 ):
     """Through torch's launcher, two ranks: `transformers` alone gives the same scores; the verdict has perplexity with an
-    interval, better than that of a model that was trained for less, and a metric it has not is refused."""
+    interval, better than that of a model that was trained for less, and a metric it has not is refused. A student that hears its
+    teacher alone learns nearly as much."""
     from transformers import AutoModelForMaskedLM
 
     product = train(catalog, texts, settings_of(max_epochs=8), Origin(), lambda _: None)
@@ -195,6 +196,10 @@ def test_a_trained_model_is_a_folder_that_transformers_loads_and_is_judged(
         own = load_model(tmp_path / "model")(inputs)
         theirs = network(inputs.clamp(min=0), attention_mask=(inputs >= 0).long()).logits
     torch.testing.assert_close(own[inputs >= 0], theirs[inputs >= 0][:, : own.shape[-1]])
+    learns = settings_of(max_epochs=8, distill=DistillConfig(weight=1.0), seed=5)
+    student = train(catalog, texts, learns, Origin(), lambda _: None, teacher=product.ref)
+    losses = [one.manifest.content.facts["metrics"]["loss"] for one in (product, student, less)]
+    assert losses[1] < (losses[0] + losses[2]) / 2, losses  # of its teacher alone, and of no text, it learned the most
     config = EvaluateConfig(metric="perplexity", ceiling=60.0, resamples=200)
     verdict = evaluate(catalog, product.ref, texts, less.ref, config, Origin())
     assert refusal(verdict.manifest) is None

@@ -24,9 +24,9 @@ from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import CheckpointConfig, RankEvent, StopConfig, TrainConfig, train
-from modelyard.train.assembly import require_outputs
+from modelyard.train.costs import try_out
 from modelyard.train.launch import _rank_error
-from modelyard.train.rows import Split
+from modelyard.train.rank_checks import require_outputs
 from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 
@@ -75,25 +75,32 @@ def test_ended_and_killed_training_goes_on_bit_for_bit(
 
 
 @pytest.mark.soak
-def test_ranks_that_hang_are_ended_and_said(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
-    """Stopped ranks, which cannot even notice that everybody has left: after `silence_seconds` the group is given up, and no
-    rank lives on."""
+def test_a_rank_that_hangs_is_named_and_ended(catalog: Catalog, dataset: ArtifactRef, config: TrainConfig):
+    """A stopped rank cannot even notice that everybody has left: after `silence_seconds` the group is given up with its
+    number and its step, and with where the other one waits for it; no rank lives on."""
     ranks: list[psutil.Process] = []
 
-    def stop_them(event: RankEvent) -> None:
+    def stop_one(event: RankEvent) -> None:
         if event.kind == "checkpoint" and not ranks:
             ranks.extend(child for child in psutil.Process().children(recursive=True) if is_rank(child))
-            for rank in ranks:
-                rank.suspend()
+            max(ranks, key=_number).suspend()
 
     quiet = config.model_copy(update={"seed": 9, "batch_size": 8, "max_epochs": 5, "silence_seconds": 25})
-    with pytest.raises(RankLost, match="no sign of life from any rank for 25 s"):
-        train(catalog, dataset, quiet, Origin(), stop_them)
+    words = (
+        r"no step was reported for 25 s, and the group was ended; silent: rank 1 was last heard \d+ s ago, at step \d+ in"
+        r" .*; not coming on: rank 0 has stood for \d+ s at step \d+ in .* below \w+ \(train/\w+\.py:\d+\)"
+    )
+    with pytest.raises(RankLost, match=words):
+        train(catalog, dataset, quiet, Origin(), stop_one)
     _, alive = psutil.wait_procs(ranks, timeout=KILL_BOUND_SECONDS)
     for rank in alive:
         rank.kill()
     assert len(ranks) == 2
     assert not alive
+
+
+def _number(rank: psutil.Process) -> int:
+    return int(rank.environ()["RANK"])
 
 
 def _end_launcher_at_first_checkpoint(told: list[RankEvent]) -> Callable[[RankEvent], None]:
@@ -131,6 +138,7 @@ def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[ps
     ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
     ({"stop": StopConfig(max_tokens=9)}, r"train\.stop\.max_tokens: rows of this data set have no tokens"),
     ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
+    ({"device": "mtia"}, r"train\.device: there is no 'mtia': torch [\w.+]+ finds .* here, and \d+ processors; take auto"),
     ({"model": CnnConfig(kind="cnn", image=(8, 8))}, r"train\.model\.image: 8 x 8 .* are 64 inputs a row, the data set gives 2"),
 ])  # fmt: skip
 def test_what_cannot_work_starts_no_rank(catalog: Catalog, config: TrainConfig, update: dict[str, object], words: str):
@@ -176,9 +184,9 @@ def is_rank(process: psutil.Process) -> bool:
 def test_network_that_gives_other_outputs_than_the_target_has_is_refused():
     """Labels would lie out of range: said before the first step, with both shapes, and it reaches the caller as the
     error of that preset key."""
-    rows = Split(features=torch.zeros(3, 4), targets=torch.zeros(3, dtype=torch.int64))
+    rows = torch.zeros(3, 4)
     with pytest.raises(ConfigError) as caught:
-        require_outputs(nn.Linear(4, 8), rows, 10)
+        require_outputs(try_out(nn.Linear(4, 8), rows).shape, rows, 10)
     sentence = "train.model: the network's outputs are (n, 8), the target needs (n, 10)"
     assert str(caught.value) == sentence
     arrived = _rank_error(RankEvent(kind="failed", error="ConfigError", message=sentence, permanent=True))

@@ -20,7 +20,7 @@ from modelyard.models.build import build_model, load_model, save_model
 from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
 from modelyard.settings import Settings
 from modelyard.storage import Store
-from modelyard.task_kinds import Target
+from modelyard.task_kinds import NO_TOKEN, Target
 from modelyard.train import (
     DistillConfig,
     HiddenConfig,
@@ -32,7 +32,7 @@ from modelyard.train import (
     trained_model,
 )
 from modelyard.train.assembly import RankSpec, assemble
-from modelyard.train.distillation import Teacher, soft_cross_entropy
+from modelyard.train.distillation import Teacher, soft_cross_entropy, soft_token_cross_entropy
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Split
 from modelyard.train.stage import training_work
@@ -189,6 +189,21 @@ def test_soft_cross_entropy_is_hintons():
     assert float(soft_cross_entropy(torch.from_numpy(taught), torch.from_numpy(taught), 3.0)) == pytest.approx(0)
 
 
+def test_tokens_that_nobody_asks_about_teach_nothing():
+    """Of each row the mean over its tokens that are asked about, each as an answer of its own; none for a row without any,
+    and what fills up a batch changes nothing."""
+    draw = torch.Generator().manual_seed(0)
+    student, taught = (torch.randn(3, 4, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    targets = torch.tensor([[NO_TOKEN, 1, 2, NO_TOKEN], [0, NO_TOKEN, NO_TOKEN, NO_TOKEN], [NO_TOKEN] * 4])
+    single = [float(soft_cross_entropy(student[at], taught[at], 2.0)) for at in [(0, [1]), (0, [2]), (1, [0])]]
+    expected = (single[0] + single[1]) / 2 + single[2]
+    assert float(soft_token_cross_entropy(student, taught, targets, 2.0)) == pytest.approx(expected)
+    cut = (student[:, :3], taught[:, :3], targets[:, :3])
+    assert float(soft_token_cross_entropy(*cut, 2.0)) == pytest.approx(expected)
+    none = student[:0], taught[:0], targets[:0]
+    assert float(soft_token_cross_entropy(*none, 2.0)) == 0
+
+
 def taught(settings: Settings, folder: str, weight: float) -> float:
     """Train a student on wrong labels beside a teacher that knows; its accuracy on the right ones."""
     right = runs.blobs()
@@ -231,8 +246,9 @@ def test_a_teachers_number_is_brought_into_the_students_units():
     guide = Teacher(same, runs.CPU, DistillConfig(weight=1.0), loss="mean_squared_error", precision=precision,
                     scale=its[1] / own[1], shift=shift)  # fmt: skip
     features = torch.tensor([[0.5]])  # the teacher says 10 + 0.5 * 8 = 14, which is (14 - 2) / 4 = 3 for the student
-    assert float(guide.mixed(torch.zeros(()), torch.tensor([[3.0]]), features)) == pytest.approx(0)
-    assert float(guide.mixed(torch.zeros(()), torch.tensor([[5.0]]), features)) == pytest.approx(4)
+    said, label = torch.tensor([[3.0]]), torch.zeros(1)
+    assert float(guide.mixed(torch.zeros(()), said, label, features)) == pytest.approx(0)
+    assert float(guide.mixed(torch.zeros(()), said + 2, label, features)) == pytest.approx(4)
 
 
 def own_inputs(settings: Settings, spec: RankSpec) -> tuple[np.ndarray, np.ndarray | None]:

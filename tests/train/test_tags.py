@@ -19,14 +19,14 @@ from modelyard.models.build import load_model
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.task_kinds import NO_TOKEN, Target
-from modelyard.train import OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
+from modelyard.train import DistillConfig, OptimizerConfig, RankEvent, StopConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec
 from modelyard.train.losses import LOSSES
 from modelyard.train.pretrained_network import pretrained_of
-from modelyard.train.requirements import require_trainable
+from modelyard.train.requirements import _require_teachable, require_trainable
 from modelyard.train.starting import Parent, Parents
 from modelyard.train.tagged_rows import TaggedSplit
-from modelyard.transform import read_row_transform
+from modelyard.transform import TextTransform, read_row_transform
 from tests.tagbench import tag_config, tag_dataset
 from tests.train.ranks import Ranks
 from tests.train.test_resume import assert_same
@@ -106,29 +106,34 @@ def _no_rank(event: RankEvent) -> None:
 
 
 def test_what_cannot_label_tokens_is_said_before_a_rank_starts(catalog: Catalog, tags: ArtifactRef, source: Path):
-    """A network of numbers; a metric that is none, with the nearest one; a teacher."""
+    """A network of numbers; a metric that is none, with the nearest one; a teacher that reads other tokens."""
     with pytest.raises(ConfigError, match="'mlp' is not for token_classification of texts; take huggingface"):
         train(catalog, tags, TrainConfig(model=MlpConfig()), Origin(), _no_rank)
     config = settings_of(source).model_copy(update={"stop": StopConfig(metric="span_f")})
     with pytest.raises(ConfigError, match="did you mean 'span_f1'"):
         train(catalog, tags, config, Origin(), _no_rank)
     transform = read_row_transform(catalog.read(tags, "transform.json"))
+    assert isinstance(transform, TextTransform)
+    other = transform.model_copy(update={"tokenizer": transform.tokenizer + " "})
     teacher = Parent(
         field="train.distill.teacher",
         ref=tags,
         spec=ModelSpec(model=config.model, input_width=transform.width, output_width=7),
-        transform=transform,
+        transform=other,
         target=Target.model_validate_json(catalog.read(tags, "target.json")),
     )
-    with pytest.raises(ConfigError, match="nobody can be taught token_classification"):
+    with pytest.raises(ConfigError, match=r"train\.distill\.teacher: .* has another tokenizer"):
         require_trainable(catalog, tags, settings_of(source), Parents(teacher=teacher))
+    with pytest.raises(ConfigError, match="nobody can be taught embedding"):
+        _require_teachable(config, teacher.target.model_copy(update={"task": "embedding"}), Parents(teacher=teacher))
 
 
 @pytest.mark.soak
 def test_a_trained_network_is_a_folder_that_transformers_loads(
     catalog: Catalog, tags: ArtifactRef, source: Path, tmp_path: Path
 ):
-    """Through torch's launcher, two ranks: it finds the entities, and `transformers` alone gives the same outputs."""
+    """Through torch's launcher, two ranks: it finds the entities, and `transformers` alone gives the same outputs. A student
+    that hears its teacher alone, and no label, finds them too."""
     from transformers import AutoModelForTokenClassification
 
     product = train(catalog, tags, settings_of(source, 30), Origin(), lambda _: None)
@@ -143,6 +148,9 @@ def test_a_trained_network_is_a_folder_that_transformers_loads(
     torch.testing.assert_close(own[inputs >= 0], theirs[inputs >= 0])
     assert network.config.id2label[1] == "B-bad"
     assert json.loads((tmp_path / "model" / "target.json").read_text())["classes"][0] == "O"
+    learns = settings_of(source, 30).model_copy(update={"seed": 5, "distill": DistillConfig(weight=1.0)})
+    student = train(catalog, tags, learns, Origin(), lambda _: None, teacher=product.ref)
+    assert student.manifest.content.facts["metrics"]["span_f1"] > 0.8
 
 
 @pytest.mark.soak
