@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import re
+import secrets
 import socket
 
 from modelyard.errors import ClusterUnavailable, ConfigError, MissingExtra
@@ -83,6 +84,10 @@ def start_here(cpus: int, memory_bytes: int) -> None:
         ClusterUnavailable: it did not come up.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # A secret of this cluster's own. Ray would write one into the user's home, and whoever finds a cluster by 'auto' afterwards
+    # would present it to one that was started without, whose actors then die before they begin (2.60).
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     try:

@@ -21,6 +21,8 @@ def ray_cluster(*cpus: int) -> Generator[Any]:
     Its nodes have the environment of now: the settings of the test's installation.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    auth = os.environ.get("RAY_AUTH_MODE")
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # whatever lies in the home of who runs the tests
     from ray.cluster_utils import Cluster
 
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets lie below it: a short path
@@ -32,6 +34,9 @@ def ray_cluster(*cpus: int) -> Generator[Any]:
     finally:
         cluster.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop("RAY_AUTH_MODE")
+        if auth is not None:
+            os.environ["RAY_AUTH_MODE"] = auth
 
 
 @contextmanager

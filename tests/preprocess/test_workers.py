@@ -218,9 +218,12 @@ def test_a_ray_cluster_is_used_as_it_is(bucket: Catalog, tmp_path: Path, monkeyp
 
 @pytest.mark.soak
 def test_a_killed_run_leaves_nothing_in_ray(bucket: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`kill -9` of the process that asks: what worked for it, and the cluster that it had for the run, are gone soon."""
-    calls = tmp_path / "calls"
+    """`kill -9` of the process that asks: what worked for it, and the cluster that it had for the run, are gone soon. The
+    cluster's secret is not left in the user's home, where other clusters would be asked for it."""
+    calls, home = tmp_path / "calls", tmp_path / "home"
     monkeypatch.setenv("TEST_CALLS", str(calls))
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     source = snapshot(bucket, upload(bucket.store, files()), ORIGIN)
     config = PreprocessConfig.model_validate(
         CONFIG | {"steps": [STEP], "workers": {"kind": "ray", "memory_bytes": 2**29}}
@@ -235,6 +238,7 @@ def test_a_killed_run_leaves_nothing_in_ray(bucket: Catalog, tmp_path: Path, mon
         asking.kill()
     _, left = psutil.wait_procs(below, timeout=20)
     assert not alive(left)
+    assert not (home / ".ray").exists()
 
 
 def test_shares_are_few_and_hold_all():
