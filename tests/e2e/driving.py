@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import FlowRun
 from modelyard.storage import Store
 from tests.conftest import Installation
 
-RUN_SECONDS = 150
+RUN_SECONDS = 240
 # Overrides of the run that most tests look at.
 OWN = ["train.seed=41", "preprocess.partition_bytes=1"]  # a file of the data set is a partition
 T = TypeVar("T")
