@@ -69,11 +69,13 @@ async def endpoint(
     roll_out(store, own.endpoint_name, version, *others)
     app, reconciler = build(own, Limits(**bounds))
     following = asyncio.create_task(reconciler.run())
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
-        async with asyncio.timeout(20):
-            while not reconciler.status().serving:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        yield Inside(app, client, app.inferences.router.table.routes["digits"].stable.worker_pid or 0, own)
-    following.cancel()
-    await asyncio.wait([following])
-    await reconciler.close()
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://endpoint") as client:
+            async with asyncio.timeout(60):
+                while not reconciler.status().serving:  # noqa: ASYNC110
+                    await asyncio.sleep(0.02)
+            yield Inside(app, client, app.inferences.router.table.routes["digits"].stable.worker_pid or 0, own)
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+        await reconciler.close()

@@ -81,7 +81,7 @@ async def test_a_killed_process_is_started_again(settings: Settings, store: Stor
     async with endpoint(chosen, store, publish_version(store, "4"), tmp_path, record_seconds=60) as inside:
         assert (await ask(inside, ROWS[:1])).status_code == 200
         recorder = inside.app.inferences.recorder
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while recorder._transport is None:  # noqa: ASYNC110 (no event announces it)
                 await asyncio.sleep(0.01)
             first = recorder.pid

@@ -18,7 +18,7 @@ from modelyard.serve.trial import Trial
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from tests.serve.canaries import actions, begin, decisions, until_decided
-from tests.serve.inprocess import endpoint
+from tests.serve.inprocess import Inside, endpoint
 from tests.serve.load import BODY
 from tests.serve.packages import MIXED, MIXED_ROWS, TURNED, LinearModel, publish_version
 from tests.serve.processes import Endpoint, until
@@ -107,6 +107,16 @@ class TurnedModel(LinearModel):
         self.weight = self.weight[[1, 0, 2, 3]]
 
 
+async def begun(inside: Inside) -> dict[str, Any]:
+    """The rollout's status; the canary's process may take seconds to start on a busy machine."""
+    async with asyncio.timeout(60):
+        while True:
+            model = (await inside.client.get("/admin/status")).json()["models"]["digits"]
+            if "rollout" in model:
+                return model["rollout"]
+            await asyncio.sleep(0.02)
+
+
 async def test_a_canary_in_the_shadow_reads_the_request_itself(settings: Settings, store: Store, tmp_path: Path):
     """Two versions that code categories differently and mean the same agree; codes of the one would be nonsense to the other.
     Held-out rows, which are codes, are not copied then, and the status says so."""
@@ -116,11 +126,12 @@ async def test_a_canary_in_the_shadow_reads_the_request_itself(settings: Setting
         name = inside.settings.endpoint_name
         number = begin(store, name, twin, policy(replay={"after_seconds": 0.05})).number
         await inside.client.post(f"/admin/notify?revision={number}")
+        await begun(inside)
         await asyncio.sleep(0.5)  # several times what the replay waits for
-        status = (await inside.client.get("/admin/status")).json()["models"]["digits"]["rollout"]
+        status = await begun(inside)
         assert status["counts"][0]["canary"]["requests"] == 0
         assert "only live ones are copied" in status["waits_for"]
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not actions(store, name, number):
                 answer = await inside.client.post("/invocations", json={"inputs": MIXED_ROWS})
                 assert (answer.status_code, answer.headers["modelyard-model-version"]) == (200, "1")
