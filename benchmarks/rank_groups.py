@@ -5,8 +5,10 @@ turn takes is then its work, not three seconds of imports.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +16,7 @@ from uuid import uuid4
 
 from modelyard.settings import Settings
 from modelyard.train import TrainConfig
+from modelyard.train.allocator import allocator_variables
 
 ANSWER_SECONDS = 300
 Work = Callable[[Settings, TrainConfig, Any, Any, str], dict[str, float]]
@@ -31,8 +34,9 @@ class RankGroup:
             context.Process(target=_serve, args=(theirs, str(meeting_point), rank, num_ranks), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
-        for process in self._processes:
-            process.start()
+        with _environment(allocator_variables(os.environ)):  # whoever is measured: what is compared is what they do
+            for process in self._processes:
+                process.start()
 
     def run(self, work: Work, settings: Settings, config: TrainConfig, data: tuple[Data, int]) -> dict[str, float]:
         """Have every rank work; what rank 0 measured."""
@@ -78,6 +82,17 @@ class RankGroups:
         if key not in self._groups:
             self._groups[key] = RankGroup(config.ranks, self._scratch / uuid4().hex)
         return self._groups[key].run(work, self._settings, config, data)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Generator[None]:
+    """For processes that are started meanwhile."""
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
 
 
 def _serve(pipe: Connection, meeting_point: str, rank: int, num_ranks: int) -> None:

@@ -43,7 +43,7 @@ class Counts:
 
 
 FULL = Counts(
-    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=4, decoder_batch=8, rounds=5
+    rows=60_000, small_steps=900, large_steps=12, large_batch=4096, decoder_steps=12, decoder_batch=8, rounds=5
 )
 QUICK = Counts(rows=2_000, small_steps=20, large_steps=2, large_batch=512, decoder_steps=2, decoder_batch=2, rounds=1)
 

@@ -25,6 +25,7 @@ from typing import Self
 
 import modelyard.errors
 from modelyard.errors import ClusterUnavailable, ConfigError, ModelyardError, PermanentError, RankLost, TrainingFailed
+from modelyard.train.allocator import allocator_variables
 from modelyard.train.config import TrainConfig
 from modelyard.train.device_locks import NO_DEVICES, HeldDevices, held_devices
 from modelyard.train.events import RankEvent, parse_event
@@ -174,6 +175,7 @@ def _rank_environment(config: TrainConfig) -> dict[str, str]:
     """Ours, plus what the launcher needs."""
     return {
         "OMP_NUM_THREADS": "1",
+        **allocator_variables(os.environ),
         **os.environ,
         **rank_variables(config),
         "PYTHONUNBUFFERED": "1",

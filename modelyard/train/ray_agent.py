@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import IO, Literal
 
 from modelyard.code_version import code_version
+from modelyard.train.allocator import allocator_variables
 from modelyard.train.launcher import PARENT_GONE_STATUS
 from modelyard.train.nodes import interface_variables
 from modelyard.train.ray_placement import Place
@@ -66,7 +67,12 @@ class Agent:
         """Start a rank for each environment; their process ids."""
         import ray
 
-        inherited = {**os.environ, **interface_variables(ray.util.get_node_ip_address()), "PYTHONUNBUFFERED": "1"}
+        inherited = {
+            **allocator_variables(os.environ),
+            **os.environ,
+            **interface_variables(ray.util.get_node_ip_address()),
+            "PYTHONUNBUFFERED": "1",
+        }
         for environment in environments:
             self._ranks.append(_start(spec, inherited | dict(environment)))
             rank, process = int(environment["RANK"]), self._ranks[-1]
