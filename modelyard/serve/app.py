@@ -16,13 +16,14 @@ import modelyard
 from modelyard.audit import AuditLog
 from modelyard.errors import NotFound
 from modelyard.serve import openapi, protocol_openai, protocol_v2
-from modelyard.serve.answers import CLOSE, Answer, HttpError, Lineage, as_json, refusal
+from modelyard.serve.answers import CLOSE, Answer, HttpError, as_json, refusal
 from modelyard.serve.bodies import Head, decompress, read_head, too_large, too_slow
 from modelyard.serve.datatypes import BadRequestError
 from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.inference import Dialect, Inferences
 from modelyard.serve.keys import Guard
 from modelyard.serve.limits import Limits
+from modelyard.serve.lineage import Lineage
 from modelyard.serve.metrics import Metrics, Share
 from modelyard.serve.protocol_mlflow import Scoring
 from modelyard.serve.protocol_openai import Embeddings

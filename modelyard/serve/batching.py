@@ -19,6 +19,7 @@ import numpy as np
 from modelyard.errors import EndpointUnavailable
 from modelyard.serve.limits import Limits
 from modelyard.serve.pieces import Piece, Waiting, Whole, piece_rows
+from modelyard.serve.unread import Answered, Unread
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
 from modelyard.transform import joined
 
@@ -29,6 +30,8 @@ RETURN_FRACTION, RETURN_SECONDS = 0.25, 0.005  # of a call, and at most: how lon
 CALLS_A_WORKER = 2  # of which `Limits.max_unanswered_batches` is a multiple: one that runs, one that waits
 
 Infer = Callable[[np.ndarray], Awaitable[dict[str, Tensor]]]
+Read = Callable[[list[Unread]], Awaitable[Answered]]
+Queued = tuple[np.ndarray | Unread, Waiting]
 
 
 class Overloaded(EndpointUnavailable):
@@ -36,16 +39,21 @@ class Overloaded(EndpointUnavailable):
 
 
 class Batcher:
-    """The queue in front of one version."""
+    """The queue in front of one version.
 
-    def __init__(self, infer: Infer, limits: Limits) -> None:
+    Args:
+        read: for requests that are queued as they came.
+    """
+
+    def __init__(self, infer: Infer, limits: Limits, read: Read | None = None) -> None:
         self.num_unanswered = 0
         self.idle = asyncio.Event()
         self.idle.set()
         self._infer = infer
+        self._read = read
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._queue: deque[tuple[np.ndarray, Waiting]] = deque()
+        self._queue: deque[Queued] = deque()
         self._queued_bytes = 0
         self._flush_is_due = False
         self._running: set[asyncio.Task[None]] = set()
@@ -54,8 +62,10 @@ class Batcher:
         self._returning_until = 0.0
         self._waiting_timer: asyncio.TimerHandle | None = None
 
-    def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
+    def submit(self, waiting: Waiting, rows: np.ndarray | Unread) -> None:
         """Get answers for these rows (n, width), or tokens of texts (n, t) int64. Very many are asked for in pieces.
+
+        A request as it came is told its answer itself; of ``waiting`` it needs only what else may become of it.
 
         Raises:
             Overloaded: the queue is full.
@@ -65,14 +75,14 @@ class Batcher:
             raise Overloaded(f"{len(self._queue)} requests are waiting already")
         self._queued_bytes += rows.nbytes
         self._num_returning -= self._num_returning > 0
-        if len(rows) > limits.max_batch_rows and len(rows) > piece_rows(rows):
+        if len(rows) > limits.max_batch_rows and isinstance(rows, np.ndarray) and len(rows) > piece_rows(rows):
             rows, waiting = Whole(waiting, rows).piece()
         self._enqueue(rows, waiting)
         if not self._flush_is_due:
             self._flush_is_due = True
             self._loop.call_soon(self._flush)
 
-    def _enqueue(self, rows: np.ndarray, waiting: Waiting) -> None:
+    def _enqueue(self, rows: np.ndarray | Unread, waiting: Waiting) -> None:
         self._queue.append((rows, waiting))
         self.num_unanswered += 1
         if self.num_unanswered == 1:
@@ -128,15 +138,14 @@ class Batcher:
         self._running.discard(task)
         self._flush()
 
-    def _take(self, most: int) -> list[tuple[np.ndarray, Waiting]]:
+    def _take(self, most: int) -> list[Queued]:
         """The oldest requests, up to so many and to the cap of rows; at least one, whatever its size. Of a slow model each
         idle worker gets its share of what waits."""
-        batch: list[tuple[np.ndarray, Waiting]] = []
-        num_rows, width = 0, self._queue[0][0].shape[1]
+        batch: list[Queued] = []
+        num_rows, first = 0, self._queue[0][0]
         while self._queue and len(batch) < most:
             rows, waiting = self._queue[0]
-            fits = rows.shape[1] == width or rows.dtype.kind == "i"  # texts are of any length
-            if batch and (num_rows + len(rows) > self._limits.max_batch_rows or not fits):
+            if batch and (num_rows + len(rows) > self._limits.max_batch_rows or not _go_together(first, rows)):
                 break
             self._queue.popleft()
             self._queued_bytes -= rows.nbytes
@@ -155,11 +164,10 @@ class Batcher:
             self._queued_bytes -= waiting.whole.bytes_behind(waiting)
         self._settled(1)
 
-    async def _run(self, batch: list[tuple[np.ndarray, Waiting]]) -> None:
+    async def _run(self, batch: list[Queued]) -> None:
         began, num_before = self._loop.time(), len(self._running) - 1
         try:
-            together = batch[0][0] if len(batch) == 1 else joined([rows for rows, _ in batch])
-            answers = await self._infer(together)
+            answers = await self._ask([asked for asked, _ in batch])
             self._time(self._loop.time() - began, num_before)
         except Exception as failure:  # noqa: BLE001 (whatever it is, those who wait shall hear it)
             self._owes_no_more()
@@ -174,13 +182,22 @@ class Batcher:
         self._settled(len(batch))
         self._expect(len(batch))
         begin = 0
-        for rows, waiting in batch:
-            end = begin + len(rows)
+        for place, (asked, waiting) in enumerate(batch):
             try:
-                waiting.answered(_of_width(answers, rows.shape[1]), begin, end)
+                if isinstance(answers, Answered):
+                    cast("Unread", asked).tell(answers.told[place], answers)
+                elif isinstance(asked, np.ndarray):
+                    begin += len(asked)
+                    waiting.answered(_of_width(answers, asked.shape[1]), begin - len(asked), begin)
             except Exception:
                 logger.exception(UNHEARD)
-            begin = end
+
+    async def _ask(self, asked: list[np.ndarray | Unread]) -> dict[str, Tensor] | Answered:
+        """All of them are rows, or none (`_go_together`)."""
+        if self._read and isinstance(asked[0], Unread):
+            return await self._read(cast("list[Unread]", asked))
+        rows = cast("list[np.ndarray]", asked)
+        return await self._infer(rows[0] if len(rows) == 1 else joined(rows))
 
     def _owes_no_more(self) -> None:
         """Before the answers are given out: who is answered may ask again in the same turn, and finds the worker idle."""
@@ -190,6 +207,12 @@ class Batcher:
         self.num_unanswered -= count
         if not self.num_unanswered:
             self.idle.set()
+
+
+def _go_together(first: np.ndarray | Unread, other: np.ndarray | Unread) -> bool:
+    if isinstance(first, Unread) or isinstance(other, Unread):
+        return type(first) is type(other)
+    return other.shape[1] == first.shape[1] or other.dtype.kind == "i"  # texts are of any length
 
 
 def _of_width(answers: dict[str, Tensor], tokens: int) -> dict[str, Tensor]:

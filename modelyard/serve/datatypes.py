@@ -86,8 +86,8 @@ def as_rows(values: np.ndarray, datatype: Datatype) -> np.ndarray:
         with np.errstate(over="ignore"):  # a value beyond the type becomes infinite, and is refused as such
             values = values.astype(datatype.raw)
     rows = values if values.dtype == np.float32 else values.astype(np.float64, copy=False)
-    # One pass: the sum is finite only if all values are, but for an overflow that the second look settles.
-    if not math.isfinite(np.add.reduce(rows, axis=None, dtype=np.float64)) and not np.isfinite(rows).all():
+    # The sum of squares is finite only if all values are, but for an overflow that the second look settles.
+    if not math.isfinite(np.vdot(rows, rows)) and not np.isfinite(rows).all():
         raise BadRequestError("the data holds values that are not finite")
     return rows
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 
 CLASSES = frozenset({"label", "tag"})  # what a model that tells classes apart answers
 UNTOLD = np.finfo(np.float32).min  # a probability of 0, and a number that JSON can carry
@@ -28,6 +28,11 @@ class Disclosure:
     raw_outputs: bool = True
     top: int | None = None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether clients are told all that a model says."""
+        return self.raw_outputs and self.decimals is None and self.top is None
+
     def info(self, info: WorkerInfo) -> WorkerInfo:
         """What clients see of a version."""
         if self.raw_outputs:
@@ -36,7 +41,7 @@ class Disclosure:
 
     def answers(self, answers: dict[str, Tensor]) -> dict[str, Tensor]:
         """What clients see of its answers."""
-        if self.raw_outputs and self.decimals is None and self.top is None:
+        if self.is_full:
             return answers
         told = {name: tensor for name, tensor in answers.items() if self.raw_outputs or name != RAW_OUTPUTS}
         if self.decimals is not None:

@@ -6,16 +6,20 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from modelyard.errors import ModelyardError
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
+from modelyard.serve.unread import Answered, Call
 from modelyard.serve.wire import Tensor
 from modelyard.serve.workers import WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
+
+Said = TypeVar("Said")
 
 
 class GroupPool:
@@ -72,6 +76,13 @@ class WorkerGroup:
         Raises:
             WorkerLost: all of them died over it.
         """
+        return await self._ask(lambda member: member.infer(rows))
+
+    async def read(self, call: Call) -> Answered:
+        """The same for requests as they came."""
+        return await self._ask(lambda member: member.read(call))
+
+    async def _ask(self, ask: Callable[[WorkerHandle], Awaitable[Said]]) -> Said:
         tried: set[int] = set()
         while True:
             living = [member for member in self._members if not member.lost.is_set() and id(member) not in tried]
@@ -81,7 +92,7 @@ class WorkerGroup:
             tried.add(id(member))
             self._owed[id(member)] += 1
             try:
-                return await member.infer(rows)
+                return await ask(member)
             except WorkerLost as failure:
                 logger.info("%s; another one of its group is asked", failure)
             finally:

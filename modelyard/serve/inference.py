@@ -16,19 +16,22 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from modelyard.serve.answers import Answer, Headers, Lineage, http_error, refusal
+from modelyard.serve.answers import JSON, Answer, Headers, HttpError, refusal
 from modelyard.serve.bodies import Encoding, Head, compress, decompress
 from modelyard.serve.deadlines import Deadlines
 from modelyard.serve.disclosure import Disclosure
 from modelyard.serve.limits import Limits
+from modelyard.serve.lineage import Lineage, http_error
 from modelyard.serve.metrics import Metrics
 from modelyard.serve.recording import Recorder
 from modelyard.serve.router import Router
 from modelyard.serve.running import RunningVersion
 from modelyard.serve.shadow import are_finite
 from modelyard.serve.trial import Trial
+from modelyard.serve.unread import Answered, Told, Unread
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
-from modelyard.serve.workers import WorkerInfo, WorkerLost
+from modelyard.serve.worker_info import WorkerInfo
+from modelyard.serve.workers import WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +49,14 @@ class Request(Protocol):
 class Dialect(Protocol):
     """One protocol of inference requests: bytes to rows, and answers to bytes."""
 
+    def passes_on(self, body: bytes, head: Head, info: WorkerInfo) -> bool:  # noqa: ARG002 (for those who can)
+        """Whether the worker may read a request and write its answer.
+
+        Raises:
+            HttpError: it is none of this protocol.
+        """
+        return False
+
     def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> Any:
         """A `Request`.
 
@@ -53,6 +64,10 @@ class Dialect(Protocol):
             HttpError, DataError: it does not say what the protocol wants, or does not fit the model.
         """
         ...
+
+    def describe_content(self, head_bytes: int | None) -> Headers:  # noqa: ARG002 (as above)
+        """The headers of an answer that a worker wrote, whose JSON is so long where binary data follow."""
+        return [JSON]
 
     def write(
         self,
@@ -98,8 +113,8 @@ class Inference:
     """One request. What it holds of its client is dropped as soon as it is over."""
 
     __slots__ = (
-        "_accepts", "_asked", "_dialect", "_drawn", "_engine", "_is_odd", "_key", "_model", "_pair", "_picked", "_reply", "_request", "_second_try",
-        "_sent", "_started", "_trial", "_version", "is_over",
+        "_accepts", "_asked", "_dialect", "_drawn", "_engine", "_is_odd", "_is_recorded", "_key", "_lineage", "_model", "_pair", "_picked", "_reply",
+        "_request", "_second_try", "_sent", "_started", "_trial", "_version", "is_over",
     )  # fmt: skip
 
     def __init__(self, engine: Inferences, dialect: Dialect, model: str, version: str | None, reply: Reply) -> None:
@@ -113,13 +128,15 @@ class Inference:
         self._accepts: Encoding | None = None
         self._picked: RunningVersion | None = None
         self._request: Request | None = None
-        self._sent: Sent | None = None  # kept where another version would read it otherwise
+        self._sent: Sent | None = None  # kept where nobody has read it yet, or another version would read it otherwise
+        self._lineage: Headers = []  # of what the worker writes
         self._second_try: asyncio.Task[None] | None = None
         self._trial: Trial | None = None
         self._drawn: RunningVersion | None = None
         self._pair: int | None = None
         self._key: bytes | None = None
         self._is_odd = False
+        self._is_recorded = engine.recorder is not None and engine.recorder.draws()
         engine.num_in_flight += 1
 
     def begin(self, head: Head, body: bytes) -> None:
@@ -134,15 +151,46 @@ class Inference:
                 self._trial, self._drawn, self._pair = trial, picked, trial.enter(picked, head.key)
                 self._key = head.key
             info = picked.info
-            request: Request = self._dialect.read(body, head, self._model, engine.disclosure.info(info))
-            if info.transform or (self._trial and self._trial.canary.info.transform):
+            rows: np.ndarray | Unread
+            if self._passes_on(body, head, info):
                 self._sent = head, body, info
-            self._request = request
+                request_id, self._lineage = engine.lineage.stamp(picked)
+                rows = Unread(body, head.head_bytes, request_id, info.width, self.told)
+            else:
+                self._request = self._dialect.read(body, head, self._model, engine.disclosure.info(info))
+                rows = self._request.rows
+                if info.transform or (self._trial and self._trial.canary.info.transform):
+                    self._sent = head, body, info
             engine.deadlines.add(self)
             self._asked = perf_counter()
-            picked.submit(self, request.rows)
+            picked.submit(self, rows)
         except Exception as failure:  # noqa: BLE001 (each becomes a status)
             self.failed(failure)
+
+    def _passes_on(self, body: bytes, head: Head, info: WorkerInfo) -> bool:
+        """Whether nobody here needs to know what the request says, nor what is answered."""
+        is_seen = self._is_recorded or self._trial is not None or not self._engine.disclosure.is_full
+        return not is_seen and self._dialect.passes_on(body, head, info)
+
+    def told(self, told: Told, among: Answered) -> None:
+        """What the worker wrote is this request's answer, or the sentence why there is none."""
+        if self.is_over:
+            return
+        if told.status != 200:
+            self._refuse(HttpError(told.status, told.content.decode()))
+            return
+        arrived = perf_counter()
+        answer = Answer(200, told.content, [*self._dialect.describe_content(told.head_bytes), *self._lineage])
+        compress(answer, self._accepts)
+        self._finish(answer)
+        if picked := self._picked:
+            read, write = among.read_seconds, among.write_seconds
+            stages = (
+                self._asked - self._started + read,
+                arrived - self._asked - read - write,
+                perf_counter() - arrived + write,
+            )
+            self._engine.metrics.count_stages(self._model, picked.served.version, stages)
 
     def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
         """Rows [begin, end) of a batch's answers are this request's."""
@@ -163,7 +211,7 @@ class Inference:
             return
         stages = self._asked - self._started, told - self._asked, perf_counter() - told
         self._engine.metrics.count_stages(self._model, picked.served.version, stages)
-        if recorder:
+        if recorder and self._is_recorded:
             recorder.offer(picked, request_id, request.rows, mine, perf_counter() - self._started)
         if self._trial and self._trial.copier and picked is self._trial.stable:
             rows_for = partial(self._read_for, sent) if sent else None
@@ -172,7 +220,7 @@ class Inference:
     def failed(self, failure: Exception) -> None:
         if self.is_over:
             return
-        if isinstance(failure, WorkerLost) and self._picked and self._request:
+        if isinstance(failure, WorkerLost) and self._picked and (self._request or self._sent):
             second_try = self._ask_another(self._picked)
             self._second_try = asyncio.get_running_loop().create_task(second_try)
         else:
@@ -197,7 +245,7 @@ class Inference:
 
     def _rows_for(self, version: RunningVersion) -> np.ndarray:
         """The rows as another version reads them: tokens of its own tokenizer, codes of its own categories."""
-        if self._sent and self._sent[2].transform != version.info.transform:
+        if self._sent and (self._request is None or self._sent[2].transform != version.info.transform):
             self._request = self._read(self._sent, version)
             self._sent = *self._sent[:2], version.info
         assert self._request

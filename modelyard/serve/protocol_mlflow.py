@@ -19,9 +19,10 @@ from modelyard.errors import DataError
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import DATATYPES, BadRequestError, as_rows
+from modelyard.serve.inference import Dialect
 from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import RAW_OUTPUTS, Tensor
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 from modelyard.transform import RowTransform, TextTransform
 from modelyard.transform.features import plain_text
 
@@ -38,7 +39,7 @@ class ScoringRequest:
     texts: Sequence[str] = ()
 
 
-class Scoring:
+class Scoring(Dialect):
     """The dialect of `/invocations`."""
 
     def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> ScoringRequest:  # noqa: ARG002 (the columns say it)

@@ -16,9 +16,10 @@ from modelyard.revisions import Revision
 from modelyard.serve.answers import JSON, Headers
 from modelyard.serve.bodies import Head, refuse_kind
 from modelyard.serve.datatypes import BadRequestError, parse_object
+from modelyard.serve.inference import Dialect
 from modelyard.serve.texts import tokens_of
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 from modelyard.transform import TextTransform
 from modelyard.transform.text import padded
 
@@ -35,7 +36,7 @@ class EmbeddingRequest:
     encoding: Literal["float", "base64"]
 
 
-class Embeddings:
+class Embeddings(Dialect):
     """The dialect of `/v1/embeddings`: texts, or tokens of the model's own tokenizer, to vectors."""
 
     def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> EmbeddingRequest:

@@ -29,8 +29,9 @@ from modelyard.serve.datatypes import (
     parse_object,
     to_binary,
 )
+from modelyard.serve.unread import MOST_BYTES
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 from modelyard.transform import TextTransform
 
 INPUT_NAME = "features"
@@ -61,6 +62,16 @@ class InferRequest:
 class OpenInference:
     """The dialect of `/v2/models/{model}/infer`."""
 
+    def passes_on(self, body: bytes, head: Head, info: WorkerInfo) -> bool:
+        """Whether the worker shall read a request: a short one, of plain numbers.
+
+        Raises:
+            HttpError: 415.
+        """
+        _require_kind(head)
+        fits = head.head_bytes is None or 0 < head.head_bytes <= len(body)
+        return fits and len(body) <= MOST_BYTES and info.transform is None
+
     def read(self, body: bytes, head: Head, model: str, info: WorkerInfo) -> InferRequest:
         """A request body as rows that the model takes.
 
@@ -68,9 +79,7 @@ class OpenInference:
             HttpError: 415.
             BadRequestError: says what is wrong with it.
         """
-        # Clients send binary data without a type, or with one of these two.
-        if head.kind != JSON_KIND:
-            refuse_kind(head, JSON_KIND, *([] if head.head_bytes is None else [BINARY[1]]))
+        _require_kind(head)
         if info.reads_text:
             from modelyard.serve.protocol_v2_text import read_texts  # it builds on this module
 
@@ -90,17 +99,29 @@ class OpenInference:
         request_id: str,
     ) -> tuple[bytes, Headers]:
         """The response body, tensors flat in row-major order, and the headers that describe it."""
-        described: list[dict[str, Any]] = []
-        raw: list[bytes] = []
-        for name, datatype, _ in info.outputs:
-            if request.outputs is None or name in request.outputs:
-                is_binary = request.binary if request.outputs is None else request.outputs[name]
-                described.append(_describe(name, datatype, answers[name], raw if is_binary else None))
-        document = {"model_name": model, "model_version": version, "id": request.id or request_id, "outputs": described}
-        content = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
-        if not raw:
-            return content, [JSON]
-        return b"".join([content, *raw]), [BINARY, (b"inference-header-content-length", b"%d" % len(content))]
+        content, head_bytes = written(answers, info, request, model=model, version=version, request_id=request_id)
+        return content, self.describe_content(head_bytes)
+
+    def describe_content(self, head_bytes: int | None) -> Headers:
+        """The headers of a response whose JSON is so long and has binary data behind it, or is all."""
+        if head_bytes is None:
+            return [JSON]
+        return [BINARY, (b"inference-header-content-length", b"%d" % head_bytes)]
+
+
+def written(
+    answers: Mapping[str, Tensor], info: WorkerInfo, request: InferRequest, *, model: str, version: str, request_id: str
+) -> tuple[bytes, int | None]:
+    """The response body, and the length of its JSON where binary data follow."""
+    described: list[dict[str, Any]] = []
+    raw: list[bytes] = []
+    for name, datatype, _ in info.outputs:
+        if request.outputs is None or name in request.outputs:
+            is_binary = request.binary if request.outputs is None else request.outputs[name]
+            described.append(_describe(name, datatype, answers[name], raw if is_binary else None))
+    document = {"model_name": model, "model_version": version, "id": request.id or request_id, "outputs": described}
+    content = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return (b"".join([content, *raw]), len(content)) if raw else (content, None)
 
 
 def parse_infer(body: bytes, head_bytes: int | None = None) -> InferRequest:
@@ -164,6 +185,12 @@ def model_metadata(model: str, versions: Sequence[str], info: WorkerInfo) -> dic
             for name, datatype, columns in info.outputs
         ],
     }
+
+
+def _require_kind(head: Head) -> None:
+    # Clients send binary data without a type, or with one of these two.
+    if head.kind != JSON_KIND:
+        refuse_kind(head, JSON_KIND, *([] if head.head_bytes is None else [BINARY[1]]))
 
 
 def _describe(name: str, datatype: str, tensor: Tensor, raw: list[bytes] | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from modelyard.serve.protocol_v2 import (
     parse_parameters,
 )
 from modelyard.serve.texts import tokens_of
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 from modelyard.transform import TextTransform
 
 IDS, MASK = "input_ids", "attention_mask"

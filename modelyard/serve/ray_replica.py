@@ -19,11 +19,10 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.code_version import code_version, installed
 from modelyard.errors import ConfigError
-from modelyard.model_package import ModelPackage
 from modelyard.serve.cache import Cache
 from modelyard.serve.verifier import Verifier
 from modelyard.serve.wire import Kind
-from modelyard.serve.worker import answered, failed, loaded
+from modelyard.serve.worker import LoadedModel, failed, loaded
 from modelyard.settings import Settings, load_settings
 from modelyard.storage import Store
 
@@ -35,7 +34,7 @@ class Replica:
     """A version, once `load` has returned; one call is answered at a time."""
 
     def __init__(self) -> None:
-        self._package: ModelPackage | None = None
+        self._model: LoadedModel | None = None
 
     def load(self, artifact: str, form: str, code: str) -> tuple[int, bytes]:
         """Fetch, verify, load and warm.
@@ -54,14 +53,14 @@ class Replica:
             folder = _fetched(ArtifactRef.model_validate_json(artifact), load_settings())
         except Exception as failure:  # noqa: BLE001 (only a sentence can cross)
             return int(Kind.FAILED), failed(failure)
-        self._package, kind, payload = loaded(folder, form)
+        self._model, kind, payload = loaded(folder, form)
         return int(kind), payload
 
-    def infer(self, payload: bytes) -> tuple[int, bytes]:
-        """Rows, packed as for a worker process, to their answers."""
-        assert self._package
-        kind, answer = answered(self._package, payload)
-        return int(kind), answer
+    def answer(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+        """A call, packed as for a worker process, to its answer."""
+        assert self._model
+        told, answer = self._model.answered(Kind(kind), payload)
+        return int(told), answer
 
     def watch(self) -> None:
         """Never returns: whoever waits for it learns at once that this process is gone."""

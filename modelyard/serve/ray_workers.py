@@ -17,8 +17,10 @@ from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
 from modelyard.serve.ray_replica import Replica, replica_code
 from modelyard.serve.threads import in_thread
+from modelyard.serve.unread import Answered, Call, pack_call
 from modelyard.serve.wire import Kind, Tensor, pack_tensors
-from modelyard.serve.workers import WorkerInfo, WorkerLost, as_said
+from modelyard.serve.worker_info import WorkerInfo
+from modelyard.serve.workers import WorkerLost, as_said
 
 logger = logging.getLogger(__name__)
 
@@ -123,11 +125,17 @@ class RayWorker:
         self.info = await self._call(self._actor.load, version.artifact.model_dump_json(), version.form, code)
 
     async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return await self._ask(Kind.INFER, pack_tensors({"features": rows}))
+
+    async def read(self, call: Call) -> Answered:
+        return await self._ask(Kind.READ, pack_call(call))
+
+    async def _ask(self, kind: Kind, payload: bytes) -> Any:
         if self.lost.is_set():
             raise WorkerLost("the replica is gone")
         try:
             async with asyncio.timeout(self._hang_seconds):
-                return await self._call(self._actor.infer, pack_tensors({"features": rows}))
+                return await self._call(self._actor.answer, int(kind), payload)
         except TimeoutError:
             self.kill()
             raise WorkerLost(f"the replica owed an answer for {self._hang_seconds:g} s, and was killed") from None

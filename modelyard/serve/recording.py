@@ -75,6 +75,10 @@ class Recorder(asyncio.Protocol):
     def pid(self) -> int | None:
         return self._started.process.pid if self._started else None
 
+    def draws(self) -> bool:
+        """Whether the next answer is to be kept: with the chance that the settings give it."""
+        return self._chance.random() < self._settings.endpoint_record
+
     def offer(
         self,
         version: RunningVersion,
@@ -83,9 +87,7 @@ class Recorder(asyncio.Protocol):
         answers: Mapping[str, Tensor],
         seconds: float,
     ) -> None:
-        """An answer that was sent: kept with the chance that the settings give it, if there is room."""
-        if self._chance.random() >= self._settings.endpoint_record:
-            return
+        """An answer that was sent, of those that were drawn: kept if there is room."""
         if self._waiting_bytes + rows.nbytes > self._limits.max_unrecorded_bytes:
             self.num_dropped += 1
             return

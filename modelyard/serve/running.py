@@ -14,8 +14,10 @@ from modelyard.revisions import ServedVersion
 from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.pieces import Waiting
+from modelyard.serve.unread import Answered, Call, Unread
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import WorkerHandle, WorkerInfo, WorkerLost, WorkerPool
+from modelyard.serve.worker_info import WorkerInfo
+from modelyard.serve.workers import WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +47,7 @@ class RunningVersion:
         self._on_restart = on_restart
         self._handle: WorkerHandle | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._batcher = Batcher(self._infer_batch, limits)
+        self._batcher = Batcher(self._infer_batch, limits, self._read_batch)
         self._available = asyncio.Event()
         self._stopped = False
         self._deaths = 0
@@ -98,8 +100,8 @@ class RunningVersion:
         self._adopt(await self._pool.spawn(self.served, self._folder))
         self._supervisor = asyncio.create_task(self._supervise())
 
-    def submit(self, waiting: Waiting, rows: np.ndarray) -> None:
-        """Have ``waiting`` called with the answers for raw rows (n, width), or with what went wrong.
+    def submit(self, waiting: Waiting, rows: np.ndarray | Unread) -> None:
+        """Have ``waiting`` called with the answers for raw rows (n, width) or a request as it came, or with what went wrong.
 
         Raises:
             WorkerLost: the worker is dead; another version may be asked.
@@ -148,9 +150,16 @@ class RunningVersion:
             await self._handle.stop()
 
     async def _infer_batch(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return await self._living.infer(rows)
+
+    async def _read_batch(self, requests: list[Unread]) -> Answered:
+        return await self._living.read(Call(self.model, self.served.version, requests))
+
+    @property
+    def _living(self) -> WorkerHandle:
         if self._handle is None:
             raise WorkerLost(f"{self.model} version {self.served.version} has no worker")
-        return await self._handle.infer(rows)
+        return self._handle
 
     def _adopt(self, handle: WorkerHandle) -> None:
         self._handle, self._info = handle, handle.info

@@ -36,6 +36,8 @@ class Kind(IntEnum):
     READY = 1  # worker -> router, once: JSON of `WorkerInfo`
     INFER = 2  # router -> worker: the tensor `features`
     ANSWER = 3  # worker -> router: one tensor per output
+    READ = 8  # router -> worker: requests as they came (`unread`)
+    TOLD = 9  # worker -> router: what each of them is told
     FAILED = 4  # worker -> router: JSON {"error": ..., "transient": ...}; number 0 means that loading failed
     SCHEMA = 6  # router -> recorder: JSON of `recording.Schema`, which later records refer to by its number
     RECORD = 7  # router -> recorder: one answered request, as tensors

@@ -25,8 +25,10 @@ import orjson
 from modelyard.errors import TransientError
 from modelyard.model_package import ModelPackage
 from modelyard.runtime import preload
+from modelyard.serve.reader import read_and_answer
 from modelyard.serve.starting import give_back_memory
 from modelyard.serve.wire import HEADER, RAW_OUTPUTS, Kind, Tensor, frame, pack_tensors, unpack_tensors
+from modelyard.serve.worker_info import WorkerInfo, worker_info
 from modelyard.transform import TextTransform
 
 WARM_BATCHES = (1, 32)
@@ -58,31 +60,55 @@ def serve(connection: socket.socket) -> None:
     try:
         with connection.makefile("rb", buffering=2**18) as stream:
             assert isinstance(stream, BufferedReader)
-            if package := _load(connection, stream):
-                _answer_all(connection, stream, package)
+            if model := _load(connection, stream):
+                _answer_all(connection, stream, model)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the router is gone, and nobody is left to tell
 
 
-def _load(connection: socket.socket, stream: BufferedReader) -> ModelPackage | None:
-    """The package that the router names, once it does; None where it cannot be loaded, or the router left."""
+def _load(connection: socket.socket, stream: BufferedReader) -> LoadedModel | None:
+    """The model that the router names, once it does; None where it cannot be loaded, or the router left."""
     header = _exactly(stream, HEADER.size)
     if not header:
         return None
     wanted = orjson.loads(_exactly(stream, HEADER.unpack(header)[0] - (HEADER.size - 4)))
-    package, kind, payload = loaded(Path(wanted["folder"]), wanted["form"])
+    model, kind, payload = loaded(Path(wanted["folder"]), wanted["form"])
     give_back_memory()
     connection.sendall(frame(0, kind, payload))
-    return package
+    return model
 
 
-def loaded(folder: Path, form: str) -> tuple[ModelPackage | None, Kind, bytes]:
+def loaded(folder: Path, form: str) -> tuple[LoadedModel | None, Kind, bytes]:
     """A package, warm, with what there is to say about it; or nothing, with what went wrong."""
     try:
         package = ModelPackage.open(folder, form)
-        return package, Kind.READY, orjson.dumps(_warmed(package))
+        described = _warmed(package)
+        payload = orjson.dumps(described)
+        return LoadedModel(package, worker_info(described)), Kind.READY, payload
     except Exception as failure:  # noqa: BLE001 (the router decides what it means; only a sentence can cross)
         return None, Kind.FAILED, failed(failure)
+
+
+class LoadedModel:
+    """A package that is warm, and what goes in and out of it."""
+
+    def __init__(self, package: ModelPackage, info: WorkerInfo) -> None:
+        self._package = package
+        self._info = info
+
+    def answered(self, kind: Kind, payload: bytes) -> tuple[Kind, bytes]:
+        """The answer to a call of the router, packed; or what went wrong."""
+        try:
+            if kind is Kind.READ:
+                return Kind.TOLD, read_and_answer(payload, self._info, self._answers)
+            rows = unpack_tensors(payload)["features"]
+            assert isinstance(rows, np.ndarray)
+            return Kind.ANSWER, pack_tensors(self._answers(rows))
+        except Exception as failure:  # noqa: BLE001 (one bad request must not end its neighbours' process)
+            return Kind.FAILED, failed(failure)
+
+    def _answers(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return answers(self._package, rows)
 
 
 def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
@@ -92,21 +118,11 @@ def answers(package: ModelPackage, rows: np.ndarray) -> dict[str, Tensor]:
     return {**decoded, RAW_OUTPUTS: outputs}
 
 
-def _answer_all(connection: socket.socket, stream: BufferedReader, package: ModelPackage) -> None:
+def _answer_all(connection: socket.socket, stream: BufferedReader, model: LoadedModel) -> None:
     while header := _exactly(stream, HEADER.size):
-        length, number, _ = HEADER.unpack(header)
+        length, number, kind = HEADER.unpack(header)
         payload = _exactly(stream, length - (HEADER.size - 4))
-        connection.sendall(frame(number, *answered(package, payload)))
-
-
-def answered(package: ModelPackage, payload: bytes) -> tuple[Kind, bytes]:
-    """The answers for packed rows, packed; or what went wrong."""
-    try:
-        rows = unpack_tensors(payload)["features"]
-        assert isinstance(rows, np.ndarray)
-        return Kind.ANSWER, pack_tensors(answers(package, rows))
-    except Exception as failure:  # noqa: BLE001 (one bad request must not end its neighbours' process)
-        return Kind.FAILED, failed(failure)
+        connection.sendall(frame(number, *model.answered(Kind(kind), payload)))
 
 
 def _warmed(package: ModelPackage) -> dict[str, object]:

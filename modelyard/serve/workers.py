@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,8 +23,9 @@ from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
 from modelyard.serve.patience import Patience
 from modelyard.serve.starting import ChildProcess, StartedProcess, start_worker
+from modelyard.serve.unread import Answered, Call, pack_call, unpack_answered
 from modelyard.serve.wire import FrameReader, Kind, Tensor, frame, pack_tensors, unpack_tensors
-from modelyard.transform import RowTransform, TextTransform, read_row_transform
+from modelyard.serve.worker_info import WorkerInfo, worker_info
 
 logger = logging.getLogger(__name__)
 
@@ -36,32 +36,6 @@ STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
 
 class WorkerLost(EndpointUnavailable):
     """A worker died, or was killed because it hung, before it answered."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerInfo:
-    """What a loaded version takes and gives.
-
-    Attributes:
-        columns: feature columns, in order.
-        outputs: (name, datatype of the v2 protocol, columns; 0 for one value a row, or for each token of one).
-        transform: reads raw columns that are no plain numbers (texts, categories, dates, gaps); None where all are.
-        tags: where answers are for each token of a text: the classes; else None.
-    """
-
-    columns: list[str]
-    outputs: list[tuple[str, str, int]]
-    transform: RowTransform | None = None
-    tags: list[str] | None = None
-
-    @property
-    def width(self) -> int:
-        return len(self.columns)
-
-    @property
-    def reads_text(self) -> bool:
-        """Whether its rows are tokens of a text (n, t), of any t."""
-        return isinstance(self.transform, TextTransform)
 
 
 class WorkerHandle(Protocol):
@@ -80,6 +54,14 @@ class WorkerHandle(Protocol):
         Raises:
             WorkerLost: it died; another may be asked.
             DataError: the model refuses these rows.
+        """
+        ...
+
+    async def read(self, call: Call) -> Answered:
+        """The same for requests as they came: what each of them is told.
+
+        Raises:
+            WorkerLost, DataError: as above.
         """
         ...
 
@@ -170,12 +152,18 @@ class SubprocessWorker(asyncio.Protocol):
         self.info = await asyncio.shield(self._owed[0])
 
     async def infer(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return await self._ask(Kind.INFER, pack_tensors({"features": rows}))
+
+    async def read(self, call: Call) -> Answered:
+        return await self._ask(Kind.READ, pack_call(call))
+
+    async def _ask(self, kind: Kind, payload: bytes) -> Any:
         if self._transport is None or self.lost.is_set():
             raise self._loss()
         number = next(self._numbers)
         answer = self._owed[number] = self._loop.create_future()
-        self._transport.write(frame(number, Kind.INFER, pack_tensors({"features": rows})))
-        began, owed = self._loop.time(), self._owed_bytes + rows.nbytes  # it answers one call after the other
+        self._transport.write(frame(number, kind, payload))
+        began, owed = self._loop.time(), self._owed_bytes + len(payload)  # it answers one call after the other
         self._owed_bytes = owed
         hung = self._loop.call_later(self._patience.allowed(owed), self.kill)
         try:
@@ -183,7 +171,7 @@ class SubprocessWorker(asyncio.Protocol):
             self._patience.learn(owed, self._loop.time() - began)
             return answers
         finally:
-            self._owed_bytes -= rows.nbytes
+            self._owed_bytes -= len(payload)
             hung.cancel()
 
     def kill(self) -> None:
@@ -256,18 +244,18 @@ def _settle(waiting: asyncio.Future[Any], kind: Kind, payload: bytes) -> None:
 
 
 def as_said(kind: Kind, payload: bytes) -> Any:
-    """What a worker said: answers by name, or what it loaded as `WorkerInfo`.
+    """What a worker said: answers by name, or to requests as they came, or what it loaded as `WorkerInfo`.
 
     Raises:
         EndpointUnavailable, DataError: it said what went wrong.
     """
     if kind is Kind.ANSWER:
         return unpack_tensors(payload)
+    if kind is Kind.TOLD:
+        return unpack_answered(payload)
     said = orjson.loads(payload)
     if kind is Kind.READY:
-        outputs = [(name, datatype, columns) for name, datatype, columns in said["outputs"]]
-        transform = read_row_transform(said["transform"]) if said["transform"] else None
-        return WorkerInfo(columns=said["columns"], outputs=outputs, transform=transform, tags=said["tags"])
+        return worker_info(said)
     raise EndpointUnavailable(said["error"]) if said["transient"] else DataError(said["error"])
 
 

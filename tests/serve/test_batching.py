@@ -13,6 +13,7 @@ from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.pieces import PIECE_BYTES
 from modelyard.serve.running import _Awaited
+from modelyard.serve.unread import Answered, Told, Unread
 from modelyard.serve.wire import Tensor
 
 CLIENTS, ROUNDS = 8, 25
@@ -97,6 +98,33 @@ async def test_those_who_were_just_answered_are_waited_for():
     assert mode(calls[-12:]) == 4, "half of them are gone"
 
 
+async def test_requests_as_they_came_go_by_themselves():
+    """They and rows that wait beside them are calls of their own, in the order in which they came; each is told its answer."""
+    calls: list[list[str] | int] = []
+    heard: list[bytes] = []
+
+    async def infer(rows: np.ndarray) -> dict[str, Tensor]:
+        calls.append(len(rows))
+        return {"outputs": rows}
+
+    async def read(requests: list[Unread]) -> Answered:
+        calls.append([request.request_id for request in requests])
+        return Answered([Told(200, request.body) for request in requests], 0, 0, 0)
+
+    def tell(told: Told, _among: Answered) -> None:
+        heard.append(told.content)
+
+    batcher = Batcher(infer, Limits(max_unanswered_batches=1, max_batch_rows=4), read)
+    for place, body in enumerate([b"a", b"b", b"", b"c" * 8, b"d" * 8]):
+        caller = Caller()
+        request = Unread(body, 0, f"{place}", 2, tell)
+        batcher.submit(caller, request if body else np.zeros((1, 4)))
+    async with asyncio.timeout(5):
+        await batcher.idle.wait()
+    assert calls == [["0", "1"], 1, ["3"], ["4"]]  # of the last two each may be four rows
+    assert heard == [b"a", b"b", b"c" * 8, b"d" * 8]
+
+
 class Caller:
     """Who waits; one that is broken raises when it is called back."""
 
@@ -109,7 +137,7 @@ class Caller:
     def answered(self, answers: dict[str, Tensor], begin: int, end: int) -> None:
         if self.broken:
             raise RuntimeError("the client is broken")
-        self.heard.append(np.asarray(answers["y"])[begin:end].tolist())
+        self.heard.append(np.asarray(next(iter(answers.values())))[begin:end].tolist())
 
     def failed(self, failure: Exception) -> None:
         if self.broken:

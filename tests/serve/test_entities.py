@@ -36,7 +36,7 @@ from modelyard.serve.probe import GoldenRows, refuse_unless_golden
 from modelyard.serve.recorder import Batch, parquet
 from modelyard.serve.recording import INPUTS, MOMENT, REQUEST_ID, Schema
 from modelyard.serve.running import _Awaited, version_key
-from modelyard.serve.workers import WorkerInfo
+from modelyard.serve.worker_info import WorkerInfo
 from modelyard.settings import Settings
 from modelyard.signing.sign import sign_release
 from modelyard.storage import Store
