@@ -211,7 +211,7 @@ def _parse_plain(body: bytes) -> InferRequest | None:
     simdjson copies a list of numbers straight into an array, without a Python object for each.
     """
     # Brackets of `inputs`, `shape` and `data` alone: nothing is nested, which `as_buffer` would flatten silently.
-    if len(body) > PLAIN_BYTES or body.count(b"[") != 3:
+    if len(body) > PLAIN_BYTES or _has_many(body, b"[", 4):
         return None
     try:
         document: Any = _PARSER.parse(body)
@@ -229,6 +229,16 @@ def _parse_plain(body: bytes) -> InferRequest | None:
     if len(values) != num_rows * width or not (client_id is None or isinstance(client_id, str)):
         return None
     return InferRequest(client_id, as_rows(values.reshape(num_rows, width), datatype))
+
+
+def _has_many(body: bytes, sign: bytes, number: int) -> bool:
+    """Whether a sign stands there so many times. `find` looks at many bytes at once, `count` at each."""
+    at = -1
+    for _ in range(number):
+        at = body.find(sign, at + 1)
+        if at < 0:
+            return False
+    return True
 
 
 def _parse_any(head: bytes, raw: memoryview | None) -> InferRequest:
