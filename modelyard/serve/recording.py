@@ -87,7 +87,9 @@ class Recorder(asyncio.Protocol):
         answers: Mapping[str, Tensor],
         seconds: float,
     ) -> None:
-        """An answer that was sent, of those that were drawn: kept if there is room."""
+        """An answer that was sent, of those that were drawn: kept if there is room, and this is not closed."""
+        if not self._settings.endpoint_record:
+            return
         if self._waiting_bytes + rows.nbytes > self._limits.max_unrecorded_bytes:
             self.num_dropped += 1
             return
