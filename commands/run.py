@@ -47,7 +47,7 @@ def run(
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
-    _check(preset, dataset_uri, overrides or [], store)
+    _check(preset, dataset_uri, overrides or [], store, to_the_end=deployment.startswith("lifecycle/"))
     preset = _within_reach(preset, store)
     if preset in SAMPLES and not dataset_uri:
         _place_sample(preset, store, console)
@@ -72,12 +72,14 @@ def run(
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
 
 
-def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store) -> None:
+def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store, *, to_the_end: bool) -> None:
     """Refuse a wrong parameter here, before a run is created for it."""
-    from modelyard.presets import load_preset
+    from modelyard.presets import load_preset, require_lifecycle
 
     given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
-    load_preset(preset, store, [*overrides, *given])
+    config = load_preset(preset, store, [*overrides, *given])
+    if to_the_end:
+        require_lifecycle(config)
 
 
 def _within_reach(preset: str, store: Store) -> str:

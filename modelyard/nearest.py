@@ -11,9 +11,10 @@ from pydantic import BeforeValidator
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """The sentence for a name that is not known: the known one that is closest, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{name!r} is not known; {hint}There are {', '.join(known)}"
+    lowered = {one.lower(): one for one in reversed(known)}
+    close = difflib.get_close_matches(name.lower(), lowered, n=1)
+    hint = f"; did you mean {lowered[close[0]]!r}?" if close else "."
+    return f"{name!r} is not known{hint} There are {', '.join(known)}"
 
 
 def one_of(names: Any) -> BeforeValidator:
