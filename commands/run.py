@@ -48,7 +48,7 @@ def run(
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
     _check(preset, dataset_uri, overrides or [], store, to_the_end=deployment.startswith("lifecycle/"))
-    preset = _within_reach(preset, store)
+    preset = within_reach(preset, store)
     if preset in SAMPLES and not dataset_uri:
         _place_sample(preset, store, console)
     from commands.following import follow  # imports Prefect: 2 s that a typing error need not wait for
@@ -82,7 +82,7 @@ def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store
         require_lifecycle(config)
 
 
-def _within_reach(preset: str, store: Store) -> str:
+def within_reach(preset: str, store: Store) -> str:
     """A preset file of this machine, put where any worker can read it; others are reached by name or URI already."""
     path = Path(preset)
     if preset.startswith("s3://") or not path.is_file():
