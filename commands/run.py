@@ -47,7 +47,7 @@ def run(
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
-    _check(preset, dataset_uri, overrides or [], store, to_the_end=deployment.startswith("lifecycle/"))
+    _check(preset, dataset_uri, overrides or [], store, deployment)
     preset = within_reach(preset, store)
     if preset in SAMPLES and not dataset_uri:
         _place_sample(preset, store, console)
@@ -72,14 +72,16 @@ def run(
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
 
 
-def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store, *, to_the_end: bool) -> None:
+def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store, deployment: str) -> None:
     """Refuse a wrong parameter here, before a run is created for it."""
-    from modelyard.presets import load_preset, require_lifecycle
+    from modelyard.presets import load_preset, require_lifecycle, require_tuning
 
     given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
     config = load_preset(preset, store, [*overrides, *given])
-    if to_the_end:
+    if deployment.startswith("lifecycle/"):
         require_lifecycle(config)
+    if deployment.startswith("tune/"):
+        require_tuning(config)
 
 
 def within_reach(preset: str, store: Store) -> str:

@@ -77,6 +77,14 @@ def test_a_wrong_key_is_answered_by_what_to_write(offline: Store, override: str,
         load_preset("digits", offline, [override])
 
 
+def test_of_very_many_names_the_closest_are_said(offline: Store):
+    """Nobody reads a hundred keys."""
+    space = "tune.space={train.foo: {low: 1, high: 2}}"
+    with pytest.raises(ConfigError, match=r"'train\.foo' is not known.* There are \d+, ") as refused:
+        require_tuning(load_preset("digits", offline, [space]))
+    assert len(str(refused.value)) < 300
+
+
 @pytest.mark.parametrize(
     ("preset", "override", "sentence"),
     [
