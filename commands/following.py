@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
     LogFilterLevel,
     LogFilterTimestamp,
 )
-from prefect.client.schemas.objects import Flow, FlowRun
+from prefect.client.schemas.objects import Flow, FlowRun, State
 from prefect.exceptions import ObjectNotFound
 from rich.console import Console, Group
 from rich.live import Live
@@ -155,7 +155,7 @@ def _add_words(client: SyncPrefectClient, stage: _Stage) -> None:
         # The one that ended last: some have tasks of their own, which began after them.
         last = max(tasks, key=lambda task: task.end_time or _EARLIEST, default=None)
         if not run.state.is_completed():
-            stage.words = (run.state.message or "").partition("\n")[0]
+            stage.words = _said(run.state).partition("\n")[0]
         elif last and last.state:
             stage.words, stage.state = last.state.message or "", last.state.name or stage.state
         return
@@ -192,8 +192,13 @@ def _problem(view: _View, run: FlowRun, url: str) -> str:
     failed = [stage for stage in view.stages.values() if stage.run.state and not stage.run.state.is_completed()]
     where = f"stage {failed[-1].name}" if failed else "the run"
     state = failed[-1].run.state if failed else run.state
-    name, message = (state.name, state.message or "no message") if state else ("Unknown", "no state")
+    name, message = (state.name, _said(state) or "no message") if state else ("Unknown", "no state")
     return f"{where} {name}: {message}\nlook at {url} and at `modelyard logs worker`"
+
+
+def _said(state: State) -> str:
+    """What a state says, without what Prefect puts in front of an exception."""
+    return (state.message or "").removeprefix("Flow run encountered an exception: ")
 
 
 def _mlflow_url(settings: Settings, run_id: str) -> str:

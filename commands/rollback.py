@@ -8,12 +8,15 @@ import typer
 from rich.console import Console
 
 from commands import environment
-from commands.run import RunFailed
+from commands.run import RunFailed, within_reach
 from modelyard.settings import load_settings
+from modelyard.storage import Store
 
 
 def rollback(
-    preset: Annotated[str, typer.Argument(help="The preset whose model goes back.")] = "digits",
+    preset: Annotated[
+        str, typer.Argument(help="The preset whose model goes back: a name, or path or s3:// URI of a YAML file.")
+    ] = "digits",
     version: Annotated[str, typer.Option(help="Any version that served before; empty: the one before.")] = "",
     deployment: Annotated[str, typer.Option(help="The deployment to trigger.")] = "rollback/digits",
     timeout: Annotated[float, typer.Option(help="Seconds to follow the run.", min=1)] = 300,
@@ -22,6 +25,11 @@ def rollback(
     settings = load_settings()
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
+    from modelyard.presets import load_preset  # with all configs: `--help` need not wait for them
+
+    store = Store(settings)
+    load_preset(preset, store)  # a wrong one is refused here, before a run is created for it
+    preset = within_reach(preset, store)
     from commands.following import follow  # imports Prefect: 2 s that `--help` need not wait for
 
     outcome = follow(settings, deployment, {"preset": preset, "version": version}, timeout, console)

@@ -47,8 +47,8 @@ def run(
     environment.apply(settings)
     console = Console(soft_wrap=True, highlight=False)
     store = Store(settings)
-    _check(preset, dataset_uri, overrides or [], store)
-    preset = _within_reach(preset, store)
+    _check(preset, dataset_uri, overrides or [], store, deployment)
+    preset = within_reach(preset, store)
     if preset in SAMPLES and not dataset_uri:
         _place_sample(preset, store, console)
     from commands.following import follow  # imports Prefect: 2 s that a typing error need not wait for
@@ -72,15 +72,19 @@ def run(
     _conclude(console, settings, report, prediction, outcome.flow_run_url, outcome.mlflow_run_url)
 
 
-def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store) -> None:
+def _check(preset: str, dataset_uri: str, overrides: Sequence[str], store: Store, deployment: str) -> None:
     """Refuse a wrong parameter here, before a run is created for it."""
-    from modelyard.presets import load_preset
+    from modelyard.presets import load_preset, require_lifecycle, require_tuning
 
     given = [f"dataset_uri={dataset_uri}"] if dataset_uri else []
-    load_preset(preset, store, [*overrides, *given])
+    config = load_preset(preset, store, [*overrides, *given])
+    if deployment.startswith("lifecycle/"):
+        require_lifecycle(config)
+    if deployment.startswith("tune/"):
+        require_tuning(config)
 
 
-def _within_reach(preset: str, store: Store) -> str:
+def within_reach(preset: str, store: Store) -> str:
     """A preset file of this machine, put where any worker can read it; others are reached by name or URI already."""
     path = Path(preset)
     if preset.startswith("s3://") or not path.is_file():

@@ -14,6 +14,7 @@ from flows.preprocess import preprocess
 from flows.rollout import rollout
 from flows.train import train
 from modelyard.errors import RolledBack
+from modelyard.presets import require_lifecycle
 from tasks.results import LifecycleResult, StageRefused
 
 
@@ -30,6 +31,7 @@ def lifecycle(
     """Preprocess, train, compress, evaluate, roll out. Cancel this run to cancel them all."""
     settings = [*overrides, *_as_overrides(max_epochs, ranks, device, min_score)]
     config = load_config(preset, dataset_uri, settings)
+    require_lifecycle(config)
     # This run's own heartbeat speaks for its stages: the end of a flow with one of its own waits up to a second for it.
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}), tasks.parent_run(config, preset) as run:
         prepared = preprocess(preset, dataset_uri, settings, run.id)

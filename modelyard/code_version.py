@@ -108,6 +108,11 @@ def _source_hash(module: str) -> str:
 def _factory_hash(factory: str) -> str:
     module = factory.partition(":")[0]
     try:
-        return _source_hash(module)
+        path = _path_of(module)
     except ModuleNotFoundError:
         raise ConfigError("factory", f"{factory!r}: no module {module!r} can be imported here") from None
+    if not path.is_file():  # built into the interpreter, as sys and os are
+        raise ConfigError(
+            "factory", f"{factory!r}: {module!r} is a part of Python without a source; name a module of yours"
+        )
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -17,15 +17,16 @@ import modelyard
 from modelyard.artifacts import Frozen
 from modelyard.compress import CompressConfig
 from modelyard.errors import ConfigError
-from modelyard.evaluate import EvaluateConfig
+from modelyard.evaluate import EvaluateConfig, judged_metrics
 from modelyard.nearest import nearest
 from modelyard.preprocess import PreprocessConfig
 from modelyard.rollout import RolloutConfig
 from modelyard.storage import Store
-from modelyard.task_kinds import Target, headline_of, task_kind
+from modelyard.task_kinds import LANGUAGE_TASKS, Target, headline_of, task_kind
 from modelyard.train import TrainConfig
 from modelyard.tune import TuneConfig
 from modelyard.tune.space import Problems, changed, require_space, value_at, whole_numbers
+from modelyard.wrong_keys import SAY_IT_THEMSELVES, key_of, sentence_of, unbounded
 
 PRESETS = Path(modelyard.__file__).resolve().parent.parent / "deployments" / "presets"
 OWN_BUCKET = "s3://{bucket}"
@@ -84,6 +85,22 @@ def load_preset(name: str, store: Store, overrides: Sequence[str] = ()) -> Lifec
     return _validated(tree, f"preset {name!r}")
 
 
+def require_lifecycle(config: LifecycleConfig) -> None:
+    """Refuse what a lifecycle would find out after its training: a task that is not served, a metric the task does not have.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    task = config.preprocess.task
+    if task in LANGUAGE_TASKS:
+        raise ConfigError(
+            "preprocess.task", f"{task} is trained and judged, and not served yet: run the deployment train/digits"
+        )
+    known = judged_metrics(task, has_similarity=bool(config.preprocess.similarity))
+    if config.evaluate.metric not in known:
+        raise ConfigError("evaluate.metric", f"{task} has no {config.evaluate.metric}; it has {', '.join(known)}")
+
+
 def require_tuning(config: LifecycleConfig) -> None:
     """Refuse a space or a metric that does not fit the rest. For who tunes: a run that does not may change the network
     whatever the preset's space says.
@@ -127,11 +144,17 @@ def preset_names() -> list[str]:
 
 def _validated(tree: Mapping[str, Any], where: str) -> LifecycleConfig:
     try:
-        return LifecycleConfig.model_validate(tree)
+        config = LifecycleConfig.model_validate(tree)
     except ValidationError as invalid:
         first = invalid.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "preset"
-        raise ConfigError(field, f"{first['msg']} (got {first['input']!r}, {where})") from None
+        field = key_of(first["loc"], LifecycleConfig) or "preset"
+        got = "" if first["type"] in SAY_IT_THEMSELVES else f"got {first['input']!r}, "
+        raise ConfigError(field, f"{sentence_of(first, LifecycleConfig)} ({got}{where})") from None
+    for field, value in unbounded(config.model_dump()):
+        raise ConfigError(
+            field, f"{value} is no number that can be kept: a finite one, or null where there is no bound"
+        )
+    return config
 
 
 def _tunable_tree(config: LifecycleConfig) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_an_edited_user_function_counts(tmp_path: Path, monkeypatch: pytest.Monk
     assert code_version("modelyard.transform", [], ["my_network_of_a_test:make"]) != before
 
 
-@pytest.mark.parametrize("factory", ["no_such_module_here:make", "no.such.module:make"])
+@pytest.mark.parametrize("factory", ["no_such_module_here:make", "no.such.module:make", "os:system"])
 def test_a_missing_user_module_is_named(factory: str):
     """The error says which entry cannot be imported."""
     with pytest.raises(ConfigError, match=factory):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from modelyard.errors import ConfigError
-from modelyard.presets import load_preset, preset_names, require_tuning
+from modelyard.presets import load_preset, preset_names, require_lifecycle, require_tuning
 from modelyard.settings import Settings
 from modelyard.storage import Store
 
@@ -52,6 +52,51 @@ def test_bad_override_names_its_field(offline: Store, override: str, field: str)
     """A wrong key or value is refused before anything runs, by the name the user wrote."""
     with pytest.raises(ConfigError, match=f"^{field}"):
         load_preset("digits", offline, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("train.optimiser.name=adam", r"train\.optimiser: .*did you mean 'optimizer'\?"),
+        ("train.epochs=3", r"train\.epochs: .*did you mean 'max_epochs'\?"),
+        ("train.model={hidden_sizes: [8]}", r"train\.model: say its kind as well, as one of mlp, cnn"),
+        ("train.model={kind: mpl}", r"train\.model: kind 'mpl' is not known; did you mean 'mlp'\?"),
+        ("train.model={kind: cnn, imago: [8, 8]}", r"train\.model\.image: Field required"),
+        ("train.optimizer=adam", r"train\.optimizer: a section, with keys below it: learning_rate, "),
+        ("preprocess.task=classify", r"preprocess\.task: .*did you mean 'classification'\?"),
+        ("compress.techniques=[{technique: int9}]", r"compress\.techniques\.0: technique 'int9' is not known"),
+        ("train.nodes=1:4", r'train\.nodes: write it in quotes: "2", or "1:4"'),
+        ("train.target=nan", r"train\.target: nan is no number that can be kept"),
+        ("train.silence_seconds=.inf", r"train\.silence_seconds: inf is no number"),
+        ("train.schedule={warmup_steps: 9, total_steps: 9}", r"train\.schedule: warmup_steps 9 leave nothing"),
+    ],
+)
+def test_a_wrong_key_is_answered_by_what_to_write(offline: Store, override: str, sentence: str):
+    """The key as its author wrote it, the nearest known name, and none of the validator's own terms."""
+    with pytest.raises(ConfigError, match=f"^{sentence}"):
+        load_preset("digits", offline, [override])
+
+
+def test_of_very_many_names_the_closest_are_said(offline: Store):
+    """Nobody reads a hundred keys."""
+    space = "tune.space={train.foo: {low: 1, high: 2}}"
+    with pytest.raises(ConfigError, match=r"'train\.foo' is not known.* There are \d+, ") as refused:
+        require_tuning(load_preset("digits", offline, [space]))
+    assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("preset", "override", "sentence"),
+    [
+        ("digits", "preprocess.task=regression", r"evaluate\.metric: regression has no accuracy; it has r2"),
+        ("text", "train.seed=1", r"preprocess\.task: language_modelling is trained and judged, and not served yet"),
+    ],
+)
+def test_what_a_lifecycle_cannot_end_with_does_not_begin(offline: Store, preset: str, override: str, sentence: str):
+    """A gate that has nothing to look at, or a task without a server, is told before hours of training."""
+    with pytest.raises(ConfigError, match=sentence):
+        require_lifecycle(load_preset(preset, offline, [override]))
+    require_lifecycle(load_preset("digits", offline))
 
 
 def test_preset_may_lie_in_the_bucket(store: Store):

@@ -103,6 +103,8 @@ def test_a_missing_bucket_is_refused(store: Store):
     """A bucket nobody made is said to be missing, not made."""
     with pytest.raises(StoreRefused, match="bucket"):
         store.put("s3://no-such-bucket-here/x", b"")
+    with pytest.raises(StoreRefused, match="the bucket does not exist"):
+        store.glob("s3://no-such-bucket-here/x/*.csv")
 
 
 def test_nobody_at_home_is_transient(settings: Settings):

@@ -3,7 +3,7 @@
 A refusal is a result like any other, and committed as one; `refusal` turns it into the exception for whoever wants it.
 """
 
-from modelyard.evaluate.config import EvaluateConfig
+from modelyard.evaluate.config import EvaluateConfig, judged_metrics
 from modelyard.evaluate.explain_figure import explanation_figure
 from modelyard.evaluate.files import (
     CARD_FILE,
@@ -29,5 +29,6 @@ __all__ = [
     "confusion_figure",
     "evaluate",
     "explanation_figure",
+    "judged_metrics",
     "refusal",
 ]

@@ -24,8 +24,28 @@ MORE_IS_BETTER = (
     "cosine_to_float",
     "smallest_cosine_to_float",
 )
+# What a gate's one metric may be, by task.
+RANKED = ("recall_at_1", "recall_at_10", "recall_at_100", "ndcg_at_10", "mrr")
+JUDGED = {
+    "classification": ("accuracy", "macro_f1"),
+    "regression": ("r2",),
+    "token_classification": ("span_f1", "macro_span_f1", "span_precision", "span_recall"),
+    "retrieval": RANKED,
+    "embedding": ("recall_at_1", "recall_at_10", "ndcg_at_10", "mrr"),
+    "language_modelling": LANGUAGE_METRICS,
+    "masked_language_modelling": ("perplexity",),
+}
 # Fewer rows prove nothing about a slice: it is shown with its interval, and no gate looks at it.
 MIN_SLICE_ROWS = 30
+
+
+def judged_metrics(task: str, *, has_similarity: bool = False) -> tuple[str, ...]:
+    """What ``metric`` may be for a task.
+
+    Args:
+        has_similarity: of ``embedding``: its pairs say how alike they are.
+    """
+    return ("spearman", "pearson") if has_similarity else JUDGED[task]
 
 
 class EvaluateConfig(Frozen):

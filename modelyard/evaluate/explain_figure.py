@@ -130,4 +130,4 @@ def _told(one: Mapping[str, Any]) -> str:
 
 
 def _label(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)

@@ -126,19 +126,19 @@ attributions.{% endif %}</p>
 {{ entities }}
 {% if scatter %}
 <h2>Answers against the truth</h2>
-<svg viewBox="0 0 310 300" width="310" height="300" role="img" aria-label="answers against the truth">
+<svg viewBox="-30 0 340 300" width="340" height="300" role="img" aria-label="answers against the truth">
 <rect x="60" y="20" width="230" height="230" fill="none" stroke="#e4e7ec"/>
 <line x1="60" y1="250" x2="290" y2="20" stroke="#98a2b3" stroke-dasharray="4 4"/>
 {% for point in scatter.points %}<circle cx="{{ point.x }}" cy="{{ point.y }}" r="2.2" fill="#2563eb" fill-opacity="0.5"/>{% endfor %}
-<text x="60" y="266" text-anchor="middle" font-size="11" fill="#667085">{{ "%.4g" % scatter.low }}</text>
-<text x="290" y="266" text-anchor="end" font-size="11" fill="#667085">{{ "%.4g" % scatter.high }}</text>
-<text x="54" y="254" text-anchor="end" font-size="11" fill="#667085">{{ "%.4g" % scatter.low }}</text>
-<text x="54" y="28" text-anchor="end" font-size="11" fill="#667085">{{ "%.4g" % scatter.high }}</text>
+<text x="60" y="266" text-anchor="middle" font-size="11" fill="#667085">{{ "{:,.6g}".format(scatter.low) }}</text>
+<text x="290" y="266" text-anchor="end" font-size="11" fill="#667085">{{ "{:,.6g}".format(scatter.high) }}</text>
+<text x="54" y="254" text-anchor="end" font-size="11" fill="#667085">{{ "{:,.6g}".format(scatter.low) }}</text>
+<text x="54" y="28" text-anchor="end" font-size="11" fill="#667085">{{ "{:,.6g}".format(scatter.high) }}</text>
 <text x="175" y="285" text-anchor="middle" font-size="12" fill="#667085">truth</text>
 <text x="14" y="135" text-anchor="middle" font-size="12" fill="#667085" transform="rotate(-90 14 135)">answer</text>
 </svg>
 <p class="soft">{{ scatter.points | length }} test rows, in the target's own units. Half of these answers are off by no more than
-{{ "%.4g" % error_quantiles[0] }}, nine in ten by no more than {{ "%.4g" % error_quantiles[1] }}.</p>
+{{ "{:,.6g}".format(error_quantiles[0]) }}, nine in ten by no more than {{ "{:,.6g}".format(error_quantiles[1]) }}.</p>
 {% endif %}
 {% if "confusion" in metrics.candidate %}
 <div class="columns"><div>

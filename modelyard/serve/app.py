@@ -251,6 +251,7 @@ class EndpointApp:
         """``/v1/embeddings``: the body names the model."""
         _allow(scope, "POST")
         head = read_head(scope["headers"], self.limits)
+        _refuse_upgrade(scope)
         body = await self._body(receive)
         if head.encoding:
             body, head.encoding = decompress(body, self.limits), None
@@ -264,6 +265,7 @@ class EndpointApp:
         self, dialect: Dialect, model: str, version: str | None, scope: Scope, receive: Receive, send: Send
     ) -> None:
         head = read_head(scope["headers"], self.limits)
+        _refuse_upgrade(scope)
         await self._begin(dialect, model, version, head, await self._body(receive), send)
 
     async def _begin(
@@ -300,9 +302,26 @@ class EndpointApp:
 
 
 def _allow(scope: Scope, method: str) -> None:
-    if scope["method"] != method:
+    # Of HEAD the server leaves the body out: load balancers and `curl -I` ask so.
+    if scope["method"] != method and (scope["method"], method) != ("HEAD", "GET"):
         sentence = f"{scope['method']} is not allowed here, {method} is"
         raise HttpError(405, sentence, [(b"allow", method.encode())])
+
+
+def _refuse_upgrade(scope: Scope) -> None:
+    """What the parser takes for the beginning of another protocol is no body any more. Java's HttpClient asks for h2c
+    with each first request over plain HTTP, unless told not to.
+
+    Raises:
+        HttpError: 400.
+    """
+    if wanted := _header(scope, b"upgrade"):
+        raise HttpError(
+            400,
+            f"this endpoint speaks HTTP/1.1, and does not upgrade to {wanted[:40].decode('latin-1')!r}: send the request"
+            " without the header Upgrade (Java: HttpClient.newBuilder().version(HTTP_1_1))",
+            [CLOSE],
+        )
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

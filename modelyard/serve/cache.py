@@ -58,6 +58,16 @@ class Cache:
             logger.warning("%s: %s; fetching it again", folder, problem)
         return self._fetch(ref, folder, names)
 
+    def keep(self, ref: ArtifactRef, names: Sequence[str] | None = None) -> Path:
+        """The same for an artifact whose signature was checked since this process began: each file's sha256 is what that
+        was for, so where all are right nobody is asked again; else it is fetched anew.
+
+        Raises:
+            StoreUnavailable, NotFound, DigestMismatch, SignatureRefused: as `ensure`.
+        """
+        folder = self._folder / ref.digest
+        return self.ensure(ref, names) if _problem(folder, ref, names) else folder
+
     def close(self) -> None:
         """End the verifier's process, if there is one."""
         if self._verifier:

@@ -13,9 +13,10 @@ import numpy as np
 from modelyard.errors import ModelyardError
 from modelyard.revisions import ServedVersion
 from modelyard.serve.limits import Limits
+from modelyard.serve.threads import in_thread
 from modelyard.serve.unread import Answered, Call
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import WorkerHandle, WorkerLost, WorkerPool
+from modelyard.serve.workers import Keep, WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ class GroupPool:
         self._size = size
         self._limits = limits
 
-    async def spawn(self, version: ServedVersion, folder: Path) -> WorkerGroup:
+    async def spawn(self, version: ServedVersion, folder: Path, keep: Keep | None = None) -> WorkerGroup:
         """Start all of them side by side: the whole group, or none.
 
         Raises:
@@ -45,7 +46,7 @@ class GroupPool:
             raise failures[0]
 
         async def spawn_one() -> WorkerHandle:
-            return await self._pool.spawn(version, folder)
+            return await self._pool.spawn(version, await in_thread(keep) if keep else folder)
 
         return WorkerGroup(members, spawn_one, self._limits)
 

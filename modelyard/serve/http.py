@@ -18,6 +18,7 @@ from modelyard.serve.app import OPEN_INFERENCE, EndpointApp
 from modelyard.serve.bodies import Head, read_head, too_large, too_slow
 
 LONGEST_URL_BYTES = 512  # of the short way, which remembers addresses
+MOST_HEAD_BYTES = 2**16  # about: what arrived with its first byte is not counted
 
 
 class Exchange:
@@ -112,6 +113,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().__init__(**given)
         self.endpoint = endpoint
         self._reads_head = False
+        self._message_bytes = 0  # of a message that is not whole yet
         self._ends_at: float | None = None  # while a request is being answered its own bounds hold
         self._unread_since: float | None = None  # more waits to be sent than may wait
 
@@ -126,7 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._reads_head = True
+        self._reads_head, self._message_bytes = True, 0
         self._ends_at = self.loop.time() + self.endpoint.limits.head_seconds
 
     def on_headers_complete(self) -> None:
@@ -151,9 +153,27 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():  # it was told to go
+            return
         super().data_received(data)
-        if type(self.cycle) is Exchange and self.cycle.more_body:
-            self.cycle.expect_more()
+        cycle = self.cycle
+        if self._reads_head:
+            self._bound(len(data), MOST_HEAD_BYTES, "the head of the request")
+        elif cycle is not None and cycle.more_body:
+            # Chunks and what follows the last of them are no body, but are kept or take time.
+            self._bound(len(data), 2 * self.endpoint.limits.max_body_bytes, "the request")
+            if type(cycle) is Exchange:
+                cycle.expect_more()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser does not take for HTTP (uvicorn's name)."""
+        self._end(HttpError(400, msg, [CLOSE]))
+
+    def _bound(self, num_bytes: int, most: int, what: str) -> None:
+        self._message_bytes += num_bytes
+        if self._message_bytes > most and not self.transport.is_closing():
+            status = 431 if self._reads_head else 413
+            self._end(HttpError(status, f"{what} is larger than {most} bytes", [CLOSE]))
 
     def on_response_complete(self) -> None:
         """As the base class, but that a moment is noted where it sets a timer for each answer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from modelyard.revisions import ServedVersion
 from modelyard.serve.admission import measured_seconds, probe
@@ -39,7 +40,13 @@ class Loader:
         package = await in_thread(self._cache.ensure, served.artifact)
         golden = read_golden(await in_thread(self._cache.ensure, served.verdict, [GOLDEN_FILE]))
         version = RunningVersion(
-            model, served, package, pool=self._pool, limits=self._limits, on_restart=self._on_restart
+            model,
+            served,
+            package,
+            keep=partial(self._cache.keep, served.artifact),
+            pool=self._pool,
+            limits=self._limits,
+            on_restart=self._on_restart,
         )
         try:
             await version.start()

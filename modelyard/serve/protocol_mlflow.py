@@ -7,6 +7,7 @@ outputs of the network. `params` are accepted and, as there, not used.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -118,6 +119,8 @@ def _rows(table: Mapping[str, list[Any]], transform: RowTransform) -> np.ndarray
 
 def _csv_columns(body: bytes) -> dict[str, list[Any]]:
     names, *rows = _csv_lines(body)
+    if len(set(names)) < len(names):
+        raise BadRequestError("the names of the columns must differ")
     return {name: [row[number] for row in rows] for number, name in enumerate(names)}
 
 
@@ -146,14 +149,27 @@ def _from_csv(body: bytes, columns: Sequence[str]) -> np.ndarray:
     places = _places(names, columns)
     try:
         return np.array([[float(row[place]) for place in places] for row in rows], dtype=np.float64)
-    except ValueError as failure:
-        raise BadRequestError(f"the CSV holds something else than numbers: {failure}") from None
+    except ValueError:
+        raise BadRequestError(_first_word(rows, places, columns)) from None
+
+
+def _first_word(rows: Sequence[Sequence[str]], places: Sequence[int], columns: Sequence[str]) -> str:
+    """Which value of a CSV is no number."""
+    for number, row in enumerate(rows, start=1):
+        for place, column in zip(places, columns, strict=True):
+            try:
+                float(row[place])
+            except ValueError:
+                return f"row {number} of the CSV has {row[place][:40]!r} as {column!r}, which is not a number"
+    raise AssertionError("every value is a number")
 
 
 def _csv_lines(body: bytes) -> list[list[str]]:
     """The header, then rows as long as it."""
     try:
-        lines = [line for line in csv.reader(body.decode().splitlines(), strict=True) if line]
+        # Spreadsheets begin with a byte order mark, and only CSV's own reader knows which line ends are within quotes.
+        text = io.StringIO(body.decode("utf-8-sig"), newline="")
+        lines = [line for line in csv.reader(text, strict=True) if line]
     except (UnicodeDecodeError, csv.Error) as failure:
         raise BadRequestError(f"the body is not CSV: {failure}") from None
     if not lines:

@@ -20,7 +20,7 @@ from modelyard.serve.threads import in_thread
 from modelyard.serve.unread import Answered, Call, pack_call
 from modelyard.serve.wire import Kind, Tensor, pack_tensors
 from modelyard.serve.worker_info import WorkerInfo
-from modelyard.serve.workers import WorkerLost, as_said
+from modelyard.serve.workers import Keep, WorkerLost, as_said
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RayPool:
         self._connecting: asyncio.Task[None] | None = None
         self._code = ""
 
-    async def spawn(self, version: ServedVersion, folder: Path) -> RayWorker:  # noqa: ARG002 (nodes have their own)
+    async def spawn(self, version: ServedVersion, folder: Path, keep: Keep | None = None) -> RayWorker:  # noqa: ARG002 (nodes have their own)
         """A worker somewhere in the cluster.
 
         Raises:

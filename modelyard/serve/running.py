@@ -14,6 +14,7 @@ from modelyard.revisions import ServedVersion
 from modelyard.serve.batching import Batcher
 from modelyard.serve.limits import Limits
 from modelyard.serve.pieces import Waiting
+from modelyard.serve.threads import in_thread
 from modelyard.serve.unread import Answered, Call, Unread
 from modelyard.serve.wire import Tensor
 from modelyard.serve.worker_info import WorkerInfo
@@ -23,7 +24,13 @@ logger = logging.getLogger(__name__)
 
 
 class RunningVersion:
-    """A version that was loaded once; `start` must have returned before it is asked."""
+    """A version that was loaded once; `start` must have returned before it is asked.
+
+    Args:
+        folder: the package's files, just verified.
+        keep: verifies them again, fetches what is damaged or gone, and gives their folder: before a worker is started
+            in the place of one that died, perhaps weeks later.
+    """
 
     def __init__(
         self,
@@ -31,6 +38,7 @@ class RunningVersion:
         served: ServedVersion,
         folder: Path,
         *,
+        keep: Callable[[], Path],
         pool: WorkerPool,
         limits: Limits,
         on_restart: Callable[[RunningVersion], None],
@@ -42,6 +50,7 @@ class RunningVersion:
         self.golden_rows = np.zeros((1, 0))  # raw rows that its verdict was computed on
         self.measured_seconds: float | None = None  # for one row, when it was compressed
         self._folder = folder
+        self._keep = keep
         self._pool = pool
         self._limits = limits
         self._on_restart = on_restart
@@ -97,7 +106,7 @@ class RunningVersion:
         Raises:
             DataError, WorkerLost: it could not be loaded.
         """
-        self._adopt(await self._pool.spawn(self.served, self._folder))
+        self._adopt(await self._pool.spawn(self.served, self._folder, self._keep))
         self._supervisor = asyncio.create_task(self._supervise())
 
     def submit(self, waiting: Waiting, rows: np.ndarray | Unread) -> None:
@@ -193,7 +202,8 @@ class RunningVersion:
                 logger.error("%s version %s keeps dying; others take its requests", self.model, self.served.version)
             await asyncio.sleep(pause_seconds)
             try:
-                self._adopt(await self._pool.spawn(self.served, self._folder))
+                self._folder = await in_thread(self._keep)
+                self._adopt(await self._pool.spawn(self.served, self._folder, self._keep))
             except (ModelyardError, OSError) as failure:
                 logger.warning("%s version %s: %s", self.model, self.served.version, failure)
             else:

@@ -34,6 +34,9 @@ PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
 
 
+Keep = Callable[[], Path]
+
+
 class WorkerLost(EndpointUnavailable):
     """A worker died, or was killed because it hung, before it answered."""
 
@@ -77,8 +80,11 @@ class WorkerHandle(Protocol):
 class WorkerPool(Protocol):
     """Starts workers."""
 
-    async def spawn(self, version: ServedVersion, folder: Path) -> WorkerHandle:
+    async def spawn(self, version: ServedVersion, folder: Path, keep: Keep | None = None) -> WorkerHandle:
         """A worker with the package in ``folder`` loaded and warm.
+
+        Args:
+            keep: gives the folder again, verified anew: for a handle that starts workers itself later.
 
         Raises:
             DataError: the package cannot be loaded.
@@ -96,7 +102,7 @@ class SubprocessPool:
         self._max_bytes = max_bytes
         self._first = first
 
-    async def spawn(self, version: ServedVersion, folder: Path) -> SubprocessWorker:
+    async def spawn(self, version: ServedVersion, folder: Path, keep: Keep | None = None) -> SubprocessWorker:  # noqa: ARG002 (it is one process)
         started = self._take_first() or start_worker()
         ours = started.connection
         patience = Patience(self._limits.stall_seconds, self._limits.hang_seconds)

@@ -33,9 +33,10 @@ class Translated:
 
 def _translation(uri: str, failure: Exception) -> NotFound | ObjectChanged | StoreRefused | StoreUnavailable:
     text = str(failure)
+    if "NoSuchBucket" in text:  # of a listing it arrives as a generic error
+        return StoreRefused(f"{uri}: the bucket does not exist")
     if isinstance(failure, FileNotFoundError):
-        absent = "NoSuchBucket" in text
-        return StoreRefused(f"{uri}: the bucket does not exist") if absent else NotFound(f"{uri}: no such object")
+        return NotFound(f"{uri}: no such object")
     if isinstance(failure, PreconditionError):
         return ObjectChanged(f"{uri}: replaced while it was read; try again")
     if isinstance(failure, PermissionDeniedError | UnauthenticatedError | PermissionError):

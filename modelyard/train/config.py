@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from modelyard.artifacts import Frozen
 from modelyard.masking import MaskingConfig
@@ -51,6 +51,13 @@ OPERATIONAL = {
 OF_ONE_STRATEGY = {"hsdp", "tensor", "parameter_server", "diloco"}
 # Names of artifacts: what they stand for today is an input of the work, by its digest.
 NAMES = {"init": {"model", "checkpoint"}, "distill": {"teacher"}, "model": {"source"}}
+
+
+def _in_quotes(nodes: Any) -> Any:
+    """YAML reads an unquoted 1:4 as a number to the base of 60, so no number is taken for a number of machines."""
+    if isinstance(nodes, int):
+        raise ValueError('write it in quotes: "2", or "1:4" for one to four')  # noqa: TRY004 - pydantic answers with a ValueError's words
+    return nodes
 
 
 class TrainConfig(Frozen):
@@ -109,7 +116,7 @@ class TrainConfig(Frozen):
     stop: StopConfig = StopConfig()
     seed: int = Field(0, ge=0, lt=2**31)
     ranks: int = Field(2, ge=1, le=64)
-    nodes: str = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
+    nodes: Annotated[str, BeforeValidator(_in_quotes)] = Field("1", pattern=r"^[1-9]\d{0,3}(:[1-9]\d{0,3})?$")
     launcher: Annotated[LauncherName, one_of(LauncherName)] = "torch"
     device: Annotated[DeviceName, one_of(DeviceName)] = "auto"
     ray: RayConfig = RayConfig()

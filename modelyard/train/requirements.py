@@ -85,6 +85,9 @@ def require_trainable(
         # Sequences, not texts, are what is dealt out to ranks.
         sequences = {split: -(-tokens // transform.sequence_length) for split, tokens in facts["tokens"].items()}
         _require_rows(sequences, config)
+        _require_warm(config, sequences.get("train"))
+    else:
+        _require_warm(config, facts.get("splits", {}).get("train"))
     for parent in parents.all:
         parent.require_fit(transform, target)
     _require_teachable(config, target, parents)
@@ -120,6 +123,21 @@ def _require_stop(config: TrainConfig, transform: Transform, target: Target) -> 
         raise ConfigError("train.stop.metric", nearest(config.stop.metric, known))
     if config.stop.max_tokens and isinstance(transform, FittedTransform):
         raise ConfigError("train.stop.max_tokens", "rows of this data set have no tokens: take train.stop.max_steps")
+
+
+def _require_warm(config: TrainConfig, rows: int | None) -> None:
+    """The learning rate gets to its top: a warm-up that is longer than the training ends it on the way there."""
+    warm, stop = config.schedule.warmup_steps, config.stop
+    if not warm or rows is None or stop.max_steps == 0:
+        return
+    an_epoch = 1 if config.optimizer.name == "gd" else -(-rows // config.batch_size)
+    steps = min(config.max_epochs * an_epoch, stop.max_steps or config.max_epochs * an_epoch)
+    if warm >= steps:
+        raise ConfigError(
+            "train.schedule.warmup_steps",
+            f"{warm:,} steps of warm-up, and the whole training has {steps:,} ({an_epoch:,} an epoch): the learning rate"
+            " would never get to its top; take fewer, or more epochs",
+        )
 
 
 def _whole_network(

@@ -60,6 +60,12 @@ class ScheduleConfig(Frozen):
     plateau_factor: float = Field(0.5, gt=0, lt=1)
     plateau_patience: int = Field(3, ge=1)
 
+    @model_validator(mode="after")
+    def _falls_after_it_rose(self) -> Self:
+        if self.total_steps is not None and self.warmup_steps >= self.total_steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leave nothing of total_steps {self.total_steps}")
+        return self
+
 
 class StopConfig(Frozen):
     """When to end besides ``max_epochs`` and ``target``.
@@ -79,7 +85,7 @@ class StopConfig(Frozen):
     max_steps: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=1)
     max_seconds: float | None = Field(None, gt=0)
-    diverged_above: float | None = None
+    diverged_above: float | None = Field(None, gt=0)
 
 
 class CheckpointConfig(Frozen):

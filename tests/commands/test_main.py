@@ -52,6 +52,13 @@ def test_a_bad_setting_is_one_paragraph_too():
     assert "Traceback" not in failed.stderr
 
 
+def test_a_rollback_of_an_unknown_preset_creates_no_run():
+    """In a hurry a sentence at once helps more than a run that fails; a file's own path is taken, as `modelyard run` does."""
+    failed = modelyard("rollback", "no-such.yaml", MODELYARD_PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert failed.returncode == 1
+    assert "preset: 'no-such.yaml' is not there; known: digits" in failed.stderr
+
+
 def test_status_for_programs(store: Store):
     """`status --json` is JSON on stdout whatever the state of the stack."""
     parts = json.loads(modelyard("status", "--json").stdout)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,6 +62,15 @@ def test_the_quick_parser_never_disagrees(body: bytes):
         assert outcome(body) == "refused"
     else:
         assert quick is None or described(quick) == outcome(body)
+
+
+@pytest.mark.parametrize("again", ['"datatype": "INT8", ', '"shape": null, ', '"name": "x", '])
+def test_a_key_that_is_there_twice_has_one_meaning(again: str):
+    """Parsers differ in which of the two they take: the quick one leaves such a request to the careful one."""
+    tensor = '"name": "features", "datatype": "FP32", "shape": [1, 2], "data": [1, 2.5]'
+    assert protocol_v2._parse_plain(f'{{"inputs": [{{{tensor}}}]}}'.encode())
+    assert protocol_v2._parse_plain(f'{{"inputs": [{{{again}{tensor}}}]}}'.encode()) is None
+    assert protocol_v2._parse_plain(f'{{"id": "a", "id": "b", "inputs": [{{{tensor}}}]}}'.encode()) is None
 
 
 def test_the_quick_parser_is_used():

@@ -103,6 +103,31 @@ def test_csv_is_the_same_rows(endpoint: Endpoint, kind: str):
     assert labels_of(response) == LABELS
 
 
+def test_csv_as_spreadsheets_write_it(endpoint: Endpoint):
+    """A byte order mark is none of the first column's name; a line end within quotes, or one that only Unicode knows, ends
+    no row."""
+    odd = FRAME[COLUMNS].assign(note='a "quoted"\nnote\u2028of\x85lines').to_csv(index=False).encode("utf-8-sig")
+    response = endpoint.client.post("/invocations", content=odd, headers={"Content-Type": "text/csv"})
+    assert labels_of(response) == LABELS
+
+
+def test_java_is_told_why_its_body_is_lost(endpoint: Endpoint):
+    """Its client asks for HTTP/2 with the first request; what the parser drops then is not said to be bad JSON."""
+    asks = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMAAABk"}
+    response = endpoint.client.post("/invocations", json={"instances": [[1, 2, 3, 4]]}, headers=asks)
+    assert (response.status_code, response.headers["connection"]) == (400, "close")
+    assert "does not upgrade to 'h2c'" in response.json()["error"]
+
+
+def test_a_balancer_may_ask_by_head(endpoint: Endpoint):
+    """Where GET is allowed HEAD is, and gets the same headers without a body; elsewhere it is a 405."""
+    for path in ("/livez", "/readyz", "/"):
+        head, get = endpoint.client.head(path), endpoint.client.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == get.headers["content-length"]
+    assert endpoint.client.head("/invocations").status_code == 405
+
+
 def test_ping_and_health(endpoint: Endpoint):
     """Both say what /readyz says."""
     assert endpoint.client.get("/ping").status_code == endpoint.client.get("/health").status_code == 200
@@ -150,10 +175,14 @@ def test_a_wrong_document_is_400_with_a_sentence(endpoint: Endpoint, document: d
         (b"feature_0,feature_1,feature_2,feature_3\n", "no rows"),
         (b"feature_0,feature_1\n1,2\n", "columns are missing: feature_2, feature_3"),
         (b"feature_0,feature_1,feature_2,feature_3\n1,2,3\n", "row 1 of the CSV has 3 values"),
-        (b"feature_0,feature_1,feature_2,feature_3\n1,2,3,x\n", "something else than numbers"),
+        (
+            b"feature_0,feature_1,feature_2,feature_3\n1,2,3,x\n",
+            "row 1 of the CSV has 'x' as 'feature_3', which is not a number",
+        ),
         (b"feature_0,feature_1,feature_2,feature_3\n1,2,3,nan\n", "not finite"),
         (b'feature_0,"feature_1\n', "not CSV"),
         (b"\xff\xfe", "not CSV"),
+        (b"feature_0,feature_1,feature_2,feature_3\n1,2,,4\n", "row 1 of the CSV has '' as 'feature_2'"),
     ],
 )
 def test_wrong_csv_is_400_with_a_sentence(endpoint: Endpoint, text: bytes, sentence: str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,11 +121,13 @@ def test_a_killed_endpoint_serves_again_without_the_store(serving: Endpoint):
 
 
 def test_a_damaged_cache_is_never_served(serving: Endpoint):
-    """A flipped byte on the local disk: without the store nothing is served; with it the file is fetched anew."""
+    """A flipped byte on the local disk: without the store nothing is served; with it the file is fetched anew, also when a
+    worker dies long after the start, and when the whole folder is gone."""
     serving.end(signal.SIGTERM)
     [model] = serving.log.parent.glob("endpoint/cache/*/model.onnx")
     whole = model.read_bytes()
-    model.write_bytes(whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:])
+    damaged = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    model.write_bytes(damaged)
     serving.start(store_url=f"http://127.0.0.1:{free_port()}")
     until(lambda: serving.status()["error"], "an error")
     assert serving.client.get("/readyz").status_code == 503
@@ -134,6 +137,12 @@ def test_a_damaged_cache_is_never_served(serving: Endpoint):
     until(lambda: serving.client.get("/readyz").status_code == 200, "readiness")
     assert serving.client.post(INFER, json=BODY).status_code == 200
     assert model.read_bytes() == whole
+    for damage in (lambda: model.write_bytes(damaged), lambda: shutil.rmtree(model.parent)):
+        damage()
+        [pid] = until(serving.worker_pids, "a worker")
+        os.kill(pid, signal.SIGKILL)
+        assert serving.client.post(INFER, json=BODY, timeout=15).status_code == 200
+        assert model.read_bytes() == whole
 
 
 async def test_sigterm_answers_what_it_accepted(serving: Endpoint):

@@ -27,6 +27,7 @@ from modelyard.train import CheckpointConfig, RankEvent, StopConfig, TrainConfig
 from modelyard.train.costs import try_out
 from modelyard.train.launch import _rank_error
 from modelyard.train.rank_checks import require_outputs
+from modelyard.train.sections import ScheduleConfig
 from tests.train.conftest import make_dataset
 from tests.workbench import blobs, parquet_bytes, upload
 
@@ -137,6 +138,7 @@ def _killed_while_training(dataset: ArtifactRef, config: TrainConfig) -> list[ps
 @pytest.mark.parametrize(("update", "words"), [
     ({"stop": StopConfig(metric="acuracy")}, r"train\.stop\.metric: .*did you mean 'accuracy'\? There are accuracy, macro_f1"),
     ({"stop": StopConfig(max_tokens=9)}, r"train\.stop\.max_tokens: rows of this data set have no tokens"),
+    ({"schedule": ScheduleConfig(warmup_steps=9), "max_epochs": 1}, r"warmup_steps: 9 steps of warm-up, and .* has \d"),
     ({"ranks": 64, "batch_size": 10_000}, r"train\.ranks: 64 ranks for \d+ training rows"),
     ({"device": "mtia"}, r"train\.device: there is no 'mtia': torch [\w.+]+ finds .* here, and \d+ processors; take auto"),
     ({"model": CnnConfig(kind="cnn", image=(8, 8))}, r"train\.model\.image: 8 x 8 .* are 64 inputs a row, the data set gives 2"),
