@@ -21,7 +21,7 @@ from modelyard.models.build import load_model
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.task_kinds import Target
-from modelyard.train import OptimizerConfig, TrainConfig, train
+from modelyard.train import DistillConfig, OptimizerConfig, TrainConfig, train
 from modelyard.train.pair_rows import text_pairs
 from modelyard.train.pretrained_network import pretrained_of
 from modelyard.train.requirements import require_trainable
@@ -116,8 +116,9 @@ def test_training_of_vectors_resumes_to_the_bit(
     specs = [_spec(catalog, ref, config, f"{store.root}/tests/{folder}/{name}") for name in ("a", "b")]
     if learns:
         teacher = train(catalog, ref, settings_of(source, max_epochs=2), Origin()).ref
-        config = narrow(max_epochs=12, strategy=strategy, distill=learns)
-        specs = [_spec(catalog, ref, config, one.checkpoints).model_copy(update={"teacher": teacher}) for one in specs]
+        specs = [_spec(catalog, ref, narrow(max_epochs=12, strategy=strategy), one.checkpoints) for one in specs]
+        told = specs[0].config.model_copy(update={"distill": DistillConfig.model_validate(learns)})
+        specs = [one.model_copy(update={"config": told, "teacher": teacher}) for one in specs]
     unbroken = pair.run(assembled, settings, specs[0])[0]
     pair.run(assembled, settings, specs[1], 17)
     assert_same(pair.run(assembled, settings, specs[1])[0], unbroken)
@@ -138,13 +139,12 @@ def narrow(**changes: Any) -> TrainConfig:
 
 @pytest.mark.soak
 def test_a_student_of_vectors_comes_near_to_its_teacher(catalog: Catalog, source: Path, tmp_path: Path):
-    """Through torch's launcher, two ranks: how alike it holds texts that neither was trained on to be is what its teacher says,
-    and not what one says that learned from the same pairs alone. What belongs together and likenesses; layers with it."""
+    """Through torch's launcher, two ranks: how alike it holds texts that it was not trained on is nearer to what its teacher
+    says than what one says that learned from the same pairs alone. What belongs together and likenesses; layers with it."""
     pairs_of = {"together": together(catalog, source), "likened": likened(catalog, source)}
     teacher = train(catalog, pairs_of["together"], settings_of(source, max_epochs=20), Origin()).ref
-    texts = rows_of(catalog, pairs_of["together"], "text")
 
-    def cosines(ref: ArtifactRef) -> np.ndarray:
+    def cosines(ref: ArtifactRef, texts: list[str]) -> np.ndarray:
         catalog.fetch(ref, tmp_path / ref.digest)
         reader = read_row_transform((tmp_path / ref.digest / TRANSFORM_FILE).read_bytes())
         assert isinstance(reader, TextTransform)
@@ -155,7 +155,8 @@ def test_a_student_of_vectors_comes_near_to_its_teacher(catalog: Catalog, source
 
     def nearness(kind: str, distill: dict[str, Any], taught_by: ArtifactRef | None) -> float:
         made = train(catalog, pairs_of[kind], narrow(distill=distill), Origin(), teacher=taught_by).ref
-        return float(np.corrcoef(cosines(made), cosines(teacher))[0, 1])
+        texts = rows_of(catalog, pairs_of[kind], "text")
+        return float(np.corrcoef(cosines(made, texts), cosines(teacher, texts))[0, 1])
 
     for kind in pairs_of:
         untaught = nearness(kind, {}, None)
