@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def answers(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_it_learns_how_likely_its_teacher_takes_each_item_of_the_batch():
     """T^2 times the divergence of the softened probabilities, which the loss on labels would have, rows by their weights,
-    against scipy; cosines or dot products; 0 where they agree, in whatever vectors."""
+    against scipy, and its gradient on both sides of a pair; cosines or dot products; 0 where they agree, in whatever vectors."""
     own, its, targets = answers(6)
 
     def probabilities(outputs: torch.Tensor, *, cosine: bool, correct: bool) -> np.ndarray:
@@ -39,6 +40,8 @@ def test_it_learns_how_likely_its_teacher_takes_each_item_of_the_batch():
         options: dict[str, Any] = {"temperature": 0.5, "cosine": cosine, "correct_popularity": correct}
         found = soft_in_batch(own, its, targets, softness=3.0, peers=Peers(), **options)
         assert float(found) == pytest.approx(expected)
+        learned = partial(soft_in_batch, taught=its, targets=targets, softness=3.0, peers=Peers(), **options)
+        assert torch.autograd.gradcheck(learned, own.clone().requires_grad_())
         turned = torch.linalg.qr(torch.randn(OWN_WIDTH, OWN_WIDTH, dtype=torch.float64)).Q
         assert float(
             soft_in_batch(own, own @ turned, targets, softness=3.0, peers=Peers(), **options)
