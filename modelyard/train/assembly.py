@@ -31,7 +31,7 @@ from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.contrast import PAIR_LOSSES
 from modelyard.train.costs import costs_of, try_out
-from modelyard.train.distillation import Teacher
+from modelyard.train.distillation import Teacher, lesson_of
 from modelyard.train.events import RankEvent
 from modelyard.train.first_weights import draws_one_by_one, is_on_meta, whole_because
 from modelyard.train.local_rows import LocalRows
@@ -144,7 +144,7 @@ def _data(spec: RankSpec, catalog: Catalog, rows: LocalRows, teacher: Parent | N
     dataset = Dataset.fetch(catalog, spec.dataset, folder, [])
     if loss_of(target) in PAIR_LOSSES:
         data = (
-            item_pairs(catalog, spec.dataset, dataset, rows)
+            item_pairs(catalog, spec.dataset, dataset, rows, teacher)
             if target.items
             else text_pairs(catalog, spec.dataset, dataset)
         )
@@ -263,7 +263,7 @@ def _teacher(
         _fetched(catalog, parent.ref, folder),
         device,
         spec.config.distill,
-        loss=task_kind(own.task).loss,
+        lesson=lesson_of(loss_of(own), spec.config),
         precision=Precision(spec.config.precision, device),
         scale=its.scale / own.scale,
         shift=(its.mean - own.mean) / own.scale,

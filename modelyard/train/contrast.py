@@ -77,6 +77,32 @@ class _Gathered(torch.autograd.Function):
         return whole[peers.index :: peers.count][: ctx.num_rows], None
 
 
+def similarities(outputs: torch.Tensor, peers: Peers, *, cosine: bool) -> torch.Tensor:
+    """Of each query with every item of the global batch, (n, m), from outputs (n, 2, k): cosines, whatever the length of the
+    vectors, or dot products. A collective."""
+    if cosine:
+        outputs = nn.functional.normalize(outputs, dim=-1)
+    return outputs[:, 0] @ peers.gathered(outputs[:, 1]).T
+
+
+def batch_scores(
+    outputs: torch.Tensor,
+    told: torch.Tensor,
+    *,
+    peers: Peers,
+    temperature: float,
+    cosine: bool = False,
+    correct_popularity: bool = True,
+) -> torch.Tensor:
+    """What `in_batch_softmax` takes the softmax of, (n, m). A collective.
+
+    Args:
+        told: (m, 3): the targets of all rows of the global batch.
+    """
+    scores = similarities(outputs, peers, cosine=cosine) / temperature
+    return scores - told[:, LOG_FREQUENCY] if correct_popularity else scores
+
+
 def in_batch_softmax(
     outputs: torch.Tensor,
     targets: torch.Tensor,
@@ -99,14 +125,11 @@ def in_batch_softmax(
         correct_popularity: take off the logarithms of frequencies.
         cosine: similarities are cosines, whatever the length of the vectors; else dot products.
     """
-    if cosine:
-        outputs = nn.functional.normalize(outputs, dim=-1)
-    queries, items = outputs[:, 0], outputs[:, 1]
-    others, told = peers.gathered(items), peers.gathered(targets)
-    own = peers.places(len(queries), outputs.device)
-    scores = queries @ others.T / temperature
-    if correct_popularity:
-        scores = scores - told[:, LOG_FREQUENCY]
+    told = peers.gathered(targets)
+    scores = batch_scores(
+        outputs, told, peers=peers, temperature=temperature, cosine=cosine, correct_popularity=correct_popularity
+    )
+    own = peers.places(len(outputs), outputs.device)
     again = targets[:, ITEM][:, None] == told[:, ITEM]
     again[torch.arange(len(own), device=own.device), own] = False
     losses = nn.functional.cross_entropy(scores.masked_fill(again, -math.inf), own, reduction="none")
@@ -129,10 +152,13 @@ def pair_loss(name: str, config: TrainConfig) -> Callable[[torch.Tensor, torch.T
     """The loss of that name as this rank computes it. Every rank has to call it."""
     if name == "cosine_error":
         return cosine_error
-    return partial(
-        in_batch_softmax,
-        peers=Peers.of(config),
-        temperature=config.pairs.temperature,
-        cosine=name == "contrastive",
-        correct_popularity=config.pairs.correct_popularity,
-    )
+    return partial(in_batch_softmax, peers=Peers.of(config), **scoring(name, config))
+
+
+def scoring(name: str, config: TrainConfig) -> dict[str, Any]:
+    """How the loss of that name has items scored: options of `batch_scores`."""
+    return {
+        "temperature": config.pairs.temperature,
+        "cosine": name == "contrastive",
+        "correct_popularity": config.pairs.correct_popularity,
+    }

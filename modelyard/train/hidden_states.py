@@ -67,10 +67,13 @@ class HiddenStates:
         self._own.is_on = self._its.is_on = True
 
     def loss(self, features: torch.Tensor) -> torch.Tensor:
-        """The weighted mean over pairs of the distance of each row, summed over rows (n, ...) that both just computed."""
+        """The weighted mean over pairs of the distance of each row, summed over rows (n, ...) that both just computed. Of two
+        texts, (n, 2, t), which networks read one below the other, a row's distance is the mean."""
+        texts = features.shape[1] if features.ndim == 3 and not features.is_floating_point() else 1
+        read = features.flatten(0, 1) if texts > 1 else features
         states = list(zip(self._own.take(), self._its.take(), strict=True))
-        summed = [self._distance(number, *pair, features) for number, pair in enumerate(states)]
-        return self._config.weight * torch.stack(summed).mean()
+        summed = [self._distance(number, *pair, read) for number, pair in enumerate(states)]
+        return self._config.weight * torch.stack(summed).mean() / texts
 
     def _distance(self, number: int, own: torch.Tensor, its: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         # A network that is asked about no row may have computed one that nobody asked for.

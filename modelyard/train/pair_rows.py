@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from modelyard.task_kinds import Target
 from modelyard.train.contrast import ITEM, MAX_ITEMS
 from modelyard.train.local_rows import LocalRows
 from modelyard.train.rows import Batch, Rows, Split, TextSplit
-from modelyard.transform import TextTransform
+from modelyard.train.starting import Parent
+from modelyard.transform import FittedTransform, TextTransform
 from modelyard.transform.text import NO_TOKEN
 
 if TYPE_CHECKING:
@@ -56,8 +57,11 @@ class Pairs:
         return self.rows.batch(numbers)
 
 
-def item_pairs(catalog: Catalog, ref: ArtifactRef, dataset: Dataset, rows: LocalRows) -> tuple[Pairs, Pairs]:
-    """Queries with their items, of the training and the validation split; both splits' items are the catalogue."""
+def item_pairs(
+    catalog: Catalog, ref: ArtifactRef, dataset: Dataset, rows: LocalRows, teacher: Parent | None = None
+) -> tuple[Pairs, Pairs]:
+    """Queries with their items, of the training and the validation split; both splits' items are the catalogue. Training rows
+    have a teacher's own inputs where its transforms were fitted on other rows."""
     schema = dataset.target.items
     assert schema is not None, "preprocessing fits it"
     splits = catalog.manifest(ref).content.facts.get("splits", {})
@@ -81,27 +85,63 @@ def item_pairs(catalog: Catalog, ref: ArtifactRef, dataset: Dataset, rows: Local
         raise DataError(f"the data set has {len(items):,} items, more than the {MAX_ITEMS:,} that are told apart")
     inputs = schema.apply_frame(items.frame)
     catalogue = Split.of(np.pad(inputs, ((0, 0), (dataset.transform.width, 0))), np.zeros(len(items), np.float32))
-    train, validation = (_table(catalog, ref, dataset, rows, split, items) for split in SPLITS)
+    train = _table(catalog, ref, dataset, rows, "train", items, _other_sides(dataset, teacher))
+    validation = _table(catalog, ref, dataset, rows, "validation", items)
     return Pairs(rows=train, catalogue=catalogue), Pairs(rows=validation, catalogue=catalogue)
 
 
+class Sides(NamedTuple):
+    """What makes the network input of a pair: of its query, and of its item."""
+
+    query: FittedTransform
+    item: FittedTransform
+
+    @property
+    def width(self) -> int:
+        return self.query.width + self.item.width
+
+    def of(self, frame: pd.DataFrame) -> np.ndarray:
+        return np.concatenate([self.query.apply_frame(frame), self.item.apply_frame(frame)], axis=1)
+
+    def text(self) -> str:
+        return "".join(one.model_dump_json() for one in self)
+
+
+def _own_sides(transform: object, target: Target) -> Sides:
+    assert isinstance(transform, FittedTransform)
+    assert target.items is not None, "checked before ranks were started"
+    return Sides(transform, target.items)
+
+
+def _other_sides(dataset: Dataset, teacher: Parent | None) -> Sides | None:
+    """A teacher's, where they are not the data set's."""
+    its = _own_sides(teacher.transform, teacher.target) if teacher else None
+    return its if its != _own_sides(dataset.transform, dataset.target) else None
+
+
 def _table(
-    catalog: Catalog, ref: ArtifactRef, dataset: Dataset, rows: LocalRows, split: SplitName, items: Items
+    catalog: Catalog,
+    ref: ArtifactRef,
+    dataset: Dataset,
+    rows: LocalRows,
+    split: SplitName,
+    items: Items,
+    seen: Sides | None = None,
 ) -> Split:
-    schema, width = dataset.target.items, dataset.transform.width
-    assert schema is not None
+    own = _own_sides(dataset.transform, dataset.target)
 
     def parts() -> Iterator[tuple[np.ndarray, ...]]:
         # Among validation rows are items that training has not seen: their frequency corrects nothing there.
         frequency = np.log(np.maximum(items.counts, 1) / max(int(items.counts.sum()), 1))
         for frame in dataset.fetched_frames(catalog, ref, split):
-            sides = [dataset.transform.apply(dataset.transform.rows(frame)), schema.apply_frame(frame)]
             numbers = items.numbers(frame[items.column])
-            told = np.column_stack([numbers, frequency[numbers], _weights(dataset.target, frame)])
-            yield np.concatenate(sides, axis=1), told.astype(np.float32)
+            told = np.column_stack([numbers, frequency[numbers], _weights(dataset.target, frame)]).astype(np.float32)
+            yield (own.of(frame), told, seen.of(frame)) if seen else (own.of(frame), told)
 
     num_rows = catalog.manifest(ref).content.facts.get("splits", {}).get(split, 0)
-    return rows.split(f"{ref.digest}-{split}-pairs-{_code()}", num_rows * 4 * (width + schema.width + 3), parts)
+    width = own.width + (seen.width if seen else 0)
+    name = f"{ref.digest}-{split}-pairs-{_code(seen.text() if seen else '')}"
+    return rows.split(name, num_rows * 4 * (width + 3), parts)
 
 
 def _weights(target: Target, frame: pd.DataFrame) -> np.ndarray:
@@ -110,9 +150,13 @@ def _weights(target: Target, frame: pd.DataFrame) -> np.ndarray:
     return frame[target.weight].to_numpy(dtype=np.float64)
 
 
-def _code() -> str:
+def _code(also: str = "") -> str:
     """What the rows are made by is a part of their folder's name: another version of it makes others."""
-    means = [code_version("modelyard.datasets", ["numpy", "pandas"]), code_version("modelyard.retrieval", ["numpy"])]
+    means = [
+        also,
+        code_version("modelyard.datasets", ["numpy", "pandas"]),
+        code_version("modelyard.retrieval", ["numpy"]),
+    ]
     return hashlib.sha256("".join(means).encode()).hexdigest()[:16]
 
 

@@ -31,10 +31,6 @@ from modelyard.transform.tokens import TokenTransform
 PIXEL = re.compile(r"_(\d+)_(\d+)(?:_[a-z]+)?$")  # pixel_3_7, pixel_3_7_red
 
 
-# Tasks for which no distillation is known here: what a pair is told from, its batch, has no soft target.
-UNTEACHABLE = ("embedding", "retrieval")
-
-
 def require_factory(config: TrainConfig) -> None:
     """Refuse a user's network that cannot be imported here, before anything is computed for it.
 
@@ -283,10 +279,15 @@ def require_free_memory(
 
 
 def _require_teachable(config: TrainConfig, target: Target, parents: Parents) -> None:
-    if parents.teacher and target.task in UNTEACHABLE:
-        raise ConfigError(TEACHER_FIELD, f"nobody can be taught {target.task}: leave out {TEACHER_FIELD}")
-    if config.distill.hidden and parents.teacher is None:
+    hidden = config.distill.hidden
+    if hidden and parents.teacher is None:
         raise ConfigError("train.distill.hidden", f"there is no teacher to learn from: name one in {TEACHER_FIELD}")
+    if hidden and isinstance(hidden.layers, int) and target.task == "retrieval":
+        raise ConfigError(
+            "train.distill.hidden.layers",
+            "two towers have no one order of layers to count in: name them, as {queries.head.layers.0:"
+            " queries.head.layers.0}, or leave out train.distill.hidden",
+        )
 
 
 def _require_layers(

@@ -196,7 +196,8 @@ class DistillConfig(Frozen):
 
     Attributes:
         teacher: a trained model of the same task, named as ``init.model`` is. Empty: labels alone.
-        temperature: softens both models' probabilities; a regression has none.
+        temperature: softens both models' probabilities, of pairs those over the items of a step; a regression and a likeness
+            have none.
         weight: of the loss against the teacher; the rest is that against the labels.
         hidden: learn from its layers as well; None: from its answers alone.
     """

@@ -11,7 +11,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError
-from modelyard.models.config import MODEL_FILE, ModelSpec
+from modelyard.models.config import MODEL_FILE, HuggingFaceConfig, ModelSpec
 from modelyard.task_kinds import Target
 from modelyard.train.config import TrainConfig
 from modelyard.transform import FittedTransform, TextTransform
@@ -71,8 +71,12 @@ class Parent:
             self._refuse(f"has other classes: {_difference(self.target.classes, target.classes)}")
         if self.transform.columns != transform.columns:
             self._refuse(f"takes other columns: {_difference(self.transform.columns, transform.columns)}")
+        own, its = (one.items.columns if one.items else [] for one in (target, self.target))
+        if own != its:
+            self._refuse(f"takes other columns of items: {_difference(its, own)}")
         if isinstance(self.transform, TOKENISED) or isinstance(transform, TOKENISED):
             self._require_tokenizer(transform)
+            self._require_positions(transform)
         elif self.transform.width != transform.width:
             self._refuse(
                 f"takes {self.transform.width} inputs, this data set's columns become {transform.width}; train it anew"
@@ -84,6 +88,16 @@ class Parent:
         if own != its:
             self._refuse(
                 f"has another tokenizer ({its[:12]}) than the data set ({own[:12]}): its numbers would mean other words"
+            )
+
+    def _require_positions(self, transform: Transform) -> None:
+        """A network of `transformers` may know no more than so many places in a text."""
+        network = self.spec.network
+        places = network.config.get("max_position_embeddings") if isinstance(network, HuggingFaceConfig) else None
+        if isinstance(transform, TextTransform) and isinstance(places, int) and places < transform.max_length:
+            self._refuse(
+                f"reads {places} tokens of a text, the data set has up to {transform.max_length}: a smaller"
+                " preprocess.transform.text.max_length"
             )
 
     def _refuse(self, problem: str) -> None:

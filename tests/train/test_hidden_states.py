@@ -81,7 +81,7 @@ def _distance(own: np.ndarray, its: np.ndarray, loss: str) -> float:
 
 
 class Reader(nn.Module):
-    """A user's own network of tokens, which may be -1: there is none."""
+    """A network of tokens, which may be -1: there is none. Of two texts it reads one below the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -89,22 +89,23 @@ class Reader(nn.Module):
         self.ends = nn.Linear(3, 2)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.ends(self.table(tokens.clamp(min=0))).mean(1)
+        return self.ends(self.table(tokens.reshape(-1, tokens.shape[-1]).clamp(min=0))).mean(1)
 
 
 def test_what_fills_up_a_batch_does_not_count():
-    """A short text is as far from its teacher's states as it is in a batch of its own."""
+    """A short text is as far from its teacher's states as it is in a batch of its own; of a row of two texts the mean counts,
+    and of a rank without rows nothing."""
     student, teacher = Reader(), Reader()
     config = HiddenConfig(layers={"table": "table"})
     rows = torch.tensor([[1, 2, -1, -1], [3, 4, 5, 6]])
     made = lesson(config, student, teacher, rows)
     found = []
-    for batch in (rows, rows[:1, :2], rows[1:]):
+    for batch in (rows, rows[:1, :2], rows[1:], rows[None], rows[None][:0]):
         made.listen()
         student(batch), teacher(batch)
         found.append(float(made.loss(batch).detach()))
-    assert found[0] == pytest.approx(found[1] + found[2])
-    assert min(found) > 0
+    assert found[0] == pytest.approx(found[1] + found[2]) == pytest.approx(2 * found[3])
+    assert min(found[:4]) > 0 == found[4]
 
 
 def test_layers_are_paired_evenly_by_depth():

@@ -32,7 +32,7 @@ from modelyard.train import (
     trained_model,
 )
 from modelyard.train.assembly import RankSpec, assemble
-from modelyard.train.distillation import Teacher, soft_cross_entropy, soft_token_cross_entropy
+from modelyard.train.distillation import Teacher, lesson_of, soft_cross_entropy, soft_token_cross_entropy
 from modelyard.train.precision import Precision
 from modelyard.train.rows import Split
 from modelyard.train.stage import training_work
@@ -223,7 +223,9 @@ def taught(settings: Settings, folder: str, weight: float) -> float:
     )
     made = runs.trainer(settings, folder, config, train=wrong)
     loss = Precision("fp32", runs.CPU)
-    made.stepper._teacher = Teacher(wise, runs.CPU, config.distill, loss="cross_entropy", precision=loss)
+    made.stepper._teacher = Teacher(
+        wise, runs.CPU, config.distill, lesson=lesson_of("cross_entropy", config), precision=loss
+    )
     made.fit()
     made.stepper.network.eval()
     return float((made.stepper.outputs(right.features).argmax(1) == right.targets).float().mean())
@@ -242,8 +244,8 @@ def test_a_teachers_number_is_brought_into_the_students_units():
     nn.init.zeros_(same.bias)
     own, its = (2.0, 4.0), (10.0, 8.0)  # mean and deviation
     precision = Precision("fp32", runs.CPU)
-    shift = (its[0] - own[0]) / own[1]
-    guide = Teacher(same, runs.CPU, DistillConfig(weight=1.0), loss="mean_squared_error", precision=precision,
+    learned, shift = lesson_of("mean_squared_error", TrainConfig()), (its[0] - own[0]) / own[1]
+    guide = Teacher(same, runs.CPU, DistillConfig(weight=1.0), lesson=learned, precision=precision,
                     scale=its[1] / own[1], shift=shift)  # fmt: skip
     features = torch.tensor([[0.5]])  # the teacher says 10 + 0.5 * 8 = 14, which is (14 - 2) / 4 = 3 for the student
     said, label = torch.tensor([[3.0]]), torch.zeros(1)

@@ -23,7 +23,7 @@ from modelyard.train import DistillConfig, OptimizerConfig, RankEvent, StopConfi
 from modelyard.train.assembly import RankSpec
 from modelyard.train.losses import LOSSES
 from modelyard.train.pretrained_network import pretrained_of
-from modelyard.train.requirements import _require_teachable, require_trainable
+from modelyard.train.requirements import require_trainable
 from modelyard.train.starting import Parent, Parents
 from modelyard.train.tagged_rows import TaggedSplit
 from modelyard.transform import TextTransform, read_row_transform
@@ -124,8 +124,6 @@ def test_what_cannot_label_tokens_is_said_before_a_rank_starts(catalog: Catalog,
     )
     with pytest.raises(ConfigError, match=r"train\.distill\.teacher: .* has another tokenizer"):
         require_trainable(catalog, tags, settings_of(source), Parents(teacher=teacher))
-    with pytest.raises(ConfigError, match="nobody can be taught embedding"):
-        _require_teachable(config, teacher.target.model_copy(update={"task": "embedding"}), Parents(teacher=teacher))
 
 
 @pytest.mark.soak
