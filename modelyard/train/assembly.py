@@ -21,7 +21,8 @@ from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.datasets import Split as SplitName
 from modelyard.masking import Masker
 from modelyard.models.build import build_model, load_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
+from modelyard.models.config import MODEL_FILE, HuggingFaceConfig
+from modelyard.models.weights import fetch_weights
 from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, headline_of, loss_of, task_kind
 from modelyard.token_data import TokenData
@@ -298,5 +299,5 @@ def _table(
 
 
 def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
-    catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+    fetch_weights(catalog, ref, folder, [MODEL_FILE])
     return load_model(folder)

@@ -138,21 +138,42 @@ def local_files(folder: Path) -> list[Path]:
     return sorted((folder / LOCAL).glob("rank-*.safetensors"))
 
 
-def published_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Tensors:
-    """Full weights of a fetched checkpoint, put together from the shards in one process; the moving average's where
-    one was kept. ``shapes`` are the network's."""
-    stored = HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata().state_dict_metadata
-    whole = {
-        name: torch.empty(kind.size, dtype=kind.properties.dtype)
-        for name, kind in stored.items()
-        if name.startswith((MODEL, AVERAGE)) and isinstance(kind, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: there is no group here
-        dcp.load(whole, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
-    weights = {name.removeprefix(MODEL): value for name, value in whole.items() if name.startswith(MODEL)}
-    averages = {name.removeprefix(AVERAGE): value for name, value in whole.items() if name.startswith(AVERAGE)}
-    return {name: value.reshape(list(shapes[name])) for name, value in (weights | averages).items()}
+class PublishedWeights:
+    """Full weights of a fetched checkpoint, some at a time put together from the shards in one process; the moving average's
+    where one was kept (a `modelyard.models.weights.Source`).
+
+    Args:
+        shapes: of the network's weights.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._shards, self._shapes = folder / SHARDS, shapes
+        metadata = HuggingFaceStorageReader(str(self._shards)).read_metadata().state_dict_metadata
+        stored = {name: kind for name, kind in metadata.items() if isinstance(kind, TensorStorageMetadata)}
+        self._names = {  # name in the network -> in the checkpoint; an average comes last and takes the weight's place
+            name.removeprefix(sort): name for sort in (MODEL, AVERAGE) for name in stored if name.startswith(sort)
+        }
+        self._empty = {
+            name: torch.empty(stored[there].size, dtype=stored[there].properties.dtype, device="meta")
+            for name, there in self._names.items()
+        }
+
+    @property
+    def described(self) -> Tensors:
+        """Name -> shape and type, on torch's meta device."""
+        return {name: value.reshape(list(self._shapes[name])) for name, value in self._empty.items()}
+
+    def read(self, names: Iterable[str]) -> Tensors:
+        """Some of them."""
+        empty = {name: torch.empty_like(self._empty[name], device="cpu") for name in names}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: there is no group here
+            dcp.load(
+                {self._names[name]: value for name, value in empty.items()},
+                storage_reader=HuggingFaceStorageReader(str(self._shards)),
+                no_dist=True,
+            )
+        return {name: value.reshape(list(self._shapes[name])) for name, value in empty.items()}
 
 
 def shapes(network: nn.Module) -> dict[str, list[int]]:
