@@ -179,6 +179,24 @@ class StoredWeights:
                 found |= {name: opened.get_tensor(name) for name in names}
         return found
 
+    def require_fit(self, shapes: Mapping[str, Sequence[int]], network: str) -> None:
+        """Refuse weights of another network, without looking at one; ``network`` is its name in the sentence.
+
+        Raises:
+            DataError: names a weight that differs, with both shapes.
+        """
+        own: dict[str, list[int]] = {}
+        for file, names in self._held.items():
+            with safe_open(self._folder / file, framework="np") as opened:
+                own |= {name: opened.get_slice(name).get_shape() for name in names}
+        wanted = {name: list(shape) for name, shape in shapes.items()}
+        if different := sorted(name for name in own.keys() | wanted.keys() if own.get(name) != wanted.get(name)):
+            name = different[0]
+            raise DataError(
+                f"{self._where}{self.name} does not fit the network of {network}: {name} is {own.get(name, 'missing')} there"
+                f" and {wanted.get(name, 'missing')} in the network"
+            )
+
     def _weight_map(self) -> dict[str, str]:
         """Tensor -> file, as the index has it."""
         path = self._folder / INDEX_FILE

@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from modelyard.train.first_weights import plain_name
 from modelyard.train.stepper import Stepper
 
 SHARDS, LOCAL = "shards", "local"
@@ -55,7 +56,7 @@ def shared_tensors(stepper: Stepper) -> Tensors:
     found = {MODEL + name: value for name, value in model.items()}
     found |= {OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if stepper.average:
-        found |= {AVERAGE + _plain(name): value for name, value in stepper.average.weights.items()}
+        found |= {AVERAGE + plain_name(name): value for name, value in stepper.average.weights.items()}
     if stepper.hidden:
         found |= {HIDDEN + name: value for name, value in stepper.hidden.projections.state_dict().items()}
         state = optimizer_tensors(stepper.hidden.projections, stepper.hidden.optimizers)
@@ -115,7 +116,7 @@ def restore_(stepper: Stepper, folder: Path) -> None:
     load_optimizers_(network, stepper.optimizers, found)
     if average:
         for name, value in average.weights.items():
-            value.copy_(fresh[AVERAGE + _plain(name)])
+            value.copy_(fresh[AVERAGE + plain_name(name)])
     if stepper.hidden:
         held = {name.removeprefix(HIDDEN): value for name, value in fresh.items() if name.startswith(HIDDEN)}
         state = {name.removeprefix(OPTIMIZER): held.pop(name) for name in list(held) if name.startswith(OPTIMIZER)}
@@ -251,7 +252,3 @@ def _restore_generators(found: Tensors, device: torch.device) -> None:
 def _with_dimensions(tensors: Tensors) -> Tensors:
     """Numbers as vectors of one: the reader slices, and a slice needs a dimension."""
     return {name: value.view(1) if value.ndim == 0 else value for name, value in tensors.items()}
-
-
-def _plain(name: str) -> str:
-    return name.replace("_checkpoint_wrapped_module.", "")

@@ -18,7 +18,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Product, Work
 from modelyard.compress import CompressConfig, compress
 from modelyard.datasets import Dataset
-from modelyard.errors import ConfigError
+from modelyard.errors import ConfigError, DataError
 from modelyard.models import GptConfig, MlpConfig
 from modelyard.models.weights import StoredWeights, weight_files
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
@@ -160,6 +160,36 @@ def test_it_resumes_to_the_bit(
     resumed, unbroken = pair.run(assembled, settings, spec("a"))[0], pair.run(assembled, settings, spec("b"))[0]
     assert unbroken[0][-1]["step"] > 5
     assert_same(resumed, unbroken)
+
+
+def began_with(settings: Settings, spec: RankSpec) -> tuple[bool, dict[str, np.ndarray]]:
+    """Whether the network was without values when it was sharded, and what it begins with."""
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    had_none = made.stepper._draws
+    made._begin()
+    return had_none, {name: value.numpy() for name, value in runs.weights(made).items()}
+
+
+def test_ranks_that_shard_begin_with_a_trained_network_part_by_part(
+    pair: Ranks, settings: Settings, catalog: Catalog, texts: ArtifactRef, trained: Product, folder: str, tmp_path: Path
+):
+    """Its weights to the bit, of which no rank holds more than its share; those of another network are refused."""
+    catalog.fetch(trained.ref, tmp_path)
+    wanted = StoredWeights(tmp_path).tensors()
+    config = SMALL.model_copy(update={"strategy": "fsdp"})
+    spec = RankSpec(dataset=texts, config=config, checkpoints=f"{catalog.store.root}/tests/{folder}", init=trained.ref)
+    for had_none, found in pair.run(began_with, settings, spec):
+        assert had_none
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], value.numpy()) for name, value in wanted.items())
+    narrow = config.model_copy(update={"model": SMALL.model.model_copy(update={"hidden": 96})})
+    pair.run(refused, settings, spec.model_copy(update={"config": narrow}))
+
+
+def refused(settings: Settings, spec: RankSpec) -> None:
+    words = r"does not fit the network of model@\w+: model\.layers\.0\.mlp\.down_proj\.weight is \[32, 128\] there and \[32, 96\]"
+    with pytest.raises(DataError, match=words):
+        began_with(settings, spec)
 
 
 def read_to_the_end(settings: Settings, spec: RankSpec) -> tuple[str, int, int, float]:
