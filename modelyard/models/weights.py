@@ -54,13 +54,20 @@ class Source(Protocol):
 
 
 class Held:
-    """Weights that are in memory as they are."""
+    """Weights that are in memory. Tied ones are one tensor with two names, and two in a file: a copy for each name."""
 
     def __init__(self, tensors: Tensors) -> None:
         self.described = tensors
 
     def read(self, names: Sequence[str]) -> Tensors:
-        return {name: self.described[name] for name in names}
+        found: dict[str, torch.Tensor] = {}
+        places: set[int] = set()
+        for name in names:
+            tensor = self.described[name]
+            place = tensor.untyped_storage().data_ptr()
+            found[name] = tensor.clone() if place in places else tensor
+            places.add(place)
+        return found
 
 
 # -- writing ----------------------------------------------------------------------------------------------

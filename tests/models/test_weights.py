@@ -62,6 +62,16 @@ def test_up_to_the_bound_the_file_is_what_it_always_was(tmp_path: Path):
     assert (tmp_path / "model.safetensors").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
+@pytest.mark.parametrize("bound", [100, 10])
+def test_tied_weights_are_written_under_each_name(tmp_path: Path, bound: int):
+    """As a checkpoint holds them; one file or several."""
+    tied = torch.ones(4)
+    list(written(Held({"embed": tied, "score": tied}), tmp_path, bound))
+    found = StoredWeights(tmp_path).tensors()
+    assert torch.equal(found["embed"], tied)
+    assert torch.equal(found["score"], tied)
+
+
 class Fresh(Held):
     """Weights that are made when they are read, and counted as long as they live."""
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin, Work
@@ -103,3 +104,12 @@ def test_publishing_holds_one_file_of_weights_and_never_the_network(
     assert len(weight_files(path.name for path in (tmp_path / several.digest).iterdir())) > 10
     one, other = (network.state_dict() for network in networks)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_the_bound_is_another_trainings_where_it_is_another():
+    """Trainings that leave it at its default are the work that they were."""
+    own, other = TrainConfig(), TrainConfig(max_shard_bytes=10**9)
+    assert "max_shard_bytes" not in own.identity()
+    assert other.identity() == {**own.identity(), "max_shard_bytes": 10**9}
+    with pytest.raises(ValidationError, match="greater than or equal to 1000"):
+        TrainConfig(max_shard_bytes=999)
