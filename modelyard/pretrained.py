@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 from modelyard import hub
 from modelyard.catalog import Attempt, Catalog, Origin, Product, Work, file_sha256
 from modelyard.errors import ConfigError, DataError, NotFound
+from modelyard.models.weights import StoredWeights, weight_files
 from modelyard.storage import Store
 
 CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE = "config.json", "tokenizer.json", "tokenizer_config.json"
@@ -26,7 +26,6 @@ MODULES_FILE, SENTENCE_FILE, POOLING_FILE = "modules.json", "sentence_bert_confi
 # What says how a network is built and used; weights come besides. No code, no pickles, no pictures.
 SETTINGS = (CONFIG_FILE, TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, "special_tokens_map.json", "generation_config.json",
             MODULES_FILE, SENTENCE_FILE, POOLING_FILE)  # fmt: skip
-WEIGHTS = re.compile(r"^model(-\d+-of-\d+)?\.safetensors$|^model\.safetensors\.index\.json$")
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack")
 LOCAL, BUCKET = "file://", "s3://"
 WANTED_WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
@@ -97,7 +96,7 @@ class Folder:
         Raises:
             DataError: there are none that can be read without running code.
         """
-        found = [name for name in self.names if WEIGHTS.match(name)]
+        found = weight_files(self.names)
         if any(name.endswith(".safetensors") for name in found):
             return found
         pickles = [name for name in self.names if name.endswith(PICKLES)]
@@ -150,10 +149,12 @@ def take_in(catalog: Catalog, address: str, field: str, origin: Origin) -> Produ
     """The folder as a ``pretrained`` artifact: the same bytes are the same artifact, wherever they lay.
 
     Raises:
-        ConfigError, DataError, NotFound: as `Folder`; weights are pickles alone, or there is no `config.json`.
+        ConfigError, DataError, NotFound: as `Folder`; weights are pickles alone, or there is no `config.json`; as
+            `StoredWeights`: a file of weights is missing or truncated, or the index names what is not there.
     """
     with opened(catalog.store, address, field, weights=True) as folder, folder.files(folder.taken) as files:
         settings = folder.read_json(CONFIG_FILE)
+        StoredWeights(files[CONFIG_FILE].parent, f"{field}: {address}")
         digests = {name: file_sha256(path) for name, path in files.items()}
 
         def build(attempt: Attempt) -> None:

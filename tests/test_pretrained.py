@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from commands.environment import PROJECT
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError, DataError, HubUnavailable, MissingExtra, NotFound
 from modelyard.hub import download
+from modelyard.models.weights import Held, written
 from modelyard.pretrained import take_in
 from modelyard.settings import Settings
 from modelyard.storage import Store
@@ -28,7 +33,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tokenizer_folder(tmp_path_factory.mktemp("pretrained") / "tiny")
-    (folder / "model.safetensors").write_bytes(b"weights")
+    save_file({"weight": np.ones(3)}, folder / "model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     (folder / "modeling.py").write_text("raise SystemExit")
     return folder
@@ -61,6 +66,25 @@ def test_what_is_no_folder_is_refused(store: Store, tmp_path: Path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match=r"config\.json is no JSON"):
         take_in(catalog, f"file://{tmp_path}", FIELD, Origin())
+
+
+def test_weights_that_are_not_whole_are_refused(store: Store, source: Path, tmp_path: Path):
+    """Before a rank is started, with the folder and the file: in one, in several, and what the index says of them."""
+    catalog = Catalog(store)
+    folder = tmp_path / "folder"
+    shutil.copytree(source, folder)
+    (folder / "model.safetensors").write_bytes((source / "model.safetensors").read_bytes()[:-7])
+    where = rf"train\.model\.source: file://{folder}"
+    with pytest.raises(DataError, match=rf"{where}/model\.safetensors cannot be read: it is truncated"):
+        take_in(catalog, f"file://{folder}", FIELD, Origin())
+    (folder / "model.safetensors").unlink()
+    weights = Held({name: torch.ones(3) for name in "ab"})
+    files = list(written(weights, folder, 12))
+    kept = set(take_in(catalog, f"file://{folder}", FIELD, Origin()).manifest.content.files)
+    assert set(files) < kept
+    (folder / files[1]).unlink()
+    with pytest.raises(DataError, match=rf"{where}/{files[1]} is missing"):
+        take_in(catalog, f"file://{folder}", FIELD, Origin())
 
 
 @contextmanager

@@ -117,7 +117,7 @@ def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, e
     import torch
 
     from modelyard.models.build import save_model
-    from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig, ModelSpec
+    from modelyard.models.config import HuggingFaceConfig, ModelSpec
     from modelyard.models.transformer import load_pretrained
 
     def build(attempt: Attempt) -> None:
@@ -139,8 +139,7 @@ def quick_text_model(catalog: Catalog, dataset_ref: ArtifactRef, source: Path, e
                 torch.nn.functional.cross_entropy(network(features), targets).backward()
                 optimizer.step()
         spec = ModelSpec(model=config, input_width=dataset.transform.width, output_width=num_classes)
-        save_model(spec, network.state_dict(), attempt.scratch)
-        for name in (MODEL_FILE, WEIGHTS_FILE):
+        for name in save_model(spec, network.state_dict(), attempt.scratch):
             attempt.add(name, attempt.scratch / name)
         for name in (TRANSFORM_FILE, TARGET_FILE):
             attempt.add(name, folder / name)

@@ -17,7 +17,8 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE, Dataset
 from modelyard.models.build import build_model, save_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, MlpConfig, ModelSpec
+from modelyard.models.config import MlpConfig, ModelSpec
+from modelyard.models.weights import MAX_SHARD_BYTES
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import digits_parquet
 from modelyard.settings import Settings
@@ -76,7 +77,9 @@ def digits_dataset(catalog: Catalog) -> ArtifactRef:
     return preprocess(catalog, snapshot(catalog, folder, ORIGIN).ref, DIGITS, ORIGIN).ref
 
 
-def quick_model(catalog: Catalog, dataset_ref: ArtifactRef, epochs: int) -> ArtifactRef:
+def quick_model(
+    catalog: Catalog, dataset_ref: ArtifactRef, epochs: int, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> ArtifactRef:
     """A model artifact as training publishes it, after a few full-batch steps in this process."""
 
     def build(attempt: Attempt) -> None:
@@ -87,13 +90,13 @@ def quick_model(catalog: Catalog, dataset_ref: ArtifactRef, epochs: int) -> Arti
             input_width=dataset.transform.width,
             output_width=len(dataset.target.classes),
         )
-        save_model(spec, _weights(spec, dataset, epochs), attempt.scratch)
-        for name in (MODEL_FILE, WEIGHTS_FILE):
+        for name in save_model(spec, _weights(spec, dataset, epochs), attempt.scratch, max_shard_bytes):
             attempt.add(name, attempt.scratch / name)
         for name in (TRANSFORM_FILE, TARGET_FILE):
             attempt.add(name, Path(folder / name))
 
-    work = Work(kind="model", config={"epochs": epochs}, inputs={"dataset": dataset_ref}, code_version="test")
+    told = {"epochs": epochs, "max_shard_bytes": max_shard_bytes}
+    work = Work(kind="model", config=told, inputs={"dataset": dataset_ref}, code_version="test")
     return catalog.produce(work, build, ORIGIN).ref
 
 

@@ -29,10 +29,11 @@ from modelyard.compress.workshop import Workshop
 from modelyard.datasets import TARGET_FILE
 from modelyard.errors import ConversionFailed, PermanentError
 from modelyard.model_package import TRANSFORM_FILE
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, CnnConfig, MlpConfig, ModelSpec
+from modelyard.models.config import MODEL_FILE, CnnConfig, MlpConfig, ModelSpec
+from modelyard.models.weights import fetch_weights, weight_files
 from modelyard.runtime import RuntimeSpec
 
-MODEL_FILES = (MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE)
+BESIDE_WEIGHTS = (MODEL_FILE, TRANSFORM_FILE, TARGET_FILE)
 FORM_FILE = "form.json"
 
 
@@ -152,7 +153,7 @@ def measure(bench: Bench, candidates: Mapping[str, ArtifactRef], reference: str)
 def _shrink(bench: Bench, technique: NetworkTechnique, attempt: Attempt) -> None:
     model, out = attempt.scratch / "model", attempt.scratch / "smaller"
     out.mkdir()
-    bench.catalog.fetch(bench.model, model, MODEL_FILES)
+    fetch_weights(bench.catalog, bench.model, model, BESIDE_WEIGHTS)
     rows = Rows.fetch(bench.catalog, bench.dataset, bench.model, attempt.scratch / "rows", ["train"])
     seen, targets = rows.some_labelled("train", getattr(technique, "rows", 1))
     np.save(attempt.scratch / "rows.npy", seen)
@@ -167,7 +168,7 @@ def _shrink(bench: Bench, technique: NetworkTechnique, attempt: Attempt) -> None
         "threads": _builder_threads(bench.search),
     }
     facts = _in_workshop(bench, "shrink", request, attempt.scratch / "job")
-    for name in (MODEL_FILE, WEIGHTS_FILE):
+    for name in (MODEL_FILE, *weight_files(path.name for path in out.iterdir())):
         attempt.add(name, out / name)
     for name in (TRANSFORM_FILE, TARGET_FILE):
         attempt.add(name, model / name)
@@ -180,8 +181,8 @@ def _build(
     scratch, catalog = attempt.scratch, bench.catalog
     out = scratch / "out"
     out.mkdir()
-    catalog.fetch(bench.model, scratch / "parent", MODEL_FILES)
-    catalog.fetch(network, scratch / "model", MODEL_FILES)
+    fetch_weights(catalog, bench.model, scratch / "parent", BESIDE_WEIGHTS)
+    fetch_weights(catalog, network, scratch / "model", BESIDE_WEIGHTS)
     rows = Rows.fetch(catalog, bench.dataset, bench.model, scratch / "rows", ["train", "validation"])
     features, targets = rows.all("validation")
     for name, values in {

@@ -23,8 +23,9 @@ from modelyard.compress.techniques import StaticInt8
 from modelyard.datasets import TARGET_FILE, Dataset, Split
 from modelyard.model_package import FLOAT_FORM, ITEMS_FILE, MLMODEL_FILE, PACKAGE_FILE, TRANSFORM_FILE, PackageSpec
 from modelyard.models.build import load_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.config import MODEL_FILE
 from modelyard.models.recommender import Recommender
+from modelyard.models.weights import fetch_weights
 from modelyard.runtime import Runtime, RuntimeSpec, open_runtime
 from modelyard.task_kinds import Target
 from modelyard.transform import read_row_transform
@@ -39,7 +40,7 @@ def build_package(
     """Fill an attempt with the package of a trained model (`modelyard.compress.stage.compress` says what it holds)."""
     model_folder, package_folder = attempt.scratch / "model", attempt.scratch / "package"
     package_folder.mkdir()
-    catalog.fetch(model_ref, model_folder, [MODEL_FILE, WEIGHTS_FILE, TRANSFORM_FILE, TARGET_FILE])
+    fetch_weights(catalog, model_ref, model_folder, [MODEL_FILE, TRANSFORM_FILE, TARGET_FILE])
     calibrated = any(isinstance(technique, StaticInt8) for technique in config.techniques)
     splits: list[Split] = ["train", "validation"] if calibrated else ["validation"]
     dataset = Dataset.fetch(catalog, dataset_ref, attempt.scratch / "dataset", splits)

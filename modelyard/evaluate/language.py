@@ -28,7 +28,8 @@ from modelyard.evaluate.intervals import Comparison, Interval, comparison, perce
 from modelyard.evaluate.report import report
 from modelyard.metrics import LARGEST_EXPONENT
 from modelyard.model_package import refuse_foreign_files
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, ModelSpec
+from modelyard.models.config import MODEL_FILE, ModelSpec
+from modelyard.models.weights import StoredWeights, fetch_weights
 from modelyard.nearest import nearest
 from modelyard.task_kinds import Target
 from modelyard.token_data import Sequences, TokenData
@@ -103,7 +104,7 @@ def _build(catalog: Catalog, work: Work, config: EvaluateConfig, attempt: Attemp
         read = {role: _read(catalog, ref, role, data, attempt.scratch / role) for role, ref in roles.items()}
     found = _intervals(read, statistics, config)
     compared = _compared(read, config)
-    size = sum(path.stat().st_size for path in (attempt.scratch / CANDIDATE).glob(WEIGHTS_FILE))
+    size = StoredWeights(attempt.scratch / CANDIDATE).num_bytes
     verdict = gates.Verdict(subject=str(work.inputs[CANDIDATE]), checks=_checks(read, found, compared, size, config))
     metrics = {role: _metrics(one, found[role]) for role, one in read.items()}
     document = _document(verdict, found, compared, size, work, config)
@@ -156,7 +157,7 @@ def _read(catalog: Catalog, ref: ArtifactRef, role: str, data: TokenData, folder
             f"the {role} {ref} cannot be judged on this data set: "
             + ("it has another tokenizer" if target.task == data.target.task else f"it is for {target.task}")
         )
-    catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+    fetch_weights(catalog, ref, folder, [MODEL_FILE])
     return _counted(load_model(folder), data.sequences("test"), np.asarray(target.token_bytes, dtype=np.float64))
 
 

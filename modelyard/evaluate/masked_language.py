@@ -21,7 +21,8 @@ from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE, Dataset
 from modelyard.errors import DataError
 from modelyard.evaluate.language import SCORES_AT_A_TIME, Read
 from modelyard.masking import FIXED, Masker, MaskingConfig
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.config import MODEL_FILE
+from modelyard.models.weights import fetch_weights
 from modelyard.task_kinds import NO_TOKEN, Target
 from modelyard.transform import TextTransform, portions, read_row_transform
 from modelyard.transform.text import padded
@@ -49,7 +50,7 @@ def _read(catalog: Catalog, ref: ArtifactRef, role: str, dataset: Dataset, seed:
     transform = dataset.transform
     assert isinstance(transform, TextTransform)
     _require_fit(catalog, ref, role, dataset.target, transform)
-    catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+    fetch_weights(catalog, ref, folder, [MODEL_FILE])
     network, found, first = load_model(folder), Read(), 0
     masker = _masker(transform, seed)
     for frame in dataset.frames("test", TEXTS_AT_A_TIME):

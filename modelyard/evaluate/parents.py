@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
 from modelyard.errors import ConfigError, DataError, DigestMismatch, NotFound
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.config import MODEL_FILE
+from modelyard.models.weights import fetch_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +47,7 @@ def find_parent(catalog: Catalog, package_ref: ArtifactRef, width: int, folder: 
         ref = catalog.resolve(manifest.provenance.input_uris[MODEL_ROLE])
         if ref.digest != manifest.content.inputs[MODEL_ROLE]:
             return Parent(reason=f"another network stands where {ref.uri} was trained")
-        catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+        fetch_weights(catalog, ref, folder, [MODEL_FILE])
         return _built(folder, width)
     except (NotFound, DataError, DigestMismatch, ConfigError) as failure:
         return Parent(reason=str(failure))

@@ -2,6 +2,7 @@
 
     config.py   which network, and the specification that a model artifact keeps of it
     build.py    from a config to a network, and back from an artifact   (imports torch: two seconds)
+    weights.py  a network's weights as files: one, or several with an index
     mlp.py      a multilayer perceptron
     cnn.py      convolutions over rows of pixels
     gpt.py      a decoder-only transformer

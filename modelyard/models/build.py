@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from modelyard.errors import ConfigError, DataError
 from modelyard.models.cnn import Cnn
 from modelyard.models.config import (
     MODEL_FILE,
-    WEIGHTS_FILE,
     CustomConfig,
     GptConfig,
     HuggingFaceConfig,
@@ -30,6 +28,7 @@ from modelyard.models.mlp import Mlp
 from modelyard.models.recommender import Recommender
 from modelyard.models.reshape import reshape_
 from modelyard.models.simulate import simulate_
+from modelyard.models.weights import MAX_SHARD_BYTES, Held, Source, StoredWeights, written
 
 
 def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.Module:
@@ -57,27 +56,41 @@ def build_model(config: ModelConfig, input_width: int, output_width: int) -> nn.
     return Recommender(config, output_width) if isinstance(config, RecommenderConfig) else Cnn(config, output_width)
 
 
-def save_model(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path) -> None:
-    """Write `model.json` and `model.safetensors`; the same weights give the same bytes."""
+def save_model(
+    spec: ModelSpec, weights: Mapping[str, torch.Tensor], folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> list[str]:
+    """Write `model.json` and the weights, as `modelyard.models.weights` lays them out; the files' names."""
+    return list(model_written(spec, Held(weights), folder, max_shard_bytes))
+
+
+def model_written(
+    spec: ModelSpec, weights: Source, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> Iterator[str]:
+    """The same file by file, each named once it stands: at most one file's weights are held at a time."""
     (folder / MODEL_FILE).write_text(spec.model_dump_json(indent=1))
-    prefix = _prefix(spec)
-    tensors = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in sorted(weights.items())}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})  # transformers asks for it
+    yield MODEL_FILE
+    metadata = {"format": "pt"}  # transformers asks for it
+    yield from written(weights, folder, max_shard_bytes, prefix=_prefix(spec), metadata=metadata)
 
 
 def load_model(folder: Path) -> nn.Module:
-    """The trained network of a fetched model artifact, in evaluation mode, on the CPU.
+    """The trained network of a fetched model artifact, in evaluation mode, on the CPU. A language model whose weights are in
+    several files takes no memory of its own: what it computes with is read from the disk, and may be dropped again.
 
     Raises:
-        DataError: weights that do not belong to the network that `model.json` describes.
+        DataError: weights that do not belong to the network that `model.json` describes, or are not whole
+            (`modelyard.models.weights.StoredWeights`).
     """
     spec = ModelSpec.model_validate_json((folder / MODEL_FILE).read_bytes())
-    model = build_model(spec.model, spec.input_width, spec.output_width)
+    stored, prefix = StoredWeights(folder), _prefix(spec)
+    stays_on_disk = stored.is_sharded and isinstance(spec.model, GptConfig)  # which has no buffers: all of it is there
+    with torch.device("meta") if stays_on_disk else nullcontext():
+        model = build_model(spec.model, spec.input_width, spec.output_width)
     try:
-        prefix = _prefix(spec)
-        model.load_state_dict({f"{prefix}{name}": value for name, value in load_file(folder / WEIGHTS_FILE).items()})
-    except (RuntimeError, SafetensorError) as failure:
-        raise DataError(f"{WEIGHTS_FILE} does not fit the network in {MODEL_FILE}: {failure}") from failure
+        tensors = {f"{prefix}{name}": value for name, value in stored.tensors().items()}
+        model.load_state_dict(tensors, assign=stays_on_disk)
+    except RuntimeError as failure:
+        raise DataError(f"{stored.name} does not fit the network in {MODEL_FILE}: {failure}") from failure
     return model.eval()
 
 

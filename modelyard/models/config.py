@@ -9,7 +9,6 @@ from pydantic import Field, model_validator
 from modelyard.artifacts import Frozen
 
 MODEL_FILE = "model.json"
-WEIGHTS_FILE = "model.safetensors"
 
 Activation = Literal["relu", "gelu", "tanh", "silu", "identity"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,7 +20,8 @@ from modelyard.datasets import TARGET_FILE, Dataset
 from modelyard.datasets import Split as SplitName
 from modelyard.masking import Masker
 from modelyard.models.build import build_model, load_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, HuggingFaceConfig
+from modelyard.models.config import MODEL_FILE, HuggingFaceConfig
+from modelyard.models.weights import StoredWeights, fetch_weights
 from modelyard.targets import encoded_targets
 from modelyard.task_kinds import Target, headline_of, loss_of, task_kind
 from modelyard.token_data import TokenData
@@ -102,7 +102,7 @@ def assemble(
         output_width = kind.output_width(data.target)
         require_room(spec.config, data.width, output_width, device, has_weights=_has_weights(spec))
         teacher = _teacher(spec, catalog, parent, data.target, device, folder / "teacher") if parent else None
-        network = _network(spec, catalog, data, folder / "init", emit)
+        network, _, stored = _network(spec, catalog, data, folder / "init", emit)
     if teacher:
         seen = first_rows(data.train)
         given = seen.features if seen.teacher_features is None else seen.teacher_features
@@ -131,6 +131,7 @@ def assemble(
         emit=emit,
         teacher=teacher,
     )
+    made.stepper.stored = stored
     made.costs = costs_of(tried, example, spec.config.precision, device) if counts_costs else None
     return made
 
@@ -199,15 +200,21 @@ def _encoded(
 
 
 class Beginning(NamedTuple):
-    """A network before its first step, and the names of the weights that nobody trained before, where others did."""
+    """A network before its first step.
+
+    Attributes:
+        fresh: names of the weights that nobody trained before, where others did.
+        stored: the values of a network on the meta device, as pages of files; None: they are drawn.
+    """
 
     network: nn.Module
     fresh: list[str]
+    stored: dict[str, torch.Tensor] | None = None
 
 
 def starting_network(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
     """The starting model's with its weights, or the configured one with those that it comes with, or random ones; with
-    adapters, and frozen, as the config says. The same in every process. Random ones that ranks draw one by one are not
+    adapters, and frozen, as the config says. The same in every process. Weights that ranks take one by one are not
     there yet: the network is on the meta device."""
     torch.manual_seed(spec.config.seed)  # initial weights do not depend on the number of ranks
     began = _beginning(spec, catalog, input_width, output_width, folder)
@@ -218,7 +225,7 @@ def starting_network(spec: RankSpec, catalog: Catalog, input_width: int, output_
 
 def _network(
     spec: RankSpec, catalog: Catalog, data: Data, folder: Path, emit: Callable[[RankEvent], None]
-) -> nn.Module:
+) -> Beginning:
     width = task_kind(data.target.task).output_width(data.target)
     began = starting_network(spec, catalog, data.width, width, folder)
     if distributed.get_rank() == 0:
@@ -226,7 +233,7 @@ def _network(
             emit(RankEvent(kind="warning", message=f"new, with random weights: {', '.join(began.fresh)}"))
         if why := whole_because(spec.config, spec.config.model, has_weights=_has_weights(spec)):
             emit(RankEvent(kind="warning", message=f"each rank begins with the whole network: {why}"))
-    return began.network
+    return began
 
 
 def _has_weights(spec: RankSpec) -> bool:
@@ -234,10 +241,27 @@ def _has_weights(spec: RankSpec) -> bool:
 
 
 def _beginning(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    if draws_one_by_one(spec.config, spec.config.model, has_weights=_has_weights(spec)):
+        return _without_values(spec, catalog, input_width, output_width, folder)
     began = _before_weights(spec, catalog, input_width, output_width, folder)
     if spec.weights:
         return Beginning(starting_checkpoint.load_(began.network, catalog, spec.weights, folder / "weights"), [])
     return began
+
+
+def _without_values(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
+    """A network on the meta device, and where the values of its weights are, if there are any."""
+    with torch.device("meta"):
+        network = build_model(spec.config.model, input_width, output_width)
+    ref = spec.weights or spec.init
+    if ref is None:
+        return Beginning(network, [])
+    if spec.weights:
+        starting_checkpoint.require_same_shapes(catalog, spec.weights, network)
+    fetch_weights(catalog, ref, folder)
+    stored = StoredWeights(folder)
+    stored.require_fit({name: value.shape for name, value in network.state_dict().items()}, str(ref))
+    return Beginning(network, [], stored.tensors())
 
 
 def _before_weights(spec: RankSpec, catalog: Catalog, input_width: int, output_width: int, folder: Path) -> Beginning:
@@ -245,9 +269,7 @@ def _before_weights(spec: RankSpec, catalog: Catalog, input_width: int, output_w
     if spec.init:
         return Beginning(_fetched(catalog, spec.init, folder).train(), [])
     if not spec.pretrained:
-        in_parts = draws_one_by_one(spec.config, spec.config.model, has_weights=_has_weights(spec))
-        with torch.device("meta") if in_parts else nullcontext():
-            return Beginning(build_model(spec.config.model, input_width, output_width), [])
+        return Beginning(build_model(spec.config.model, input_width, output_width), [])
     from modelyard.models.transformer import load_pretrained  # transformers: seconds, and an extra
 
     assert isinstance(spec.config.model, HuggingFaceConfig)
@@ -298,5 +320,5 @@ def _table(
 
 
 def _fetched(catalog: Catalog, ref: ArtifactRef, folder: Path) -> nn.Module:
-    catalog.fetch(ref, folder, [MODEL_FILE, WEIGHTS_FILE])
+    fetch_weights(catalog, ref, folder, [MODEL_FILE])
     return load_model(folder)

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from modelyard.artifacts import Frozen
 from modelyard.masking import MaskingConfig
 from modelyard.models.config import MlpConfig, ModelConfig, RecommenderConfig
+from modelyard.models.weights import MAX_SHARD_BYTES
 from modelyard.nearest import one_of
 from modelyard.train.sections import (
     CheckpointConfig,
@@ -89,6 +90,8 @@ class TrainConfig(Frozen):
             ``python -m modelyard.train.launch <job>``.
         max_restarts: how often the launcher restarts the group after a lost rank.
         silence_seconds: a group that says nothing for so long is taken for hung, ended and tried again.
+        max_shard_bytes: of weights in one file of the trained model; above it they are published in several, with an index,
+            as `transformers` does, and publishing holds one file's in memory at a time.
     """
 
     model: ModelConfig = MlpConfig()
@@ -125,6 +128,7 @@ class TrainConfig(Frozen):
     checkpoint: CheckpointConfig = CheckpointConfig()
     max_restarts: int = Field(6, ge=0, le=100)
     silence_seconds: float = Field(120, gt=0)
+    max_shard_bytes: int = Field(MAX_SHARD_BYTES, ge=1000)
 
     @model_validator(mode="after")
     def _combination_works(self) -> Self:
@@ -239,5 +243,6 @@ class TrainConfig(Frozen):
         """The part of the config that the trained weights depend on, without keys that say nothing this time."""
         other_strategies = OF_ONE_STRATEGY - {self.strategy}
         unsaid = {"masking"} if self.masking == MaskingConfig() else set()  # most trainings hide nothing
+        unsaid |= {"max_shard_bytes"} if self.max_shard_bytes == MAX_SHARD_BYTES else set()
         left_out = dict.fromkeys({*OPERATIONAL, *other_strategies, *unsaid, *unused}, True)
         return self.model_dump(mode="json", exclude={**NAMES, **left_out})

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
 
+from modelyard.train.first_weights import plain_name
 from modelyard.train.rows import Rows
 from modelyard.train.snapshots import MODEL, load_optimizers_, optimizer_tensors
 from modelyard.train.stepper import Stepper
@@ -69,7 +70,7 @@ class DilocoStepper(Stepper):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         named = {name: value for name, value in self.network.named_parameters() if value.requires_grad}
-        self._names = {name: name.replace("_checkpoint_wrapped_module.", "") for name in named}
+        self._names = {name: plain_name(name) for name in named}
         self._own = {self._names[name]: value for name, value in named.items()}
         self.outer = Outer(self._own, self.config.diloco)
         self._since = 0  # steps of this round

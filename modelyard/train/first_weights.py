@@ -2,7 +2,8 @@
 
 Built on torch's meta device a network takes no memory. It is spread over ranks there, then each allocates its own part
 (`parallelize.py`), and here each draws one weight after the other, whole, keeps its part and lets the rest go: it holds its
-shards and the largest single weight, never the network.
+shards and the largest single weight, never the network. Weights that are there already are pages of files, of which a rank
+copies its part.
 
 All draws come from one generator in the order of the weights, as for a network that is built whole: the same bits, for any
 strategy and any number of ranks. The price is that every rank makes all draws (docs/decisions/0038).
@@ -37,7 +38,8 @@ def whole_because(config: TrainConfig, network: ModelConfig, *, has_weights: boo
     """
     if config.strategy not in SHARDED:
         return ""
-    if has_weights or config.init.keep_zeros:
+    has_to_look = config.init.keep_zeros or config.init.trains_a_part  # which of them stay
+    if has_to_look or (has_weights and not isinstance(network, GptConfig)):
         return "it begins with weights that are there"
     if not isinstance(network, GptConfig):
         return f"{network.kind!r} cannot draw its weights one by one, as gpt can"
@@ -75,17 +77,23 @@ def is_on_meta(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def draw_(network: nn.Module, seed: int, alive: Callable[[], None]) -> None:
+def draw_(
+    network: nn.Module, seed: int, alive: Callable[[], None], stored: dict[str, torch.Tensor] | None = None
+) -> None:
     """Fill in what this rank holds of a network that was sharded without values. Every rank calls this.
 
     Args:
+        stored: the values of all weights, which are let go one by one; None: they are drawn.
         alive: is called between weights: those of a large network take minutes.
     """
     assert isinstance(network, Gpt), "draws_one_by_one"
     generator, num_drawn = torch.Generator().manual_seed(seed), 0
     for name, weight in network.named_parameters():
-        whole = torch.empty(weight.shape, dtype=weight.dtype)  # on the CPU: devices draw other numbers
-        network.reset_weight_(name, whole, generator)
+        if stored is None:
+            whole = torch.empty(weight.shape, dtype=weight.dtype)  # on the CPU: devices draw other numbers
+            network.reset_weight_(name, whole, generator)
+        else:
+            whole = stored.pop(plain_name(name))
         held = weight.to_local() if isinstance(weight, DTensor) else weight
         held.copy_(own_part(whole, weight))
         num_drawn += whole.numel()
@@ -94,6 +102,11 @@ def draw_(network: nn.Module, seed: int, alive: Callable[[], None]) -> None:
         if num_drawn >= MEET_AFTER:
             distributed.barrier()
             num_drawn = 0
+
+
+def plain_name(name: str) -> str:
+    """A weight's name in the network as it was before its blocks were wrapped to checkpoint activations."""
+    return name.replace("_checkpoint_wrapped_module.", "")
 
 
 def own_part(whole: torch.Tensor, held: torch.Tensor) -> torch.Tensor:

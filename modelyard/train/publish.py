@@ -1,6 +1,6 @@
 """A finished training as a model artifact.
 
-model.json, model.safetensors    the network and its weights
+model.json, model.safetensors    the network and its weights, above a bound in several files (`modelyard.models.weights`)
 transform.json, target.json      what it takes and what its outputs mean
 history.json                     every validation
 of a network of tokens also: tokenizer.json, config.json, tokenizer_config.json (so that `transformers` loads the folder),
@@ -9,7 +9,6 @@ and of a language model samples.md, texts it has continued
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,8 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog
 from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import NotFound
-from modelyard.models.build import load_model, save_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE, GptConfig, HuggingFaceConfig, ModelConfig, ModelSpec
+from modelyard.models.build import load_model, model_written
+from modelyard.models.config import GptConfig, HuggingFaceConfig, ModelConfig, ModelSpec
 from modelyard.models.generate import continued
 from modelyard.models.hugging import (
     CONFIG_FILE,
@@ -30,6 +29,7 @@ from modelyard.models.hugging import (
     tokenizer_config_json,
     transformer_config_json,
 )
+from modelyard.models.weights import Held, Source
 from modelyard.task_kinds import Target, headline_of, task_kind
 from modelyard.token_data import TOKENS_FOLDER
 from modelyard.train.adapters import merge_
@@ -38,48 +38,66 @@ from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.pretrained_network import vector_target
 from modelyard.train.progress import Progress
-from modelyard.train.snapshots import Tensors, published_weights
+from modelyard.train.snapshots import PublishedWeights
 from modelyard.train.stage import HISTORY_FILE, SAMPLES_FILE
 from modelyard.train.starting import read_transform
 from modelyard.transform import TextTransform
 from modelyard.transform.tokens import END, TOKENIZER_FILE, TokenTransform
 
 NUM_SAMPLES, PROMPT_TOKENS, NEW_TOKENS = 3, 24, 64
+# Of weights. Each new token reads all of them, from the disk where memory does not hold them: some seconds each by then.
+SAMPLED_BYTES = 40 * 10**9
+UNSAMPLED = (
+    "No samples: the weights take {:.1f} GB. Above {:.1f} GB none are made: each new token would read all of them.\n"
+)
 
 
-def publish(catalog: Catalog, attempt: Attempt, told: RankSpec, network: ModelConfig) -> None:
-    """Fill an attempt with the best checkpoint's weights, and what is needed to use them.
+def publish(
+    catalog: Catalog,
+    attempt: Attempt,
+    told: RankSpec,
+    network: ModelConfig,
+    *,
+    sampled_bytes: int = SAMPLED_BYTES,
+) -> None:
+    """Fill an attempt with the best checkpoint's weights, and what is needed to use them. Of a large network one file's weights
+    are in memory at a time; of one that was trained in part all of them, as each rank had them.
+
+    Args:
+        sampled_bytes: a language model with more of weights is published without samples, and says so.
 
     Raises:
         NotFound: the best checkpoint is gone.
     """
     dataset, config = told.dataset, told.config
-    progress, weights = _best_weights(catalog, attempt.scratch, config, told.checkpoints)
+    progress, trained = _best_weights(catalog, attempt.scratch, config, told.checkpoints)
+    weights: Source = trained
     transform, target = catalog.read(dataset, TRANSFORM_FILE), catalog.read(dataset, TARGET_FILE)
     fitted, schema = read_transform(transform), Target.model_validate_json(target)
     schema = vector_target(network, schema)
     kind = task_kind(schema.task)
     spec = ModelSpec(model=network, input_width=fitted.width, output_width=kind.output_width(schema))
     if config.init.trains_a_part:
-        attempt.facts["trained_parameters"] = sum(tensor.numel() for tensor in weights.values())
+        attempt.facts["trained_parameters"] = _num_numbers(trained)
         # As ranks began: what did not move is not in the checkpoint.
         began = starting_network(told, catalog, fitted.width, spec.output_width, attempt.scratch / "began")
-        weights = merge_(began.network, weights)
-    add_network(attempt, spec, weights)
+        weights = Held(merge_(began.network, trained.read(trained.described)))
+    add_network(attempt, spec, weights, config.max_shard_bytes)
     attempt.add_bytes(TRANSFORM_FILE, transform)
     attempt.add_bytes(TARGET_FILE, target if not schema.width else schema.model_dump_json().encode())
     attempt.add_json(HISTORY_FILE, progress.validations)
     if isinstance(fitted, TokenTransform):
-        _add_language_files(catalog, attempt, dataset, spec, fitted)
+        size = sum(tensor.nbytes for tensor in weights.described.values())
+        samples = UNSAMPLED.format(size / 1e9, sampled_bytes / 1e9) if size > sampled_bytes else ""
+        _add_language_files(catalog, attempt, dataset, spec, fitted, samples)
     if isinstance(fitted, TextTransform) and isinstance(spec.network, HuggingFaceConfig):
         add_library_files(attempt, spec, fitted, schema)
     attempt.facts.update(_facts(progress, config.stop.metric or headline_of(schema), weights))
 
 
-def add_network(attempt: Attempt, spec: ModelSpec, weights: Tensors) -> None:
-    """The network and its weights."""
-    save_model(spec, weights, attempt.scratch)
-    for name in (MODEL_FILE, WEIGHTS_FILE):
+def add_network(attempt: Attempt, spec: ModelSpec, weights: Source, max_shard_bytes: int) -> None:
+    """The network and its weights, each file sent before the next one's weights are read."""
+    for name in model_written(spec, weights, attempt.scratch, max_shard_bytes):
         attempt.add(name, attempt.scratch / name)
 
 
@@ -90,7 +108,9 @@ def add_library_files(attempt: Attempt, spec: ModelSpec, transform: TextTransfor
     attempt.add_json(TOKENIZER_CONFIG_FILE, text_tokenizer_json(transform))
 
 
-def _best_weights(catalog: Catalog, scratch: Path, config: TrainConfig, checkpoints: str) -> tuple[Progress, Tensors]:
+def _best_weights(
+    catalog: Catalog, scratch: Path, config: TrainConfig, checkpoints: str
+) -> tuple[Progress, PublishedWeights]:
     shelf = Checkpoints(catalog.store, checkpoints, config.checkpoint)
     pointers = shelf.pointers()
     progress = Progress.from_json(pointers[0].progress)
@@ -101,10 +121,14 @@ def _best_weights(catalog: Catalog, scratch: Path, config: TrainConfig, checkpoi
             f"{checkpoints}: the best checkpoint (step {best['step']:g}) is gone; delete that folder and train anew"
         )
     shelf.fetch(kept, scratch / "checkpoint")
-    return progress, published_weights(scratch / "checkpoint", progress.shapes)
+    return progress, PublishedWeights(scratch / "checkpoint", progress.shapes)
 
 
-def _facts(progress: Progress, headline: str, weights: Mapping[str, torch.Tensor]) -> dict[str, object]:
+def _num_numbers(weights: Source) -> int:
+    return sum(tensor.numel() for tensor in weights.described.values())
+
+
+def _facts(progress: Progress, headline: str, weights: Source) -> dict[str, object]:
     best = progress.best_validation
     return {
         "metrics": {name: value for name, value in best.items() if name not in {"step", "epoch"}},
@@ -114,19 +138,21 @@ def _facts(progress: Progress, headline: str, weights: Mapping[str, torch.Tensor
         "epochs": progress.validations[-1]["epoch"],
         "steps": progress.step,
         "stopped_by": progress.stopped_by,
-        "parameters": sum(tensor.numel() for tensor in weights.values()),
+        "parameters": _num_numbers(weights),
     }
 
 
 def _add_language_files(
-    catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, spec: ModelSpec, transform: TokenTransform
+    catalog: Catalog, attempt: Attempt, dataset: ArtifactRef, spec: ModelSpec, transform: TokenTransform, samples: str
 ) -> None:
+    """``samples``: what to say instead of them; empty: they are made."""
     tokenizer = catalog.read(dataset, TOKENIZER_FILE)
     attempt.add_bytes(TOKENIZER_FILE, tokenizer)
     if isinstance(spec.model, GptConfig):
         attempt.add_json(CONFIG_FILE, config_json(spec, transform.end))
         attempt.add_json(TOKENIZER_CONFIG_FILE, tokenizer_config_json(transform.sequence_length, END))
-    attempt.add_bytes(SAMPLES_FILE, _samples(catalog, attempt.scratch, dataset, tokenizer, transform).encode())
+    samples = samples or _samples(catalog, attempt.scratch, dataset, tokenizer, transform)
+    attempt.add_bytes(SAMPLES_FILE, samples.encode())
 
 
 def _samples(catalog: Catalog, folder: Path, dataset: ArtifactRef, tokenizer: bytes, transform: TokenTransform) -> str:

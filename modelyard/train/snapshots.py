@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
+from modelyard.train.first_weights import plain_name
 from modelyard.train.stepper import Stepper
 
 SHARDS, LOCAL = "shards", "local"
@@ -55,7 +56,7 @@ def shared_tensors(stepper: Stepper) -> Tensors:
     found = {MODEL + name: value for name, value in model.items()}
     found |= {OPTIMIZER + name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
     if stepper.average:
-        found |= {AVERAGE + _plain(name): value for name, value in stepper.average.weights.items()}
+        found |= {AVERAGE + plain_name(name): value for name, value in stepper.average.weights.items()}
     if stepper.hidden:
         found |= {HIDDEN + name: value for name, value in stepper.hidden.projections.state_dict().items()}
         state = optimizer_tensors(stepper.hidden.projections, stepper.hidden.optimizers)
@@ -115,7 +116,7 @@ def restore_(stepper: Stepper, folder: Path) -> None:
     load_optimizers_(network, stepper.optimizers, found)
     if average:
         for name, value in average.weights.items():
-            value.copy_(fresh[AVERAGE + _plain(name)])
+            value.copy_(fresh[AVERAGE + plain_name(name)])
     if stepper.hidden:
         held = {name.removeprefix(HIDDEN): value for name, value in fresh.items() if name.startswith(HIDDEN)}
         state = {name.removeprefix(OPTIMIZER): held.pop(name) for name in list(held) if name.startswith(OPTIMIZER)}
@@ -138,21 +139,42 @@ def local_files(folder: Path) -> list[Path]:
     return sorted((folder / LOCAL).glob("rank-*.safetensors"))
 
 
-def published_weights(folder: Path, shapes: Mapping[str, Sequence[int]]) -> Tensors:
-    """Full weights of a fetched checkpoint, put together from the shards in one process; the moving average's where
-    one was kept. ``shapes`` are the network's."""
-    stored = HuggingFaceStorageReader(str(folder / SHARDS)).read_metadata().state_dict_metadata
-    whole = {
-        name: torch.empty(kind.size, dtype=kind.properties.dtype)
-        for name, kind in stored.items()
-        if name.startswith((MODEL, AVERAGE)) and isinstance(kind, TensorStorageMetadata)
-    }
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: there is no group here
-        dcp.load(whole, storage_reader=HuggingFaceStorageReader(str(folder / SHARDS)), no_dist=True)
-    weights = {name.removeprefix(MODEL): value for name, value in whole.items() if name.startswith(MODEL)}
-    averages = {name.removeprefix(AVERAGE): value for name, value in whole.items() if name.startswith(AVERAGE)}
-    return {name: value.reshape(list(shapes[name])) for name, value in (weights | averages).items()}
+class PublishedWeights:
+    """Full weights of a fetched checkpoint, some at a time put together from the shards in one process; the moving average's
+    where one was kept (a `modelyard.models.weights.Source`).
+
+    Args:
+        shapes: of the network's weights.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, Sequence[int]]) -> None:
+        self._shards, self._shapes = folder / SHARDS, shapes
+        metadata = HuggingFaceStorageReader(str(self._shards)).read_metadata().state_dict_metadata
+        stored = {name: kind for name, kind in metadata.items() if isinstance(kind, TensorStorageMetadata)}
+        self._names = {  # name in the network -> in the checkpoint; an average comes last and takes the weight's place
+            name.removeprefix(sort): name for sort in (MODEL, AVERAGE) for name in stored if name.startswith(sort)
+        }
+        self._empty = {
+            name: torch.empty(stored[there].size, dtype=stored[there].properties.dtype, device="meta")
+            for name, there in self._names.items()
+        }
+
+    @property
+    def described(self) -> Tensors:
+        """Name -> shape and type, on torch's meta device."""
+        return {name: value.reshape(list(self._shapes[name])) for name, value in self._empty.items()}
+
+    def read(self, names: Iterable[str]) -> Tensors:
+        """Some of them."""
+        empty = {name: torch.empty_like(self._empty[name], device="cpu") for name in names}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")  # on purpose: there is no group here
+            dcp.load(
+                {self._names[name]: value for name, value in empty.items()},
+                storage_reader=HuggingFaceStorageReader(str(self._shards)),
+                no_dist=True,
+            )
+        return {name: value.reshape(list(self._shapes[name])) for name, value in empty.items()}
 
 
 def shapes(network: nn.Module) -> dict[str, list[int]]:
@@ -230,7 +252,3 @@ def _restore_generators(found: Tensors, device: torch.device) -> None:
 def _with_dimensions(tensors: Tensors) -> Tensors:
     """Numbers as vectors of one: the reader slices, and a slice needs a dimension."""
     return {name: value.view(1) if value.ndim == 0 else value for name, value in tensors.items()}
-
-
-def _plain(name: str) -> str:
-    return name.replace("_checkpoint_wrapped_module.", "")

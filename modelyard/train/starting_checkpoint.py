@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Attempt, Catalog, Origin, Work
 from modelyard.errors import ConfigError, DataError, NotFound
-from modelyard.models.config import WEIGHTS_FILE
+from modelyard.models.weights import MAX_SHARD_BYTES, StoredWeights, fetch_weights, written
 from modelyard.train.checkpoints import DIVIDER, CheckpointPointer, Checkpoints
 from modelyard.train.config import TrainConfig
 from modelyard.train.sections import CheckpointConfig
@@ -28,7 +28,9 @@ SHOWN = 3
 Shapes = Mapping[str, Sequence[int]]
 
 
-def weights_of(catalog: Catalog, config: TrainConfig, origin: Origin) -> ArtifactRef | None:
+def weights_of(
+    catalog: Catalog, config: TrainConfig, origin: Origin, max_shard_bytes: int = MAX_SHARD_BYTES
+) -> ArtifactRef | None:
     """The weights of the checkpoint that the config names, as an artifact; None where it names none. Where that training
     keeps a moving average, it is the average, as it would be published.
 
@@ -44,15 +46,13 @@ def weights_of(catalog: Catalog, config: TrainConfig, origin: Origin) -> Artifac
     pointer = _pointer(shelf, name)
 
     def build(attempt: Attempt) -> None:
-        from safetensors.torch import save_file
-
-        from modelyard.train.snapshots import published_weights  # torch: not needed where the artifact is found
+        from modelyard.train.snapshots import PublishedWeights  # torch: not needed where the artifact is found
 
         shelf.fetch(pointer, attempt.scratch / "checkpoint")
         shapes = pointer.progress["shapes"]
-        weights = published_weights(attempt.scratch / "checkpoint", shapes)
-        save_file({name: value.contiguous() for name, value in weights.items()}, attempt.scratch / WEIGHTS_FILE)
-        attempt.add(WEIGHTS_FILE, attempt.scratch / WEIGHTS_FILE)
+        weights = PublishedWeights(attempt.scratch / "checkpoint", shapes)
+        for name in written(weights, attempt.scratch, max_shard_bytes):
+            attempt.add(name, attempt.scratch / name)
         attempt.facts.update(shapes=shapes, step=pointer.step)
         attempt.input_uris["checkpoint"] = f"{folder}/{pointer.name}{DIVIDER}"
 
@@ -109,9 +109,7 @@ def load_(network: nn.Module, catalog: Catalog, weights: ArtifactRef, folder: Pa
         ConfigError: it is another network's.
         DigestMismatch: the weights are not what was taken in.
     """
-    from safetensors.torch import load_file
-
     require_same_shapes(catalog, weights, network)
-    catalog.fetch(weights, folder, [WEIGHTS_FILE])
-    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    fetch_weights(catalog, weights, folder)
+    network.load_state_dict(StoredWeights(folder).tensors())
     return network

@@ -83,6 +83,7 @@ class Stepper:
         counts: what this rank finds is summed up; false where another one finds the same.
         streams: rank whose random streams this one draws from: its own, but for those that see the same rows.
         runs_ahead: ranks do not step together between two meetings.
+        stored: what a network on the meta device begins with; None: what is drawn.
     """
 
     runs_ahead = False
@@ -107,6 +108,7 @@ class Stepper:
         self.counts = self.rank % size == 0
         self.streams = self.rank - self.rank % size
         self._draws = is_on_meta(network)
+        self.stored: dict[str, torch.Tensor] | None = None
         self.network = network if self._draws else network.to(device)
         self.precision = Precision(config.precision, device, cast_by_strategy=config.strategy in SHARDED)
 
@@ -134,7 +136,8 @@ class Stepper:
         """The first weights, of a network that came without any. Every rank calls this; ``alive`` is called meanwhile."""
         if self._draws:
             self.average = None  # of weights without values; its room is needed
-            draw_(self.network, self.config.seed, alive)
+            draw_(self.network, self.config.seed, alive, self.stored)
+            self.stored = None
             self.average = self._build_average()
 
     def forget_state(self) -> None:

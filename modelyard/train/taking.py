@@ -10,6 +10,7 @@ from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE
 from modelyard.errors import ConfigError
 from modelyard.models.config import HuggingFaceConfig, ModelSpec
 from modelyard.models.transformer import load_pretrained
+from modelyard.models.weights import Held
 from modelyard.pretrained import CONFIG_FILE
 from modelyard.task_kinds import Target, task_kind
 from modelyard.train.config import TrainConfig
@@ -51,7 +52,7 @@ def take_as_it_is(
             FIELD, f"{network.source} lacks {', '.join(missing[:3])}: random weights answer nothing; train it"
         )
     spec = ModelSpec(model=whole, input_width=transform.width, output_width=width)
-    add_network(attempt, spec, made.state_dict())
+    add_network(attempt, spec, Held(made.state_dict()), config.max_shard_bytes)
     attempt.add_json(TRANSFORM_FILE, transform.model_dump(mode="json"))
     attempt.add_json(TARGET_FILE, target.model_dump(mode="json"))
     attempt.add_json(HISTORY_FILE, [])

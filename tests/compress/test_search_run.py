@@ -51,7 +51,7 @@ class Searched:
     def __init__(self, settings: Settings, folder: Path) -> None:
         self.catalog: Catalog = own_catalog(settings)
         self.dataset = digits_dataset(self.catalog)
-        self.model = quick_model(self.catalog, self.dataset, epochs=30)
+        self.model = quick_model(self.catalog, self.dataset, epochs=30, max_shard_bytes=10_000)  # three files
         self.product: Product = compress(self.catalog, self.model, self.dataset, CONFIG, ORIGIN)
         self.evidence = self.product.manifest.provenance.measurements["search"]
         self.candidates = {one["name"]: Standing.model_validate(one) for one in self.evidence["candidates"]}

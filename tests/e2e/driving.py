@@ -18,7 +18,11 @@ from tests.conftest import Installation
 
 RUN_SECONDS = 240
 # Overrides of the run that most tests look at.
-OWN = ["train.seed=41", "preprocess.partition_bytes=1"]  # a file of the data set is a partition
+OWN = [
+    "train.seed=41",
+    "preprocess.partition_bytes=1",  # a file of the data set is a partition
+    "train.max_shard_bytes=20000",  # the trained weights lie in several files
+]
 T = TypeVar("T")
 
 

@@ -23,7 +23,9 @@ from prefect.client.schemas.filters import (
 )
 
 from commands.prediction import ask, held_out_rows
+from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
+from modelyard.models.weights import weight_files
 from modelyard.storage import Store
 from tests.conftest import Installation
 from tests.e2e.driving import OWN, children, eventually, finished, modelyard, trigger
@@ -32,13 +34,16 @@ STAGES = ["preprocess", "train", "compress", "evaluate", "rollout"]
 
 
 def test_run_leads_from_files_to_a_served_model(stack: Installation, last_run: dict):
-    """`modelyard run` goes through every stage, and what it reports is what the endpoint and the bucket hold."""
+    """`modelyard run` goes through every stage, and what it reports is what the endpoint and the bucket hold, though the trained
+    weights lie in several files."""
     assert [stage["stage"] for stage in last_run["stages"]] == STAGES
     assert last_run["metrics"]["compressed"]["accuracy"] >= 0.93
     assert last_run["prediction"]["version"] == last_run["model_version"]
     assert last_run["prediction"]["digest"] == last_run["artifacts"]["compressed"]["digest"]
     for ref in last_run["artifacts"].values():
         assert Catalog(Store(stack.settings)).resolve(ref["digest"]).uri == ref["uri"]
+    model = ArtifactRef.model_validate(last_run["artifacts"]["model"])
+    assert len(weight_files(Catalog(Store(stack.settings)).manifest(model).content.files)) > 2
     train = last_run["stages"][1]["usage"]
     assert train["device_seconds"] > 0
     assert train["bytes_stored"] > 0

@@ -34,6 +34,7 @@ def _preset(folder: Path, store: Store, rows: bytes, name: str, tree: dict[str, 
         "transform": {"text": {"source": source, "max_length": 64}},
     }
     tree["train"]["model"] = {"kind": "huggingface", "source": source}
+    tree["train"]["max_shard_bytes"] = 20_000_000  # five files
     small = {"techniques": [{"technique": "dynamic_int8"}], "default_form": "int8-dynamic", "measure": {"repeats": 10}}
     whole = {"model_name": name, "dataset_uri": upload(store, {"rows.parquet": rows}), "compress": small, **tree}
     path = folder / f"{name}.yaml"

@@ -40,7 +40,7 @@ class Bench:
         self.dataset = Dataset.fetch(self.catalog, self.dataset_ref, folder, ["test"])
 
     def _package(self, epochs: int) -> ArtifactRef:
-        model = quick_model(self.catalog, self.dataset_ref, epochs)
+        model = quick_model(self.catalog, self.dataset_ref, epochs, max_shard_bytes=10_000)  # three files
         return compress(self.catalog, model, self.dataset_ref, QUICK, ORIGIN).ref
 
     def judge(

@@ -18,7 +18,6 @@ from modelyard.errors import ConfigError, DataError
 from modelyard.evaluate import EvaluateConfig, evaluate, refusal
 from modelyard.models import GptConfig, ModelSpec
 from modelyard.models.build import build_model, load_model, save_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import topics_jsonl
 from modelyard.settings import Settings
@@ -60,8 +59,7 @@ def make_model(catalog: Catalog, dataset: ArtifactRef, steps: int) -> ArtifactRe
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(tokens).flatten(0, 1), following.flatten()).backward()
             optimizer.step()
-        save_model(spec, network.state_dict(), attempt.scratch)
-        for name in (MODEL_FILE, WEIGHTS_FILE):
+        for name in save_model(spec, network.state_dict(), attempt.scratch, max_shard_bytes=20_000 if steps else 10**9):
             attempt.add(name, attempt.scratch / name)
         for name in (TRANSFORM_FILE, TARGET_FILE):
             attempt.add_bytes(name, catalog.read(dataset, name))
@@ -77,7 +75,7 @@ def texts(catalog: Catalog) -> ArtifactRef:
 
 @pytest.fixture(scope="module")
 def models(catalog: Catalog, texts: ArtifactRef) -> tuple[ArtifactRef, ArtifactRef]:
-    """One that has learned a little, and one that has not."""
+    """One that has learned a little, its weights in several files, and one that has not."""
     return make_model(catalog, texts, 15), make_model(catalog, texts, 0)
 
 

@@ -14,6 +14,7 @@ from modelyard.models.build import build_model, load_model, save_model
 from modelyard.models.generate import continued
 from modelyard.models.gpt import Gpt
 from modelyard.models.hugging import CONFIG_FILE, config_json
+from modelyard.models.weights import MAX_SHARD_BYTES
 
 SMALL = GptConfig(kind="gpt", layers=2, width=32, heads=4, key_value_heads=2)
 VOCABULARY = 50
@@ -27,13 +28,14 @@ def network(config: GptConfig = SMALL) -> torch.nn.Module:
 @pytest.mark.parametrize("update", [{}, {"tie_embeddings": False, "rope_theta": 500.0}, {"key_value_heads": None}])
 def test_transformers_computes_the_same(tmp_path: Path, update: dict):
     """The folder of a trained model loads as `transformers`' Llama, and both give the same scores, tied or not, with
-    shared heads of keys and values or without."""
+    shared heads of keys and values or without, from one file or from several."""
     from transformers import AutoModelForCausalLM
 
     config = SMALL.model_copy(update=update)
     own = network(config)
     spec = ModelSpec(model=config, input_width=16, output_width=VOCABULARY)
-    save_model(spec, own.state_dict(), tmp_path)
+    num_files = len(save_model(spec, own.state_dict(), tmp_path, 10_000 if update else MAX_SHARD_BYTES))
+    assert num_files == 2 or num_files > 5
     (tmp_path / CONFIG_FILE).write_text(json.dumps(config_json(spec, end_token=0)))
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     tokens = torch.randint(0, VOCABULARY, (3, 11))

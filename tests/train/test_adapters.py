@@ -16,6 +16,7 @@ from modelyard.catalog import Catalog, Origin, Product, Work
 from modelyard.errors import ConfigError
 from modelyard.models import HuggingFaceConfig
 from modelyard.models.build import load_model
+from modelyard.models.weights import StoredWeights
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import InitConfig, LoraConfig, OptimizerConfig, RankEvent, TrainConfig, train
@@ -60,14 +61,17 @@ def test_adapters_alone_are_trained_and_kept_and_then_added_up(
     tmp_path: Path,
 ):
     """Sharded, on two ranks: the checkpoint holds adapters and the new head and nothing else; the published weights are W + (alpha /
-    rank) B A, all others those of the folder to the bit; it loads as any other network."""
-    spec = _spec(catalog, texts, config_of(source, LORA, strategy="fsdp"), f"{store.root}/tests/{folder}")
+    rank) B A, all others those of the folder to the bit, in several files; it loads as any other network."""
+    config = config_of(source, LORA, strategy="fsdp", max_shard_bytes=4000)
+    spec = _spec(catalog, texts, config, f"{store.root}/tests/{folder}")
     (_, held), _ = pair.run(assembled, settings, spec)
     assert {name.rpartition(".")[2] for name in held} == {"weight", "bias"}
     assert all("lora_" in name or name.startswith("network.classifier.") for name in held)
     product = published(catalog, spec)
     catalog.fetch(product.ref, tmp_path)
-    made, given = load_file(tmp_path / "model.safetensors"), load_file(source / "model.safetensors")
+    stored, given = StoredWeights(tmp_path), load_file(source / "model.safetensors")
+    made = stored.tensors()
+    assert stored.is_sharded
     adapters = {
         name.partition("lora_")[2][0]: torch.from_numpy(held[name])
         for name in held

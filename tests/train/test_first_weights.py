@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog
-from modelyard.models import GptConfig, MlpConfig
-from modelyard.models.build import build_model
+from modelyard.models import GptConfig, MlpConfig, ModelSpec
+from modelyard.models.build import build_model, save_model
+from modelyard.models.weights import StoredWeights
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import DistillConfig, FsdpConfig, HiddenConfig, InitConfig, TrainConfig
@@ -67,15 +68,18 @@ def tokens() -> Split:
 
 
 def begun(
-    settings: Settings, folder: str, config: TrainConfig, vocabulary: int, place: str
+    settings: Settings, folder: str, config: TrainConfig, vocabulary: int, place: str, stored: Path | None = None
 ) -> tuple[dict[str, torch.Tensor], float]:
-    """The first weights, put together; the most bytes held until they were there, as a share of the network's."""
+    """The first weights, put together, drawn or those of a folder; the most bytes held until they were there, as a share
+    of the network's."""
+    given = StoredWeights(stored).tensors() if stored else None  # on the disk: what is looked at counts as held
     with Held() as held:
         torch.manual_seed(config.seed)
         with torch.device(place):
             network = build_model(config.model, 8, vocabulary)
         num_bytes = sum(weight.nbytes for weight in network.parameters())
         made = runs.trainer(settings, folder, config, train=tokens(), network=network)
+        made.stepper.stored = given
         made.stepper.draw_(lambda: None)
         del network
     return runs.weights(made), held.most / num_bytes
@@ -103,6 +107,24 @@ def test_ranks_draw_what_one_process_draws_and_hold_their_share(pair: Ranks, set
     config = CONFIG.model_copy(update=WAYS[way])
     for found, share in pair.run(begun, settings, folder, config, VOCABULARY, "meta"):
         require_first_weights(found, config)
+        assert 0.5 < share < (1.2 if config.ema_decay else 0.7)  # an average is another share
+
+
+@pytest.mark.parametrize("way", ["fsdp", "tensor", pytest.param("hsdp", marks=pytest.mark.soak)])
+def test_ranks_read_what_is_stored_and_hold_their_share(
+    pair: Ranks, settings: Settings, folder: str, tmp_path: Path, way: str
+):
+    """Weights that are there, in several files: bit for bit, and each rank copies its part of them."""
+    config = CONFIG.model_copy(update=WAYS[way])
+    torch.manual_seed(77)
+    own = build_model(config.model, 8, VOCABULARY).state_dict()
+    assert (
+        len(save_model(ModelSpec(model=config.model, input_width=8, output_width=VOCABULARY), own, tmp_path, 20_000))
+        > 5
+    )
+    for found, share in pair.run(begun, settings, folder, config, VOCABULARY, "meta", tmp_path):
+        assert found.keys() == own.keys()
+        assert all(torch.equal(found[name], own[name]) for name in own)
         assert 0.5 < share < (1.2 if config.ema_decay else 0.7)  # an average is another share
 
 
@@ -158,7 +180,8 @@ def test_a_rank_never_holds_a_network_of_a_hundred_million_weights(
 @pytest.mark.parametrize(("update", "has_weights", "words"), [
     ({}, False, ""),
     ({"strategy": "ddp"}, False, ""),
-    ({}, True, "it begins with weights that are there"),
+    ({}, True, ""),
+    ({"model": MlpConfig()}, True, "it begins with weights that are there"),
     ({"init": InitConfig(keep_zeros=True)}, False, "it begins with weights that are there"),
     ({"model": MlpConfig()}, False, "'mlp' cannot draw its weights one by one, as gpt can"),
     ({"compile": True}, False, "train.compile is tried on it before it is sharded"),
@@ -168,7 +191,7 @@ def test_what_begins_with_a_whole_network_has_a_reason(update: dict[str, Any], h
     """One for each; where nothing is sharded there is no share to begin with."""
     config = CONFIG.model_copy(update=update)
     assert whole_because(config, config.model, has_weights=has_weights) == words
-    assert draws_one_by_one(config, config.model, has_weights=has_weights) == (not update and not has_weights)
+    assert draws_one_by_one(config, config.model, has_weights=has_weights) == (not update)
 
 
 def noted(settings: Settings, spec: RankSpec) -> list[str]:

@@ -23,7 +23,7 @@ from modelyard.train.assembly import RankSpec, assemble
 from modelyard.train.checkpoints import Checkpoints
 from modelyard.train.hidden_states import HiddenStates, paired
 from modelyard.train.sections import CheckpointConfig
-from modelyard.train.snapshots import HIDDEN, published_weights, shapes
+from modelyard.train.snapshots import HIDDEN, PublishedWeights, shapes
 from tests.train import runs
 from tests.train.ranks import Ranks
 from tests.workbench import quick_model
@@ -181,7 +181,7 @@ def test_a_student_comes_near_its_teachers_states(
     pointer = shelf.pointers()[0]
     shelf.fetch(pointer, tmp_path)
     assert any(HIDDEN.encode() in path.read_bytes()[:10_000] for path in (tmp_path / "shards").glob("*.safetensors"))
-    assert sorted(published_weights(tmp_path, pointer.progress["shapes"])) == sorted(names)
+    assert sorted(PublishedWeights(tmp_path, pointer.progress["shapes"]).described) == sorted(names)
 
 
 def _no_rank(event: object) -> None:

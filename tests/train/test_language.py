@@ -15,11 +15,12 @@ from pydantic import ValidationError
 from torch.distributed.fsdp import FSDPModule
 
 from modelyard.artifacts import ArtifactRef
-from modelyard.catalog import Catalog, Origin, Product
+from modelyard.catalog import Catalog, Origin, Product, Work
 from modelyard.compress import CompressConfig, compress
 from modelyard.datasets import Dataset
-from modelyard.errors import ConfigError
+from modelyard.errors import ConfigError, DataError
 from modelyard.models import GptConfig, MlpConfig
+from modelyard.models.weights import StoredWeights, weight_files
 from modelyard.preprocess import PreprocessConfig, preprocess, snapshot
 from modelyard.sample_data import topics_jsonl
 from modelyard.settings import Settings
@@ -27,6 +28,7 @@ from modelyard.storage import Store
 from modelyard.token_data import TokenData
 from modelyard.train import OptimizerConfig, RankEvent, ScheduleConfig, StopConfig, TensorConfig, TrainConfig, train
 from modelyard.train.assembly import RankSpec, assemble
+from modelyard.train.publish import publish
 from modelyard.train.strategy_config import SHARDED
 from tests.train import runs
 from tests.train.ranks import Ranks
@@ -49,6 +51,7 @@ SMALL = TrainConfig(
     max_epochs=2,
     ranks=2,
     silence_seconds=60,
+    max_shard_bytes=40_000,
 )
 NUM_TEXTS = 40
 
@@ -83,11 +86,12 @@ def trained(catalog: Catalog, texts: ArtifactRef) -> Product:
 def test_a_trained_language_model_is_a_folder_that_transformers_loads(
     catalog: Catalog, texts: ArtifactRef, trained: Product, tmp_path: Path
 ):
-    """Shards were put together: tokenizer and network give, on the validation texts, the very loss that training kept; bits per byte follow
+    """Shards were put together, and are published in several files: tokenizer and network give, on the validation texts, the very loss that training kept; bits per byte follow
     from the texts' bytes; it is better than any guess that knows only how many tokens there are."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     catalog.fetch(trained.ref, tmp_path / "model")
+    assert len(weight_files(trained.manifest.content.files)) > 3
     reader = AutoTokenizer.from_pretrained(tmp_path / "model")
     network = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     facts = trained.manifest.content.facts
@@ -114,6 +118,30 @@ def test_samples_show_what_was_given_and_what_came_of_it(catalog: Catalog, train
     assert all(len(part.strip()) > 20 for part in samples.split("**continued**")[1:])
 
 
+def test_one_file_or_several_are_one_model(catalog: Catalog, texts: ArtifactRef, trained: Product, tmp_path: Path):
+    """Published again from the same checkpoint, below the bound: the same weights to the bit, and the same samples of
+    them, read from the disk or loaded. Of weights that are too many to be read for each token there are none, and the file says so."""
+    checkpoints = f"{trained.ref.uri}/checkpoints"
+    spec = RankSpec(dataset=texts, config=SMALL.model_copy(update={"max_shard_bytes": 10**9}), checkpoints=checkpoints)
+
+    def published(name: str, **changes: int) -> Product:
+        work = Work(kind="model", config={"name": name}, inputs={"dataset": texts}, code_version="test")
+        return catalog.produce(
+            work, lambda attempt: publish(catalog, attempt, spec, spec.config.model, **changes), Origin()
+        )
+
+    whole, silent = published("whole"), published("silent", sampled_bytes=1000)
+    assert weight_files(whole.manifest.content.files) == ["model.safetensors"]
+    one, other = (catalog.fetch(product.ref, tmp_path / product.ref.digest) for product in (whole, trained))
+    assert one.content.facts == other.content.facts
+    assert one.content.files["samples.md"] == other.content.files["samples.md"]
+    single, several = (StoredWeights(tmp_path / product.ref.digest).tensors() for product in (whole, trained))
+    assert single.keys() == several.keys()
+    assert all(torch.equal(single[name], several[name]) for name in single)
+    samples = catalog.read(silent.ref, "samples.md").decode()
+    assert samples.startswith("No samples: the weights take 0.0 GB. Above 0.0 GB none are made")
+
+
 @pytest.mark.parametrize(
     "strategy", ["fsdp", *(pytest.param(name, marks=pytest.mark.soak) for name in ("ddp", "hsdp", "tensor"))]
 )
@@ -132,6 +160,36 @@ def test_it_resumes_to_the_bit(
     resumed, unbroken = pair.run(assembled, settings, spec("a"))[0], pair.run(assembled, settings, spec("b"))[0]
     assert unbroken[0][-1]["step"] > 5
     assert_same(resumed, unbroken)
+
+
+def began_with(settings: Settings, spec: RankSpec) -> tuple[bool, dict[str, np.ndarray]]:
+    """Whether the network was without values when it was sharded, and what it begins with."""
+    made = assemble(spec, Catalog(Store(settings)), runs.CPU, lambda _: None, runs.local_rows(settings))
+    had_none = made.stepper._draws
+    made._begin()
+    return had_none, {name: value.numpy() for name, value in runs.weights(made).items()}
+
+
+def test_ranks_that_shard_begin_with_a_trained_network_part_by_part(
+    pair: Ranks, settings: Settings, catalog: Catalog, texts: ArtifactRef, trained: Product, folder: str, tmp_path: Path
+):
+    """Its weights to the bit, of which no rank holds more than its share; those of another network are refused."""
+    catalog.fetch(trained.ref, tmp_path)
+    wanted = StoredWeights(tmp_path).tensors()
+    config = SMALL.model_copy(update={"strategy": "fsdp"})
+    spec = RankSpec(dataset=texts, config=config, checkpoints=f"{catalog.store.root}/tests/{folder}", init=trained.ref)
+    for had_none, found in pair.run(began_with, settings, spec):
+        assert had_none
+        assert found.keys() == wanted.keys()
+        assert all(np.array_equal(found[name], value.numpy()) for name, value in wanted.items())
+    narrow = config.model_copy(update={"model": SMALL.model.model_copy(update={"hidden": 96})})
+    pair.run(refused, settings, spec.model_copy(update={"config": narrow}))
+
+
+def refused(settings: Settings, spec: RankSpec) -> None:
+    words = r"does not fit the network of model@\w+: model\.layers\.0\.mlp\.down_proj\.weight is \[32, 128\] there and \[32, 96\]"
+    with pytest.raises(DataError, match=words):
+        began_with(settings, spec)
 
 
 def read_to_the_end(settings: Settings, spec: RankSpec) -> tuple[str, int, int, float]:

@@ -17,7 +17,7 @@ from modelyard.datasets import TARGET_FILE, TRANSFORM_FILE, Dataset
 from modelyard.errors import ConfigError, DigestMismatch, Preempted
 from modelyard.models import MlpConfig, ModelSpec
 from modelyard.models.build import build_model, load_model, save_model
-from modelyard.models.config import MODEL_FILE, WEIGHTS_FILE
+from modelyard.models.weights import WEIGHTS_FILE
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.task_kinds import NO_TOKEN, Target
@@ -78,8 +78,7 @@ def publish(catalog: Catalog, dataset: ArtifactRef, target: dict[str, Any] | Non
             torch.manual_seed(5)
             weights = build_model(spec.model, 64, 10).state_dict()
             halved = {name: weight * (torch.rand_like(weight) < 0.5) for name, weight in weights.items()}
-        save_model(spec, halved, attempt.scratch)
-        for name in (MODEL_FILE, WEIGHTS_FILE):
+        for name in save_model(spec, halved, attempt.scratch):
             attempt.add(name, attempt.scratch / name)
         attempt.add_bytes(TRANSFORM_FILE, transform)
         attempt.add_bytes(TARGET_FILE, schema)

@@ -11,6 +11,7 @@ from modelyard.artifacts import ArtifactRef
 from modelyard.catalog import Catalog, Origin
 from modelyard.errors import ConfigError, DataError, DigestMismatch, NotFound, Preempted
 from modelyard.models import MlpConfig
+from modelyard.models.weights import weight_files
 from modelyard.settings import Settings
 from modelyard.storage import Store
 from modelyard.train import InitConfig, OptimizerConfig, StopConfig, TrainConfig, train
@@ -70,13 +71,13 @@ def starting_at(address: str, **changes: Any) -> TrainConfig:
 def test_training_begins_with_another_ones_weights_alone(
     alone: Ranks, settings: Settings, catalog: Catalog, store: Store, dataset: ArtifactRef, folder: str
 ):
-    """The averages where there are some; optimizer and progress are new. The folder stands for its newest checkpoint; what
+    """The averages where there are some, in several files if they are large; optimizer and progress are new. The folder stands for its newest checkpoint; what
     counts is the bytes, not where they lay; and another network is refused, with the shapes, before a rank is started."""
     other = run_of(f"{folder}/other", OTHER, dataset, store)
     (averages,) = alone.run(stopped, settings, other)
     (pointer,) = shelf(other, store)
     config = starting_at(other.checkpoints)
-    weights = weights_of(catalog, config, Origin())
+    weights = weights_of(catalog, config, Origin(), max_shard_bytes=3000)
     named = starting_at(f"{other.checkpoints}/{pointer.name}.json")
     assert weights == weights_of(catalog, named, Origin())
     ((state, found),) = alone.run(began, settings, run_of(f"{folder}/own", config, dataset, store, weights=weights))
@@ -85,6 +86,7 @@ def test_training_begins_with_another_ones_weights_alone(
         np.testing.assert_array_equal(found[name], value)
 
     assert weights is not None
+    assert len(weight_files(catalog.manifest(weights).content.files)) > 2
     begins = {"weights": weights}
     keys = {training_work(dataset, one, Parents(), begins).key for one in (config, named)}
     assert len(keys) == 1

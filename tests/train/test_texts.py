@@ -48,7 +48,7 @@ def settings_of(source: Path | None = None, **changes: Any) -> TrainConfig:
 def trained(catalog: Catalog, texts: ArtifactRef, source: Path) -> tuple[Product, list[RankEvent]]:
     """Through torch's launcher, two ranks, sharded."""
     events: list[RankEvent] = []
-    config = settings_of(source).model_copy(update={"strategy": "fsdp"})
+    config = settings_of(source).model_copy(update={"strategy": "fsdp", "max_shard_bytes": 4000})  # several files
     return train(catalog, texts, config, Origin(), events.append), events
 
 
