@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from modelyard.train.sections import OptimizerConfig
@@ -58,14 +59,16 @@ def hidden_matrices(network: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in matrices[:-1] if id(weight) not in embeddings]
 
 
-def _build(config: OptimizerConfig, parameters: Iterable[nn.Parameter], device: torch.device) -> Optimizer:
+def _build(config: OptimizerConfig, parameters: Sequence[nn.Parameter], device: torch.device) -> Optimizer:
     fused = device.type in FUSED_DEVICES
+    # Of the fused ones torch spreads Adam's alone over shards.
+    fused_of_whole = fused and not any(isinstance(parameter, DTensor) for parameter in parameters)
     match config.name:
         case "gd" | "sgd":
             own = {"momentum": config.momentum, "nesterov": config.nesterov}
-            return torch.optim.SGD(parameters, **_rate(config), **own, fused=fused)
+            return torch.optim.SGD(parameters, **_rate(config), **own, fused=fused_of_whole)
         case "adagrad":
-            return torch.optim.Adagrad(parameters, **_rate(config), fused=fused and device.type == "cpu")
+            return torch.optim.Adagrad(parameters, **_rate(config), fused=fused_of_whole and device.type == "cpu")
         case "rmsprop":
             return torch.optim.RMSprop(parameters, **_rate(config), momentum=config.momentum)
         case "adamw":

@@ -24,6 +24,7 @@ PLAIN = runs.PLAIN.model_copy(
         "batch_size": 9,
     }
 )
+MOMENTUM = {"sgd": {"momentum": 0.9, "nesterov": True}}
 STEPS = 25  # more than two epochs of 90 rows by 9, so that a batch falls unevenly on two ranks
 
 
@@ -54,6 +55,18 @@ def test_two_ranks_follow_the_loss_curve_of_one(
     )
     assert two == again
     assert two == pytest.approx(one, rel=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gd", "sgd", "adagrad", "rmsprop", "adam", "muon"])
+def test_every_optimizer_steps_on_shards(alone: Ranks, pair: Ranks, settings: Settings, folder: str, name: str):
+    """As on the whole weights, whatever torch has a fused kernel for; muon computes in bf16."""
+    optimizer = OptimizerConfig.model_validate({"name": name, "learning_rate": 0.01} | MOMENTUM.get(name, {}))
+    config = PLAIN.model_copy(update={"optimizer": optimizer})
+    (one,) = alone.run(runs.loss_curve, settings, f"{folder}/a", config, 6)
+    two, _ = pair.run(
+        runs.loss_curve, settings, f"{folder}/b", config.model_copy(update={"strategy": "fsdp", "ranks": 2}), 6
+    )
+    assert two == pytest.approx(one, rel=1e-3 if name == "muon" else 2e-5)
 
 
 def test_mixed_precision_under_fsdp_learns(pair: Ranks, settings: Settings, folder: str):
