@@ -43,6 +43,7 @@ class ShownShares:
 
     def __init__(self) -> None:
         self._num_done = 0
+        self._counting = threading.Lock()
         self._progress: UUID | None = None
         self._failed: list[PrefectFuture[Any]] = []
 
@@ -61,16 +62,15 @@ class ShownShares:
                 self._count(len(shares))
             return
         try:
-            begun = self._submitted(crew, shares)
-            wait(begun)
+            begun = self._carried_out(crew, shares)
         except BaseException:
             crew.cancel()
             raise
         for one in [*self._failed, *begun]:
             one.result()
 
-    def _submitted(self, crew: Crew, shares: Sequence[Share]) -> list[PrefectFuture[Any]]:
-        """As many at a time as keep the crew at work; none behind one that failed."""
+    def _carried_out(self, crew: Crew, shares: Sequence[Share]) -> list[PrefectFuture[Any]]:
+        """As many at a time as keep the crew at work; none behind one that failed. All of them are over, and counted."""
         free = threading.Semaphore(crew.at_once)
 
         def end(future: PrefectFuture[Any]) -> None:
@@ -88,13 +88,18 @@ class ShownShares:
         for share in shares:
             free.acquire()
             if self._failed:
+                free.release()
                 break
             begun.append(prepare_share.submit(share.name, partial(crew.carry_out, share.preparations)))
             begun[-1].add_done_callback(end)
+        wait(begun)
+        for _ in range(crew.at_once):  # of those who counted the last ones
+            free.acquire()
         return begun
 
     def _count(self, total: int) -> None:
-        self._num_done += 1
-        if self._progress:
-            words = f"{self._num_done} of {total} shares of the partitions are prepared"
-            update_progress_artifact(self._progress, progress=100.0 * self._num_done / total, description=words)
+        with self._counting:  # one after the other, or the bar would go back
+            self._num_done += 1
+            if self._progress:
+                words = f"{self._num_done} of {total} shares of the partitions are prepared"
+                update_progress_artifact(self._progress, progress=100.0 * self._num_done / total, description=words)

@@ -18,6 +18,7 @@ from modelyard.storage import Store
 from tasks.results import PredictResult
 from tests.conftest import Installation
 from tests.e2e.driving import finished, modelyard, result_of, trigger
+from tests.e2e.test_recovery import digits_state
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -83,11 +84,12 @@ def test_a_data_set_is_answered_without_the_endpoint(
     assert run.state.is_completed(), run.state.message
     done = PredictResult.model_validate(result_of(stack, run)).predictions
     store = Store(stack.settings)
-    table = pd.read_parquet(BytesIO(store.get(f"{done.uri}/part-000000.parquet")))
+    parts = [f"{done.uri}/part-{number:06d}.parquet" for number in range(done.num_parts)]
+    table = pd.concat([pd.read_parquet(BytesIO(store.get(part))) for part in parts])
     assert len(table) == done.num_rows > 200
     assert set(table) == {"row", "label", "probability"}
     manifest = json.loads(store.get(f"{done.uri}/manifest.json"))
-    assert manifest["package"]["digest"] == last_run["artifacts"]["compressed"]["digest"]
+    assert manifest["package"]["digest"] == digits_state(stack).stable.artifact.digest
     assert manifest["flow_run_id"] == str(run.id)
 
 

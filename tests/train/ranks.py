@@ -14,41 +14,62 @@ from pathlib import Path
 from typing import Any
 
 ANSWER_SECONDS = 60
+FIRST_ANSWER_SECONDS = 200  # each rank imports torch and the tests first: on a busy machine most of a minute
 
 
 class Ranks:
-    """A group of rank processes."""
+    """A group of rank processes. One in which a rank failed is over: others may hang in a collective, or answer later,
+    when the next test asks. That test gets a new group."""
 
     def __init__(self, num_ranks: int, meeting_point: Path) -> None:
+        self._num_ranks, self._meeting_point = num_ranks, meeting_point
+        self._num_starts = 0
+        self._start()
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """What ``function(*arguments)`` returns on each rank; a rank's exception fails the test with its traceback."""
+        if not self._processes:
+            self._start()
+        try:
+            return self._answers(function, *arguments)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes = []
+
+    def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        pipes = [context.Pipe() for _ in range(num_ranks)]
+        pipes = [context.Pipe() for _ in range(self._num_ranks)]
         self._pipes = [mine for mine, _ in pipes]
+        self._num_starts += 1
+        self._bound_seconds = FIRST_ANSWER_SECONDS
+        meeting_point = f"{self._meeting_point}-{self._num_starts}"
         self._processes = [
-            context.Process(target=_serve, args=(theirs, rank, num_ranks, str(meeting_point)), daemon=True)
+            context.Process(target=_serve, args=(theirs, rank, self._num_ranks, meeting_point), daemon=True)
             for rank, (_, theirs) in enumerate(pipes)
         ]
         for process in self._processes:
             process.start()
 
-    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """What ``function(*arguments)`` returns on each rank; a rank's exception fails the test with its traceback."""
+    def _answers(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         for pipe in self._pipes:
             pipe.send((function, arguments))
         answers: dict[Connection, Any] = {}
         while waiting := [pipe for pipe in self._pipes if pipe not in answers]:
-            ready = wait(waiting, ANSWER_SECONDS)
+            ready = wait(waiting, self._bound_seconds)
             assert ready, f"rank {self._pipes.index(waiting[0])} does not answer"
             for pipe in waiting:
                 if pipe in ready:
                     # At once: the others may wait for a rank that failed.
                     failure, answers[pipe] = pipe.recv()
                     assert failure is None, failure
+        self._bound_seconds = ANSWER_SECONDS
         return [answers[pipe] for pipe in self._pipes]
-
-    def stop(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.join()
 
 
 @contextmanager

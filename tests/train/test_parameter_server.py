@@ -116,7 +116,7 @@ def ran_ahead(settings: Settings, folder: str, config: TrainConfig, slow_rank: i
     def slowly(split: Any, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
         nonlocal own_rows
         own_rows += len(rows)
-        time.sleep(0.03 if made.stepper.rank == slow_rank else 0)
+        time.sleep(0.2 if made.stepper.rank == slow_rank else 0)  # far more than a step takes on a busy machine
         return accumulate(split, rows, *rest)
 
     made.stepper._accumulate = slowly  # ty: ignore[invalid-assignment]
