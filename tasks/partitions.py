@@ -20,6 +20,8 @@ from prefect.transactions import CommitMode, transaction
 from modelyard.preprocess.crews import Crew, Share
 from tasks.policy import BACKOFF, JITTER, RETRIES, is_transient
 
+COUNT_SECONDS = 30.0  # to tell Prefect of one share: a bar that is not full is no reason to wait longer
+
 
 @task(name="prepare-partitions", task_run_name="{name}", retries=RETRIES, retry_delay_seconds=BACKOFF,
       retry_jitter_factor=JITTER, retry_condition_fn=is_transient, cache_policy=NO_CACHE)  # fmt: skip
@@ -94,7 +96,7 @@ class ShownShares:
             begun[-1].add_done_callback(end)
         wait(begun)
         for _ in range(crew.at_once):  # of those who counted the last ones
-            free.acquire()
+            free.acquire(timeout=COUNT_SECONDS)
         return begun
 
     def _count(self, total: int) -> None:
