@@ -4,6 +4,7 @@ turn takes is then its work, not three seconds of imports.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import traceback
@@ -112,6 +113,7 @@ def _serve(pipe: Connection, meeting_point: str, rank: int, num_ranks: int) -> N
             torch.manual_seed(config.seed)
             found = work(settings, config, features, targets, name)
             distributed.barrier()
+            gc.collect()  # what a turn leaves is no part of the next one's memory
             pipe.send(("", found))
         except Exception:  # noqa: BLE001 - told to whoever measures
             pipe.send((traceback.format_exc(), {}))

@@ -33,7 +33,7 @@ class Limits:
         max_body_bytes: a longer request body gets a 413.
         max_batch_rows: rows of different requests given to a worker in one call.
         max_unanswered_batches: calls a worker may owe; while it owes them, later requests gather to larger batches.
-        slow_call_seconds: a model that takes longer for a call owes one at a time, half as many.
+        slow_call_seconds: a model that takes longer for a call owes one at a time, a quarter as many.
         max_queued_requests, max_queued_bytes: what may wait for one version before a request gets a 429.
         max_unrecorded_bytes: what may wait for the prediction log's process before answers are left out of it.
         record_seconds: how long a leaving router waits for that process to write what it has.
@@ -61,7 +61,7 @@ class Limits:
     accept_seconds: float = 10.0
     max_body_bytes: int = 16 * 2**20
     max_batch_rows: int = 64
-    max_unanswered_batches: int = 2
+    max_unanswered_batches: int = 4
     slow_call_seconds: float = 0.002
     max_queued_requests: int = 1024
     max_queued_bytes: int = 256 * 2**20

@@ -45,9 +45,9 @@ class Client:
         self.done.set_exception(failure)
 
 
-@pytest.mark.parametrize(("call_seconds", "num_owed"), [(0.0005, 4), (0.01, 2)])
+@pytest.mark.parametrize(("call_seconds", "num_owed"), [(0.0005, 8), (0.01, 2)])
 async def test_a_slow_model_owes_one_call_a_worker(call_seconds: float, num_owed: int):
-    """Two workers, eight clients. A model of microseconds is sent two calls a worker, so that neither waits for the way; one
+    """Two workers, eight clients. A model of microseconds is sent four calls a worker, so that neither waits for the way; one
     of 10 ms gets a single one, with its half of what came meanwhile."""
     owed = 0
     calls: list[tuple[int, int]] = []  # rows, and calls owed with it
@@ -60,7 +60,7 @@ async def test_a_slow_model_owes_one_call_a_worker(call_seconds: float, num_owed
         owed -= 1
         return {"outputs": rows}
 
-    batcher = Batcher(infer, Limits(max_unanswered_batches=4, max_batch_rows=64 if num_owed == 2 else 2))
+    batcher = Batcher(infer, Limits(max_unanswered_batches=8, max_batch_rows=64 if num_owed == 2 else 1))
     clients = [Client(batcher) for _ in range(CLIENTS)]
     for client in clients:
         client.ask()
