@@ -20,6 +20,7 @@ from modelyard.serve.workers import Keep, WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
+END_SECONDS = 5.0  # above what a worker has to end in
 Said = TypeVar("Said")
 
 
@@ -108,6 +109,7 @@ class WorkerGroup:
         for watcher in self._watchers:
             watcher.cancel()
         self.lost.set()
+        await asyncio.wait(self._watchers, timeout=END_SECONDS)  # one may be ending a worker that it was starting
         await asyncio.gather(*(member.stop() for member in self._members))
 
     async def _watch(self, member: WorkerHandle) -> None:

@@ -22,6 +22,8 @@ from modelyard.serve.workers import WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
+END_SECONDS = 5.0  # above what a worker has to end in
+
 
 class RunningVersion:
     """A version that was loaded once; `start` must have returned before it is asked.
@@ -155,6 +157,7 @@ class RunningVersion:
         self._available.set()  # whoever waits for it shall learn that it is gone
         if self._supervisor:
             self._supervisor.cancel()
+            await asyncio.wait([self._supervisor], timeout=END_SECONDS)  # it may be ending a worker that it was starting
         if self._handle:
             await self._handle.stop()
 

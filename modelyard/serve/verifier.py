@@ -34,6 +34,7 @@ class Verifier:
         self._trusted = trusted
         self._process = first
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def check(self, folder: Path) -> None:
         """Check the signatures of an artifact's local copy.
@@ -41,7 +42,7 @@ class Verifier:
         Raises:
             SignatureRefused: it must not be loaded; says why.
             ConfigError: a trusted key cannot be read.
-            EndpointUnavailable: the process died or hung.
+            EndpointUnavailable: the process died or hung, or was closed for good.
         """
         question = json.dumps({"folder": str(folder), "trusted": str(self._trusted)}).encode() + b"\n"
         with self._lock:
@@ -56,10 +57,13 @@ class Verifier:
 
     def close(self) -> None:
         with self._lock:
+            self._is_closed = True
             self._end()
 
     def _ask(self, question: bytes) -> bytes:
         """One line, or nothing where the process is gone."""
+        if self._is_closed:  # a thread of an endpoint that ends may come late
+            return b""
         if self._process is None or self._process.poll() is not None:
             self._end()
             self._process = start_verifier()
