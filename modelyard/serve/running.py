@@ -157,7 +157,9 @@ class RunningVersion:
         self._available.set()  # whoever waits for it shall learn that it is gone
         if self._supervisor:
             self._supervisor.cancel()
-            await asyncio.wait([self._supervisor], timeout=END_SECONDS)  # it may be ending a worker that it was starting
+            await asyncio.wait(
+                [self._supervisor], timeout=END_SECONDS
+            )  # it may be ending a worker that it was starting
         if self._handle:
             await self._handle.stop()
 
