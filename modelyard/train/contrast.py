@@ -85,33 +85,43 @@ def similarities(outputs: torch.Tensor, peers: Peers, *, cosine: bool) -> torch.
     return outputs[:, 0] @ peers.gathered(outputs[:, 1]).T
 
 
-def batch_scores(
-    outputs: torch.Tensor,
-    told: torch.Tensor,
-    *,
-    peers: Peers,
-    temperature: float,
-    cosine: bool = False,
-    correct_popularity: bool = True,
-) -> torch.Tensor:
-    """What `in_batch_softmax` takes the softmax of, (n, m). A collective.
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """How queries are held against the items of the global batch.
 
-    Args:
-        told: (m, 3): the targets of all rows of the global batch.
+    Attributes:
+        temperature: divides similarities.
+        correct_popularity: take off the logarithms of frequencies.
+        cosine: similarities are cosines, whatever the length of the vectors; else dot products.
     """
-    scores = similarities(outputs, peers, cosine=cosine) / temperature
-    return scores - told[:, LOG_FREQUENCY] if correct_popularity else scores
+
+    peers: Peers
+    temperature: float
+    cosine: bool = False
+    correct_popularity: bool = True
+
+    @classmethod
+    def of(cls, name: str, config: TrainConfig) -> Scoring:
+        """As the loss of that name does it. Every rank has to call it."""
+        return cls(
+            peers=Peers.of(config),
+            temperature=config.pairs.temperature,
+            cosine=name == "contrastive",
+            correct_popularity=config.pairs.correct_popularity,
+        )
+
+    def scores(self, outputs: torch.Tensor, told: torch.Tensor) -> torch.Tensor:
+        """Of each query for every item, (n, m), to take the softmax of. A collective.
+
+        Args:
+            outputs: (n, 2, k): vectors of queries and of their items.
+            told: (m, 3): the targets of all rows of the global batch.
+        """
+        found = similarities(outputs, self.peers, cosine=self.cosine) / self.temperature
+        return found - told[:, LOG_FREQUENCY] if self.correct_popularity else found
 
 
-def in_batch_softmax(
-    outputs: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    peers: Peers,
-    temperature: float,
-    cosine: bool = False,
-    correct_popularity: bool = True,
-) -> torch.Tensor:
+def in_batch_softmax(outputs: torch.Tensor, targets: torch.Tensor, scoring: Scoring) -> torch.Tensor:
     """Sum over rows of the weighted cross-entropy of each query's own item among those of the batch, in nats.
 
     With frequencies this is the sampled softmax of Yi et al., "Sampling-Bias-Corrected Neural Modeling for Large Corpus
@@ -122,14 +132,10 @@ def in_batch_softmax(
     Args:
         outputs: (n, 2, k): vectors of queries and of their items.
         targets: (n, 3): number of the item, the logarithm of its frequency among rows (0: no correction), the row's weight.
-        correct_popularity: take off the logarithms of frequencies.
-        cosine: similarities are cosines, whatever the length of the vectors; else dot products.
     """
-    told = peers.gathered(targets)
-    scores = batch_scores(
-        outputs, told, peers=peers, temperature=temperature, cosine=cosine, correct_popularity=correct_popularity
-    )
-    own = peers.places(len(outputs), outputs.device)
+    told = scoring.peers.gathered(targets)
+    scores = scoring.scores(outputs, told)
+    own = scoring.peers.places(len(outputs), outputs.device)
     again = targets[:, ITEM][:, None] == told[:, ITEM]
     again[torch.arange(len(own), device=own.device), own] = False
     losses = nn.functional.cross_entropy(scores.masked_fill(again, -math.inf), own, reduction="none")
@@ -152,13 +158,4 @@ def pair_loss(name: str, config: TrainConfig) -> Callable[[torch.Tensor, torch.T
     """The loss of that name as this rank computes it. Every rank has to call it."""
     if name == "cosine_error":
         return cosine_error
-    return partial(in_batch_softmax, peers=Peers.of(config), **scoring(name, config))
-
-
-def scoring(name: str, config: TrainConfig) -> dict[str, Any]:
-    """How the loss of that name has items scored: options of `batch_scores`."""
-    return {
-        "temperature": config.pairs.temperature,
-        "cosine": name == "contrastive",
-        "correct_popularity": config.pairs.correct_popularity,
-    }
+    return partial(in_batch_softmax, scoring=Scoring.of(name, config))

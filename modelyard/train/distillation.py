@@ -16,7 +16,7 @@ from torch import nn
 
 from modelyard.task_kinds import NO_TOKEN
 from modelyard.train.config import TrainConfig
-from modelyard.train.contrast import PAIR_LOSSES, WEIGHT, Peers, batch_scores, scoring, similarities
+from modelyard.train.contrast import PAIR_LOSSES, WEIGHT, Peers, Scoring, similarities
 from modelyard.train.hidden_states import HiddenStates
 from modelyard.train.losses import LOSSES
 from modelyard.train.precision import Precision
@@ -58,26 +58,13 @@ def soft_token_cross_entropy(
 
 
 def soft_in_batch(
-    outputs: torch.Tensor,
-    taught: torch.Tensor,
-    targets: torch.Tensor,
-    *,
-    softness: float,
-    peers: Peers,
-    temperature: float,
-    cosine: bool = False,
-    correct_popularity: bool = True,
+    outputs: torch.Tensor, taught: torch.Tensor, targets: torch.Tensor, *, softness: float, scoring: Scoring
 ) -> torch.Tensor:
     """Sum over rows of the weighted `divergence` of what a student takes for each query's item, among those of the global
-    batch, from what its teacher takes for it. The arguments are those of `in_batch_softmax`; ``taught`` (n, 2, any width),
+    batch, from what its teacher takes for it. Outputs and targets are those of `in_batch_softmax`; ``taught`` (n, 2, any width),
     ``softness`` softens the probabilities further."""
-    told = peers.gathered(targets)
-    own, its = (
-        batch_scores(
-            one, told, peers=peers, temperature=temperature, cosine=cosine, correct_popularity=correct_popularity
-        )
-        for one in (outputs, taught)
-    )
+    told = scoring.peers.gathered(targets)
+    own, its = (scoring.scores(one, told) for one in (outputs, taught))
     return (divergence(own, its, softness) * targets[:, WEIGHT]).sum()
 
 
@@ -99,7 +86,7 @@ def lesson_of(loss: str, config: TrainConfig) -> Lesson:
     if loss == "cosine_error":
         return partial(likeness_error, peers=Peers.of(config))
     if loss in PAIR_LOSSES:
-        return partial(soft_in_batch, softness=temperature, peers=Peers.of(config), **scoring(loss, config))
+        return partial(soft_in_batch, softness=temperature, scoring=Scoring.of(loss, config))
     return lambda outputs, taught, _: soft_cross_entropy(outputs, taught, temperature)
 
 

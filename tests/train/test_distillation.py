@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.special import log_softmax, rel_entr
 
-from modelyard.train.contrast import Peers
+from modelyard.train.contrast import Peers, Scoring
 from modelyard.train.distillation import likeness_error, soft_in_batch
 
 OWN_WIDTH, ITS_WIDTH = 3, 5  # a teacher's vectors may be wider
@@ -37,15 +36,13 @@ def test_it_learns_how_likely_its_teacher_takes_each_item_of_the_batch():
     for cosine, correct in [(False, True), (True, False)]:
         soft, wanted = (probabilities(one, cosine=cosine, correct=correct) for one in (own, its))
         expected = 9 * (rel_entr(wanted, soft).sum(1) * targets[:, 2].numpy()).sum()
-        options: dict[str, Any] = {"temperature": 0.5, "cosine": cosine, "correct_popularity": correct}
-        found = soft_in_batch(own, its, targets, softness=3.0, peers=Peers(), **options)
+        scoring = Scoring(peers=Peers(), temperature=0.5, cosine=cosine, correct_popularity=correct)
+        found = soft_in_batch(own, its, targets, softness=3.0, scoring=scoring)
         assert float(found) == pytest.approx(expected)
-        learned = partial(soft_in_batch, taught=its, targets=targets, softness=3.0, peers=Peers(), **options)
+        learned = partial(soft_in_batch, taught=its, targets=targets, softness=3.0, scoring=scoring)
         assert torch.autograd.gradcheck(learned, own.clone().requires_grad_())
         turned = torch.linalg.qr(torch.randn(OWN_WIDTH, OWN_WIDTH, dtype=torch.float64)).Q
-        assert float(
-            soft_in_batch(own, own @ turned, targets, softness=3.0, peers=Peers(), **options)
-        ) == pytest.approx(0)
+        assert float(soft_in_batch(own, own @ turned, targets, softness=3.0, scoring=scoring)) == pytest.approx(0)
 
 
 def test_it_learns_its_teachers_cosines_where_likenesses_are_given():

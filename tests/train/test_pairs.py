@@ -22,7 +22,7 @@ from modelyard.models.build import build_model, load_model
 from modelyard.retrieval import RetrievalMetrics
 from modelyard.settings import Settings
 from modelyard.train import DistillConfig, OptimizerConfig, TrainConfig, train
-from modelyard.train.contrast import Peers, in_batch_softmax, pair_loss, similarities
+from modelyard.train.contrast import Peers, Scoring, in_batch_softmax, pair_loss, similarities
 from modelyard.train.distillation import Teacher, lesson_of
 from modelyard.train.loop import Trainer
 from modelyard.train.pair_rows import Pairs, item_pairs
@@ -113,11 +113,11 @@ def test_the_loss_is_the_papers():
         }
         total = np.log(sum(np.exp(one) for one in scores.values()))
         expected += float(targets[row, 2]) * (total - scores[row])
-    options = {"peers": Peers(), "temperature": 0.5}
-    assert float(in_batch_softmax(outputs, targets, **options)) == pytest.approx(expected, rel=1e-5)
+    scoring = Scoring(peers=Peers(), temperature=0.5)
+    assert float(in_batch_softmax(outputs, targets, scoring)) == pytest.approx(expected, rel=1e-5)
     even = targets * torch.tensor([1.0, 0.0, 1.0])
-    plain = float(in_batch_softmax(outputs, targets, correct_popularity=False, **options))
-    assert plain == float(in_batch_softmax(outputs, even, **options)) != pytest.approx(expected, rel=1e-2)
+    plain = float(in_batch_softmax(outputs, targets, replace(scoring, correct_popularity=False)))
+    assert plain == float(in_batch_softmax(outputs, even, scoring)) != pytest.approx(expected, rel=1e-2)
 
 
 def test_every_row_is_told_from_the_whole_batch_whoever_computes_it(
