@@ -33,6 +33,11 @@ async def test_one_of_two_workers_may_die(store: Store, new_endpoint: Callable[.
     before = workers(endpoint)
     assert len(before) == 2
 
+    # What a successor loads is looked at first, and fetched anew.
+    [model] = endpoint.log.parent.glob("endpoint/cache/*/model.onnx")
+    whole = model.read_bytes()
+    model.write_bytes(b"no model")
+
     async def kill(victims: set[int]) -> None:
         known = await asyncio.to_thread(workers, endpoint)
         for pid in victims:
@@ -46,5 +51,6 @@ async def test_one_of_two_workers_may_die(store: Store, new_endpoint: Callable[.
     assert tally.is_clean, tally.failures
     [version] = endpoint.status()["models"]["digits"]["versions"]
     assert (version["restarts"], version["keeps_dying"]) == (1, False)
+    assert model.read_bytes() == whole
     tally = await under_load(endpoint.url, lambda: kill(workers(endpoint)))
     assert tally.is_clean, tally.failures

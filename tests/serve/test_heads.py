@@ -45,3 +45,24 @@ async def test_what_is_no_http_is_refused_as_anything_else(settings: Settings, s
             writer.close()
             assert head.split()[1] == b"400"
             assert json.loads(body)["error"]
+
+
+async def test_what_follows_a_body_is_bounded(settings: Settings, store: Store, tmp_path: Path):
+    """Behind the last chunk lines may follow, which are no body: a client that does not end them is told 413."""
+    version = publish_version(store, "1")
+    async with endpoint(settings, store, version, tmp_path, max_body_bytes=2**16) as inside, inside.listening() as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(
+            b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n0\r\n"
+        )
+        status: list[bytes] = []
+        try:
+            for number in range(40):
+                writer.write(b"X-%d: %s\r\n" % (number, b"y" * 2**14))
+                await asyncio.wait_for(writer.drain(), timeout=5)
+            status = (await asyncio.wait_for(reader.readline(), timeout=5)).split()[1:2]
+        except ConnectionError:  # it hung up while more was sent
+            status = [b"413"]
+        finally:
+            writer.close()
+        assert status == [b"413"]

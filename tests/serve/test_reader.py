@@ -93,6 +93,19 @@ def test_the_router_knows_how_many_rows_there_are_at_most(body: bytes):
         assert len(rows) <= len(Unread(given_body, None, "", rows.shape[1], _unheard))
 
 
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("is_binary", [False, True])
+def test_many_short_rows_are_counted(width: int, is_binary: bool):
+    """Of numbers that take no more room than they must it counts nearly as many rows as there are."""
+    tensor: dict[str, Any] = {"name": "features", "datatype": "INT8", "shape": [500, width]}
+    raw = bytes(500 * width) if is_binary else b""
+    tensor |= {"parameters": {"binary_data_size": len(raw)}} if is_binary else {"data": [1] * 500 * width}
+    head = json.dumps({"inputs": [tensor]}, separators=(",", ":")).encode()
+    head_bytes = len(head) if is_binary else None
+    assert protocol_v2.parse_infer(head + raw, head_bytes).rows.shape == (500, width)
+    assert 500 <= len(Unread(head + raw, head_bytes, "", width, _unheard)) < 650
+
+
 async def test_the_router_does_not_read_a_plain_request(
     settings: Settings, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

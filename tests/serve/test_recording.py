@@ -90,7 +90,13 @@ async def test_a_killed_process_is_started_again(settings: Settings, store: Stor
                 await asyncio.sleep(0.01)
         later = await ask(inside, ROWS[:2])
         await settled(inside)
-        assert recorder.pid != first
+        last = recorder.pid
+        assert last != first
+        stable = inside.app.inferences.router.table.routes["digits"].stable
+        recorder.offer(
+            stable, "late", ROWS[:1], {}, 0.1
+        )  # closed, it starts nothing for an answer that was drawn before
+        assert (recorder.pid, recorder._starting) == (last, None)
         assert set(logged(store, inside.settings.endpoint_name)["request_id"]) == {
             later.headers["Modelyard-Request-Id"]
         }
