@@ -16,11 +16,10 @@ from modelyard.serve.limits import Limits
 from modelyard.serve.threads import in_thread
 from modelyard.serve.unread import Answered, Call
 from modelyard.serve.wire import Tensor
-from modelyard.serve.workers import Keep, WorkerHandle, WorkerLost, WorkerPool
+from modelyard.serve.workers import END_SECONDS, Keep, WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
 
-END_SECONDS = 5.0  # above what a worker has to end in
 Said = TypeVar("Said")
 
 

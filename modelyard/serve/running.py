@@ -18,11 +18,9 @@ from modelyard.serve.threads import in_thread
 from modelyard.serve.unread import Answered, Call, Unread
 from modelyard.serve.wire import Tensor
 from modelyard.serve.worker_info import WorkerInfo
-from modelyard.serve.workers import WorkerHandle, WorkerLost, WorkerPool
+from modelyard.serve.workers import END_SECONDS, WorkerHandle, WorkerLost, WorkerPool
 
 logger = logging.getLogger(__name__)
-
-END_SECONDS = 5.0  # above what a worker has to end in
 
 
 class RunningVersion:

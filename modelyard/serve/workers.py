@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 WEIGH_SECONDS = 0.1  # between two looks at a worker's memory
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 STOP_SECONDS = 2.0  # between hanging up on an idle worker and killing it
+END_SECONDS = STOP_SECONDS + 3.0  # for who waits until workers that were just being started are gone
 
 
 Keep = Callable[[], Path]
